@@ -1,0 +1,260 @@
+"""Predict and mask: two passes over the weights, everything else `window` x `window`."""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from pdt_optax import _leaves
+from pdt_optax._gram import difference_basis, gram_matrix
+from pdt_optax._precision import widest_float
+from pdt_optax.accept import Rule, mean_weight
+from pdt_optax.dynamics import Dynamics
+
+Accept = Callable[..., jax.Array]
+
+
+class Prediction(NamedTuple):
+    """What `predict_and_mask` returns.
+
+    Attributes:
+      params: the parameters, with accepted weights moved to their prediction.
+      mask: a tree like `params`: bool, or weights in [0, 1]; a `MaskedNode` for
+        each leaf that is not predicted.
+      coefficients: (horizon, window); row k is predicted step k + 1 as a
+        combination of the difference basis [newest weights that the model saw,
+        then their window - 1 consecutive differences, oldest first].
+      singular_values: (window - 1,), of the window, descending.
+      rank: (), int32, modes that the model uses.
+      eigenvalues: (window - 1,), complex64, by falling modulus; NaN past `rank`.
+      accepted_share: (), float32, mean of the mask over all predicted leaves.
+      accepted_share_per_leaf: (leaves,), float32, in the order of
+        `jax.tree.leaves(mask)`.
+      finite: (), bool; False if any number was not finite, or could not be
+        promised to be: then nothing is accepted.
+    """
+
+    params: optax.Params
+    mask: Any
+    coefficients: jax.Array
+    singular_values: jax.Array
+    rank: jax.Array
+    eigenvalues: jax.Array
+    accepted_share: jax.Array
+    accepted_share_per_leaf: jax.Array
+    finite: jax.Array
+
+
+def check_model(dynamics: Any, accept: Any, window: int, horizon: Any) -> None:
+    """Raises if `dynamics` and `accept` cannot work together on `window` snapshots."""
+    if not isinstance(dynamics, Dynamics) or isinstance(dynamics, type):
+        raise TypeError(
+            "`dynamics` must be a model of the dynamics, such as `drift()` or `dmd()` (with its "
+            f"parentheses). Got {dynamics!r}."
+        )
+    if not callable(accept) or isinstance(accept, type):
+        raise TypeError(
+            "`accept` must be an acceptance rule, such as `agree()` or `released_rule()` (with its "
+            f"parentheses). Got {accept!r}."
+        )
+    for name, value in (("dynamics", dynamics), ("accept", accept)):
+        try:
+            hash(value)
+        except TypeError:
+            raise TypeError(
+                f"`{name}` must be hashable: it is a static argument of a jitted function. Got {value!r}."
+            ) from None
+    check_count("horizon", horizon, 1, "a prediction looks at least one snapshot ahead")
+    needed = max(2, dynamics.minimum_window, getattr(accept, "minimum_window", 2))
+    if window < needed:
+        raise ValueError(
+            f"{dynamics} with {accept} needs at least {needed} snapshots to be fitted to. Got {window}."
+        )
+    if isinstance(accept, Rule):
+        accept.check(dynamics)
+
+
+def check_count(name: str, value: Any, least: int, reason: str) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ValueError(f"`{name}` must be a whole number >= {least}: {reason}. Got {name}={value!r}.")
+
+
+def predict_and_mask(
+    snapshots: Sequence[optax.Params],
+    params: optax.Params,
+    *,
+    dynamics: Dynamics,
+    accept: Accept,
+    horizon: int,
+    step: jax.Array | int = 0,
+) -> Prediction:
+    """Predicts the weights `horizon` snapshots ahead and accepts it weight by weight.
+
+    Fits `dynamics` to the window, forms the predicted steps and, where `accept`
+    says so, moves weights to `reference + sum of the predicted steps`; all
+    others keep `params` bit for bit. Pure and jitted; inside another jit it is
+    inlined. Leaves that are not floating point are left alone.
+
+    Args:
+      snapshots: `window` trees like `params`, oldest to newest; the newest is
+        the weights that the epoch just trained started from.
+      params: what the optimizer made of them.
+      dynamics: a model such as `drift()` or `dmd()`.
+      accept: an acceptance rule such as `agree()`.
+      horizon: how many snapshots ahead, >= 1. Static, as are the two above.
+      step: the prediction's number, (), int32: random rules draw anew for each.
+
+    Returns:
+      A `Prediction`.
+
+    Raises:
+      ValueError: for too few snapshots, or trees that do not match.
+      TypeError: if `dynamics` or `accept` is none.
+
+    Example:
+      >>> import jax.numpy as jnp, pdt_optax
+      >>> halving = [jnp.array([8.0, 1.0]), jnp.array([4.0, 1.0]), jnp.array([2.0, 1.0])]
+      >>> prediction = pdt_optax.predict_and_mask(
+      ...     halving, jnp.array([1.0, 3.0]),
+      ...     dynamics=pdt_optax.dmd(rank=2), accept=pdt_optax.bounded_rule(), horizon=3)
+      >>> prediction.mask
+      Array([ True, False], dtype=bool)
+      >>> [round(float(w), 4) for w in prediction.params]
+      [0.25, 3.0]
+    """
+    snapshots = tuple(snapshots)
+    check_model(dynamics, accept, len(snapshots), horizon)
+    _leaves.match(snapshots, params)
+    return _predict(snapshots, params, step, dynamics=dynamics, accept=accept, horizon=horizon)
+
+
+@functools.partial(jax.jit, static_argnames=("dynamics", "accept", "horizon"))
+def _predict(
+    snapshots: tuple[optax.Params, ...],
+    params: optax.Params,
+    step: jax.Array | int,
+    *,
+    dynamics: Dynamics,
+    accept: Accept,
+    horizon: int,
+) -> Prediction:
+    leaves = _leaves.match(snapshots, params)
+    if not leaves:
+        raise ValueError(
+            "There is nothing to predict: `params` has no floating-point leaf that `labels` or a mask "
+            f"leaves in. Got {jax.tree.structure(params)}."
+        )
+    window = len(snapshots)
+    newest = window - 1 if dynamics.fit == "past" else window
+    points = [(*leaf.snapshots, leaf.param) for leaf in leaves]
+    # The model's own basis: its newest weights and the window - 1 differences
+    # that lead up to them. The one difference it does not see is in the Gram
+    # matrix all the same, so that its diagonal tells whether all is finite.
+    seen = [0, *range(newest - window + 2, newest + 1)]
+
+    dtypes = [leaf.param.dtype for leaf in leaves]
+    working = jnp.float64 if all(d == jnp.float64 for d in dtypes) else jnp.float32
+    exact = jnp.float64 if any(d == jnp.float64 for d in dtypes) else jnp.float32
+    gram = gram_matrix(points, newest)
+    with widest_float():
+        size = sum(leaf.param.size for leaf in leaves)
+        # Some LAPACK solvers never return from a NaN; `finite` remembers it.
+        model_gram = jnp.where(jnp.all(jnp.isfinite(gram)), gram, 0)[jnp.array(seen)][:, jnp.array(seen)]
+        forecast = dynamics(model_gram, horizon, max(size, 1), float(jnp.finfo(working).eps))
+        displacement = jnp.sum(forecast.increments, axis=0)
+        finite = _all_finite(gram, model_gram, forecast.increments, min(dtypes, key=_largest))
+        # Cast inside the block; see `widest_float`.
+        increments = forecast.increments.astype(exact)
+        displacement = displacement.astype(exact)
+        singular_values = forecast.singular_values.astype(jnp.float32)
+        eigenvalues = forecast.eigenvalues.astype(jnp.complex64)
+        rank = forecast.rank.astype(jnp.int32)
+
+    assembled = [
+        _assemble(x, newest, increments, displacement, _rule_at(accept, step, i), horizon, finite)
+        for i, x in enumerate(points)
+    ]
+    unpredicted = jax.tree.map(lambda _: optax.MaskedNode(), snapshots[-1])
+    shares = jnp.stack([share for _, _, share in assembled])
+    sizes = jnp.array([leaf.param.size for leaf in leaves], jnp.float32)
+    return Prediction(
+        params=_leaves.replace(snapshots[-1], params, [new for new, _, _ in assembled]),
+        mask=_leaves.replace(snapshots[-1], unpredicted, [mask for _, mask, _ in assembled]),
+        coefficients=increments,
+        singular_values=singular_values,
+        rank=rank,
+        eigenvalues=eigenvalues,
+        accepted_share=jnp.sum(shares * (sizes / jnp.maximum(sizes.sum(), 1))),
+        accepted_share_per_leaf=shares,
+        finite=finite,
+    )
+
+
+def _largest(dtype: Any) -> float:
+    return float(jnp.finfo(dtype).max)
+
+
+def _all_finite(gram: jax.Array, model_gram: jax.Array, increments: jax.Array, dtype: Any) -> jax.Array:
+    """Whether every predicted weight is sure to be finite, told from h x h numbers alone.
+
+    No element of a column is larger than the column's length, so every partial
+    sum of a prediction is below sum_j |coefficient_j| length_j.
+    """
+    length = jnp.sqrt(jnp.diagonal(model_gram))
+    bound = length[0] + jnp.sum(jnp.abs(increments) * length)
+    largest = min(_largest(dtype), _largest(gram.dtype)) / 2
+    small_enough = jnp.max(jnp.abs(increments)) < _largest(jnp.float32) / 2
+    return jnp.all(jnp.isfinite(jnp.diagonal(gram))) & (bound < largest) & small_enough
+
+
+def _rule_at(accept: Accept, prediction: jax.Array | int, leaf: int) -> Accept:
+    return accept.at(prediction, leaf) if isinstance(accept, Rule) else accept
+
+
+def _combine(coefficients: jax.Array, basis: Sequence[jax.Array]) -> jax.Array:
+    total = coefficients[0] * basis[0]
+    for coefficient, column in zip(coefficients[1:], basis[1:], strict=True):
+        total += coefficient * column
+    return total
+
+
+def _assemble(
+    points: tuple[jax.Array, ...],
+    newest: int,
+    increments: jax.Array,
+    displacement: jax.Array,
+    rule: Accept,
+    horizon: int,
+    finite: jax.Array,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """One leaf's new weights, mask and accepted share, in one fused elementwise pass.
+
+    Increments come straight from difference-basis coefficients, never as the
+    difference of two predicted weights.
+    """
+    window = len(points) - 1
+    param = points[-1]
+    compute = jnp.promote_types(param.dtype, jnp.float32)
+    wide = [x.astype(compute) for x in points]
+    reference = wide[newest]
+    differences = difference_basis(wide, newest)[1:]
+    step = differences[-1]
+    seen = differences[newest - window + 1 : newest]
+    basis = [reference, *seen]
+    rows = [_combine(row.astype(compute), basis) for row in increments]
+    mask = rule(jnp.stack(rows), step, jnp.stack(seen), reference, horizon)
+    if mask.shape != param.shape or not (mask.dtype == bool or jnp.issubdtype(mask.dtype, jnp.floating)):
+        raise ValueError(
+            "An acceptance rule must return a mask of its leaf's shape, bool or a floating-point weight in "
+            f"[0, 1]. {rule} returned {mask.dtype}{list(mask.shape)} for a leaf of shape {list(param.shape)}."
+        )
+    mask = jnp.where(finite, mask, jnp.zeros((), mask.dtype))
+    prediction = reference + _combine(displacement.astype(compute), basis)
+    if mask.dtype != bool:
+        weight = mask.astype(compute)
+        prediction = jnp.where(weight == 1, prediction, wide[-1] + weight * (prediction - wide[-1]))
+    new = jnp.where(mask != 0, prediction.astype(param.dtype), param)
+    return new, mask, mean_weight(mask)

@@ -1,0 +1,225 @@
+"""Acceptance rules: which weights take their prediction (dynamic consistency, Sec. 3.2).
+
+A rule is called once per leaf, inside the pass that assembles the new weights:
+
+    mask = rule(increments, step, differences, reference, horizon)
+
+    increments   (horizon, ...)     predicted steps, pred(k) - pred(k - 1); pred(0) is `reference`
+    step         (...)              what the optimizer did in the epoch just trained
+    differences  (window - 1, ...)  the steps between the snapshots that the model saw
+    reference    (...)              the weights that the prediction starts from
+    horizon      int                how many snapshots ahead the prediction looks
+
+The mask is bool, or a weight in [0, 1]: 0 keeps the optimizer's weights bit for
+bit, 1 takes the prediction, anything between mixes the two in proportion.
+
+Rules read `increments` and `differences` row by row where they can: XLA then
+fuses the whole rule into one pass and never writes the stacks to memory.
+"""
+
+import dataclasses
+import functools
+import math
+import operator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from pdt_optax._precision import widest_float
+from pdt_optax.dynamics import Dynamics, drift
+
+
+class Rule:
+    """Base of the acceptance rules; any hashable callable of the same form will do."""
+
+    minimum_window = 2
+
+    def check(self, dynamics: Dynamics) -> None:
+        """Raises ValueError if the rule makes no sense for predictions of `dynamics`."""
+        del dynamics
+
+    def at(self, prediction: jax.Array | int, leaf: int) -> Any:
+        """The rule for one leaf of one prediction, for rules that differ between them."""
+        del prediction, leaf
+        return self
+
+    def __call__(
+        self,
+        increments: jax.Array,
+        step: jax.Array,
+        differences: jax.Array,
+        reference: jax.Array,
+        horizon: int,
+    ) -> jax.Array:
+        raise NotImplementedError
+
+
+def _total(rows: jax.Array) -> jax.Array:
+    return functools.reduce(operator.add, list(rows))
+
+
+def moves_far_enough(increments: jax.Array, step: jax.Array, horizon: int) -> jax.Array:
+    """Eq. 6: the jump is at least `horizon` optimizer steps long."""
+    return jnp.abs(_total(increments)) >= horizon * jnp.abs(step)
+
+
+def moves_not_too_far(increments: jax.Array, step: jax.Array, horizon: int) -> jax.Array:
+    """Eq. 8: the jump is at most `horizon` optimizer steps long."""
+    return jnp.abs(_total(increments)) <= horizon * jnp.abs(step)
+
+
+def every_step_agrees(increments: jax.Array, step: jax.Array) -> jax.Array:
+    """Eq. 7: every predicted step has the sign of the optimizer's step."""
+    agrees = [jnp.sign(increment) == jnp.sign(step) for increment in increments]
+    return functools.reduce(operator.and_, agrees)
+
+
+def mean_weight(mask: jax.Array) -> jax.Array:
+    """The accepted share of one leaf: (), float32."""
+    with widest_float() as wide:  # a float32 count stops at 2^24
+        return jnp.mean(mask, dtype=wide).astype(jnp.float32)
+
+
+@dataclasses.dataclass(frozen=True)
+class paper_rule(Rule):  # noqa: N801
+    """Eqs. 6 and 7: far enough, and every predicted step in the optimizer's direction.
+
+    A weight that converges geometrically with ratio r < 1 is displaced by
+    (1 - r^horizon) / (1 - r) < horizon steps, so Eq. 6 rejects every converging
+    weight that is modelled exactly and accepts those whose motion is
+    over-predicted. See `bounded_rule` for the opposite bound.
+    """
+
+    def __call__(self, increments, step, differences, reference, horizon):
+        return moves_far_enough(increments, step, horizon) & every_step_agrees(increments, step)
+
+
+@dataclasses.dataclass(frozen=True)
+class bounded_rule(Rule):  # noqa: N801
+    """Eqs. 8 and 7: not too far, and every predicted step in the optimizer's direction.
+
+    Eq. 8 (Appendix A.5) is the bound of the paper's convergence argument; it
+    contradicts Eq. 6 except at equality.
+    """
+
+    def __call__(self, increments, step, differences, reference, horizon):
+        return moves_not_too_far(increments, step, horizon) & every_step_agrees(increments, step)
+
+
+@dataclasses.dataclass(frozen=True)
+class released_rule(Rule):  # noqa: N801
+    """The rule behind the paper's published numbers: a band, and the final direction.
+
+    Accepted where the displacement is between 1 and `horizon` + 1 optimizer
+    steps long and has the sign of the step.
+    """
+
+    def __call__(self, increments, step, differences, reference, horizon):
+        displacement = _total(increments)
+        length, unit = jnp.abs(displacement), jnp.abs(step)
+        in_band = (unit <= length) & (length <= (horizon + 1) * unit)
+        return in_band & (jnp.sign(displacement) == jnp.sign(step))
+
+
+@dataclasses.dataclass(frozen=True)
+class agree(Rule):  # noqa: N801
+    """Eq. 7 alone: every predicted step has the sign of the optimizer's step."""
+
+    def __call__(self, increments, step, differences, reference, horizon):
+        return every_step_agrees(increments, step)
+
+
+@dataclasses.dataclass(frozen=True)
+class shrink(Rule):  # noqa: N801
+    """A soft mask: each weight's mean velocity, shrunk by its own noise (for `drift` only).
+
+    Positive-part James-Stein over the n = `window` - 1 differences d:
+    mask = max(0, 1 - var(d) / (n mean(d)^2)), with the unbiased variance, and 0
+    where the mean is 0. A steady weight takes the whole jump, one that only
+    jitters keeps the optimizer's value. Needs a window of at least 3.
+
+    References:
+      James and Stein, Estimation with quadratic loss, 1961.
+    """
+
+    minimum_window = 3
+
+    def check(self, dynamics: Dynamics) -> None:
+        if not isinstance(dynamics, drift):
+            raise ValueError(
+                "`shrink()` weighs the window's mean velocity against its noise, and only `drift()` "
+                f"predicts with that velocity. Got {dynamics=}."
+            )
+
+    def __call__(self, increments, step, differences, reference, horizon):
+        count = len(differences)
+        mean = _total(differences) / count
+        squares = [(difference - mean) ** 2 for difference in differences]
+        variance = functools.reduce(operator.add, squares) / (count - 1)
+        moved = mean != 0
+        # Square the ratio, not the mean: squares of tiny velocities underflow.
+        noise = jnp.sqrt(variance) / jnp.where(moved, jnp.abs(mean), 1)
+        return jnp.where(moved, jnp.maximum(0, 1 - noise**2 / count), 0)
+
+
+@dataclasses.dataclass(frozen=True)
+class everything(Rule):  # noqa: N801
+    """Every prediction, unchecked: the non-selective predictive training of Fig. 2."""
+
+    def __call__(self, increments, step, differences, reference, horizon):
+        return jnp.ones(step.shape, bool)
+
+
+@dataclasses.dataclass(frozen=True)
+class random_subset(Rule):  # noqa: N801
+    """Weights drawn at random, a new draw at every prediction: the control of Fig. 5.
+
+    Args:
+      ratio: the share of every leaf to accept, in [0, 1].
+      like: instead of `ratio`, a rule whose accepted share in each leaf is drawn.
+      seed: of the draws.
+
+    Raises:
+      ValueError: unless exactly one of `ratio` and `like` is given.
+
+    Example:
+      >>> import pdt_optax
+      >>> pdt_optax.random_subset(like=pdt_optax.released_rule(), seed=1)
+      random_subset(ratio=None, like=released_rule(), seed=1)
+    """
+
+    ratio: float | None = None
+    like: Rule | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if (self.ratio is None) == (self.like is None):
+            raise ValueError(
+                "`random_subset` takes its share either from `ratio` or from the rule `like`: give "
+                f"exactly one. Got ratio={self.ratio}, like={self.like}."
+            )
+        if self.ratio is not None and not (math.isfinite(self.ratio) and 0 <= self.ratio <= 1):
+            raise ValueError(f"`ratio` is a share, between 0 and 1. Got ratio={self.ratio}.")
+        if self.like is not None and not callable(self.like):
+            raise ValueError(f"`like` must be an acceptance rule. Got like={self.like!r}.")
+
+    @property
+    def minimum_window(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return getattr(self.like, "minimum_window", 2)
+
+    def check(self, dynamics: Dynamics) -> None:
+        if isinstance(self.like, Rule):
+            self.like.check(dynamics)
+
+    def at(self, prediction: jax.Array | int, leaf: int) -> Any:
+        key = jax.random.fold_in(jax.random.fold_in(jax.random.key(self.seed), prediction), leaf)
+
+        def draw(increments, step, differences, reference, horizon):
+            if self.like is None:
+                share = jnp.float32(self.ratio)
+            else:
+                share = mean_weight(self.like(increments, step, differences, reference, horizon))
+            return jax.random.bernoulli(key, share, step.shape)
+
+        return draw

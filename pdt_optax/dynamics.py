@@ -1,0 +1,286 @@
+"""Models of the training dynamics: from a small Gram matrix to a forecast.
+
+A model sees a window of weights w_0, ..., w_n (n + 1 = `window`), oldest to
+newest, and never touches the weights themselves: it reads the Gram matrix of
+the *difference basis* [w_n, w_1 - w_0, ..., w_n - w_(n-1)] and answers with
+coefficients in that same basis. Everything here is `window` x `window`.
+"""
+
+import dataclasses
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from pdt_optax._precision import has_float64
+
+Fit = Literal["past", "current"]
+
+
+class Forecast(NamedTuple):
+    """What a model of the dynamics says about the coming `horizon` snapshots.
+
+    Attributes:
+      increments: (horizon, window); row k holds the difference-basis
+        coefficients of predicted step k + 1, pred(k + 1) - pred(k), where
+        pred(0) is the newest weights that the model saw.
+      singular_values: (window - 1,), descending: those of w_0, ..., w_(n-1).
+      rank: (), int32; how many modes the model uses.
+      eigenvalues: (window - 1,), complex, by falling modulus, NaN past `rank`
+        and where the platform has no eigenvalue solver (TPU).
+    """
+
+    increments: jax.Array
+    singular_values: jax.Array
+    rank: jax.Array
+    eigenvalues: jax.Array
+
+
+@runtime_checkable
+class Dynamics(Protocol):
+    """A model of the dynamics: hashable, with these two attributes, and callable."""
+
+    @property
+    def fit(self) -> Fit:
+        """ "past": fit to the snapshots alone; "current": the newest weights included."""
+        ...
+
+    @property
+    def minimum_window(self) -> int:
+        """The fewest snapshots that the model can be fitted to."""
+        ...
+
+    def __call__(self, gram: jax.Array, horizon: int, size: int, epsilon: float) -> Forecast:
+        """Forecasts from the (window, window) Gram matrix of the difference basis.
+
+        Args:
+          gram: (window, window), float64 where the platform has it.
+          horizon: how many snapshots to predict ahead.
+          size: how many weights the inner products ran over.
+          epsilon: machine epsilon of the weights.
+        """
+        ...
+
+
+def _check_fit(fit: str) -> None:
+    if fit not in ("past", "current"):
+        raise ValueError(
+            '`fit` must be "past" (model the snapshots) or "current" (include the newest weights). '
+            f"Got {fit=}."
+        )
+
+
+class _Window(NamedTuple):
+    """A window in orthonormal coordinates: Gram = coordinates^T coordinates.
+
+    Attributes:
+      older, newer: (window, window - 1), w_0..w_(n-1) and w_1..w_n as
+        combinations of the difference basis.
+      coordinates: (window, window), the difference basis in an orthonormal one.
+      left, singular_values, right: thin SVD of w_0..w_(n-1) in coordinates.
+    """
+
+    older: jax.Array
+    newer: jax.Array
+    coordinates: jax.Array
+    left: jax.Array
+    singular_values: jax.Array
+    right: jax.Array
+
+
+def _decompose(gram: jax.Array) -> _Window:
+    window = gram.shape[0]
+    # w_j = w_n - sum of the differences after j.
+    from_basis = -np.tri(window, k=-1)
+    from_basis[0] = 1.0
+    points = jnp.asarray(from_basis, gram.dtype)
+    older, newer = points[:, :-1], points[:, 1:]
+    # Scale to unit diagonal before factoring: the weights are 1e3 to 1e5 times
+    # longer than their differences, and an eigensolver's error is absolute.
+    # An eigenvalue factor, not Cholesky: repeated snapshots make it singular.
+    length = jnp.sqrt(jnp.diagonal(gram))
+    inverse = jnp.where(length > 0, 1 / jnp.where(length > 0, length, 1), 0)
+    eigenvalues, vectors = jnp.linalg.eigh(gram * inverse[:, None] * inverse)
+    coordinates = jnp.sqrt(jnp.maximum(eigenvalues, 0))[:, None] * vectors.T * length
+    left, singular_values, right_t = jnp.linalg.svd(coordinates @ older, full_matrices=False)
+    return _Window(older, newer, coordinates, left, singular_values, right_t.T)
+
+
+Rank = Literal["gavish-donoho"] | int | float | None
+
+
+def _gavish_donoho(singular_values: jax.Array, size: int) -> jax.Array:
+    """Gavish and Donoho (2014), Eq. 5: keep s > omega(beta) * median(s), at least one.
+
+    The lower of two middle values serves as the median, as in the released
+    code: with four singular values the rank is always 1 or 2.
+    """
+    count = singular_values.shape[0]
+    beta = count / size
+    omega = 0.56 * beta**3 - 0.95 * beta**2 + 1.82 * beta + 1.43
+    median = singular_values[count // 2]  # descending, so this is the lower middle
+    return (singular_values > omega * median).at[0].set(True)
+
+
+def _kept(rank: Rank, singular_values: jax.Array, size: int, epsilon: float) -> jax.Array:
+    """Which singular values a rank rule keeps: (window - 1,), bool, a prefix."""
+    # Below the rounding noise of the weights, or of the Gram matrix's square
+    # root, a singular value says nothing, whatever the rule.
+    noise = max(epsilon, float(jnp.finfo(singular_values.dtype).eps) ** 0.5)
+    significant = singular_values > noise * singular_values[0]
+    order = jnp.arange(singular_values.shape[0])
+    if rank is None:
+        return significant
+    if isinstance(rank, str):
+        return significant & _gavish_donoho(singular_values, size)
+    if isinstance(rank, int):
+        return significant & (order < rank)
+    energy = jnp.cumsum(singular_values**2)
+    enough = jnp.sum(energy < rank * energy[-1]) + 1
+    return significant & (order < enough)
+
+
+def _modulus_order(operator: jax.Array, rank: jax.Array) -> jax.Array:
+    if not has_float64():
+        return jnp.full(operator.shape[0], jnp.nan, jnp.complex64)
+    finite = jnp.all(jnp.isfinite(operator))
+    eigenvalues = jnp.linalg.eigvals(jnp.where(finite, operator, 0))
+    eigenvalues = eigenvalues[jnp.argsort(-jnp.abs(eigenvalues))]
+    known = finite & (jnp.arange(eigenvalues.shape[0]) < rank)
+    return jnp.where(known, eigenvalues, jnp.nan)
+
+
+@dataclasses.dataclass(frozen=True)
+class dmd:  # noqa: N801 - used like a function, printed like a value
+    r"""Dynamic Mode Decomposition (Eqs. 3 to 5): the best linear map, by least squares.
+
+    With X = [w_0, ..., w_(n-1)], Y = [w_1, ..., w_n] and X = U S V^T cut to
+    `rank`, A~ = U^T Y V S^-1 is the map in the coordinates of U. Predictions
+    are powers of the real A~; no complex number is on the path.
+
+    Args:
+      rank: how many modes to keep: `"gavish-donoho"` (the optimal hard
+        threshold for unknown noise, with the lower median of the released
+        code), an int, a fraction in (0, 1) of the energy, the sum of the
+        squared singular values, or None for every singular value above the
+        working precision.
+      modes: `"projected"`, U W for the eigenvectors W of A~, or `"exact"`,
+        Y V S^-1 W, the eigenvectors of A = Y X^+ itself.
+      fit: `"past"`: the model sees all snapshots and starts from the newest of
+        them, the weights that the epoch just trained started from (Alg. 1).
+        `"current"`: the newest `window` - 1 snapshots and the weights after
+        the epoch, from which it starts.
+      displacement: True adds the predicted displacement
+        Phi (Lambda^k - I) Phi^+ w to w, so the part of w outside the modes
+        stays; False predicts Phi Lambda^k Phi^+ w itself (Eq. 5).
+
+    Raises:
+      ValueError: for an unknown `rank`, `modes` or `fit`.
+
+    Example:
+      >>> import pdt_optax
+      >>> pdt_optax.dmd(rank=2)
+      dmd(rank=2, modes='projected', fit='past', displacement=True)
+
+    References:
+      Schmid, Dynamic mode decomposition of numerical and experimental data,
+      2010; Tu et al., On dynamic mode decomposition, 2014; Gavish and Donoho,
+      The optimal hard threshold for singular values is 4/sqrt(3), 2014.
+    """
+
+    rank: Rank = "gavish-donoho"
+    modes: Literal["projected", "exact"] = "projected"
+    fit: Fit = "past"
+    displacement: bool = True
+
+    def __post_init__(self) -> None:
+        _check_fit(self.fit)
+        if self.modes not in ("projected", "exact"):
+            raise ValueError(f'`modes` must be "projected" or "exact". Got modes={self.modes!r}.')
+        rank: Any = self.rank
+        known = rank is None or rank == "gavish-donoho"
+        whole = isinstance(rank, int) and not isinstance(rank, bool) and rank >= 1
+        fraction = isinstance(rank, float) and 0 < rank < 1
+        if not (known or whole or fraction):
+            raise ValueError(
+                '`rank` must be "gavish-donoho", a whole number of modes >= 1, a fraction of the '
+                f"energy between 0 and 1, or None for the numerical rank. Got {rank=}."
+            )
+
+    @property
+    def minimum_window(self) -> int:
+        return self.rank + 1 if isinstance(self.rank, int) else 2
+
+    def __call__(self, gram: jax.Array, horizon: int, size: int, epsilon: float) -> Forecast:
+        w = _decompose(gram)
+        keep = _kept(self.rank, w.singular_values, size, epsilon)
+        inverse = jnp.where(keep, 1 / jnp.where(keep, w.singular_values, 1), 0)
+        whiten = w.right * inverse  # V S^-1, zero columns past the rank
+        left = w.left * keep
+        operator = left.T @ (w.coordinates @ w.newer) @ whiten  # A~, Eq. 4 in coordinates
+        newest = w.coordinates[:, 0]
+        if self.modes == "projected":
+            modes = w.older @ whiten
+            amplitudes = left.T @ newest
+        else:
+            modes = w.newer @ whiten
+            amplitudes = jnp.linalg.pinv(w.coordinates @ modes) @ newest
+
+        # pred(k + 1) - pred(k) = Phi Lambda^k (Lambda - I) Phi^+ w.
+        motion = operator @ amplitudes - amplitudes
+        increments = []
+        for _ in range(horizon):
+            increments.append(modes @ motion)
+            motion = operator @ motion
+        if not self.displacement:  # the first step also drops what the modes miss of w
+            increments[0] = (modes @ (operator @ amplitudes)).at[0].add(-1)
+        rank = jnp.sum(keep, dtype=jnp.int32)
+        return Forecast(jnp.stack(increments), w.singular_values, rank, _modulus_order(operator, rank))
+
+
+@dataclasses.dataclass(frozen=True)
+class drift:  # noqa: N801 - used like a function, printed like a value
+    """Every weight keeps the mean velocity of the window: pred(k) = w_n + k (w_n - w_0) / n.
+
+    The Koopman model with one defective eigenvalue at one: it has far less
+    variance than DMD on the few, noisy snapshots of real training, whose
+    fitted eigenvalues are biased towards decay.
+
+    Args:
+      fit: as in `dmd`; the default starts from the newest weights.
+
+    Raises:
+      ValueError: for an unknown `fit`.
+
+    Example:
+      >>> import jax.numpy as jnp, pdt_optax
+      >>> snapshots = [{"w": jnp.array([0.0])}, {"w": jnp.array([1.0])}]
+      >>> prediction = pdt_optax.predict_and_mask(
+      ...     snapshots, {"w": jnp.array([2.0])},
+      ...     dynamics=pdt_optax.drift(), accept=pdt_optax.agree(), horizon=3)
+      >>> prediction.params["w"]
+      Array([5.], dtype=float32)
+    """
+
+    fit: Fit = "current"
+
+    def __post_init__(self) -> None:
+        _check_fit(self.fit)
+
+    @property
+    def minimum_window(self) -> int:
+        return 2
+
+    def __call__(self, gram: jax.Array, horizon: int, size: int, epsilon: float) -> Forecast:
+        del size, epsilon
+        window = gram.shape[0]
+        velocity = jnp.full(window, 1 / (window - 1), gram.dtype).at[0].set(0)
+        eigenvalues = jnp.full(window - 1, jnp.nan, jnp.complex64).at[0].set(1)
+        return Forecast(
+            jnp.broadcast_to(velocity, (horizon, window)),
+            _decompose(gram).singular_values,
+            jnp.ones((), jnp.int32),
+            lax.convert_element_type(eigenvalues, jnp.complex64),
+        )

@@ -1,0 +1,164 @@
+"""Train AlexNet with and without PDT and compare: the paper's main experiment.
+
+Each rule starts from the same initial weights and sees the same batches as the
+baseline of its seed. Writes one JSON line per epoch and run, and at the end a
+table (table.md) and a picture (curves.png) into the --out folder. A run whose
+records are complete is not trained again.
+
+examples:
+  the paper's setting, on a GPU with CIFAR-10 (about 1 h per run of 60 epochs on one A6000):
+    python -m experiments.cifar_alexnet --download
+  minutes on two CPU cores, real data, no download:
+    python -m experiments.cifar_alexnet --data digits --width 0.25 --image-size 64 --batch-size 64 \\
+        --optimizer adamw --learning-rate 3e-4 --epochs 40 --seeds 0
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+import pdt_optax
+from experiments import data, records, report
+from experiments.training import BASELINE, OPTIMIZERS, SCHEDULES, Config
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+
+    class Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+        pass
+
+    p = argparse.ArgumentParser("cifar_alexnet", description=__doc__, formatter_class=Formatter)
+    source = p.add_argument_group("data")
+    source.add_argument("--data", choices=data.NAMES, default="cifar10", help="data set")
+    source.add_argument(
+        "--data-dir",
+        type=Path,
+        help="TFDS data directory, or the folder of Fashion-MNIST's four IDX .gz files",
+    )
+    source.add_argument("--download", action="store_true", help="let TFDS fetch what is not there yet")
+    source.add_argument("--image-size", type=int, default=128, help="images are resized to this, >= 63")
+
+    run = p.add_argument_group("training")
+    run.add_argument(
+        "--width", type=float, default=1.0, help="scales AlexNet's features; 1 has 57 M parameters"
+    )
+    run.add_argument("--optimizer", choices=OPTIMIZERS, default="sgd", help="optimizer")
+    run.add_argument("--learning-rate", "--lr", type=float, default=0.05, help="peak learning rate")
+    run.add_argument("--schedule", choices=SCHEDULES, default="cosine", help="learning rate over the run")
+    run.add_argument("--epochs", type=int, default=60, help="epochs")
+    run.add_argument("--batch-size", type=int, default=256, help="examples per step")
+    run.add_argument("--seeds", type=int, nargs="+", default=[0, 100, 200, 300, 400], help="one run each")
+    run.add_argument(
+        "--rules",
+        nargs="+",
+        choices=pdt_optax.presets.names(),
+        default=list(pdt_optax.presets.names()),
+        help="presets to compare; the baseline always runs",
+    )
+    output = p.add_argument_group("output")
+    output.add_argument("--out", type=Path, default=Path("runs/cifar_alexnet"), help="folder for the results")
+    output.add_argument("--fresh", action="store_true", help="train again what is already recorded")
+    return p
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line. Returns 0; 2 for bad input or missing data; 130 after Ctrl-C."""
+    p = parser()
+    args = p.parse_args(argv)
+    console = Console()
+    try:
+        configs = [
+            Config(
+                data=args.data,
+                rule=rule,
+                optimizer=args.optimizer,
+                learning_rate=args.learning_rate,
+                schedule=args.schedule,
+                epochs=args.epochs,
+                batch_size=args.batch_size,
+                image_size=args.image_size,
+                width=args.width,
+                seed=seed,
+            )
+            for seed in dict.fromkeys(args.seeds)  # seeds outermost: an interrupted run still has pairs
+            for rule in dict.fromkeys([BASELINE, *args.rules])
+        ]
+        dataset = data.load(args.data, args.data_dir, args.download)
+        if args.batch_size > len(dataset.train.labels):
+            raise ValueError(
+                "`batch_size` must not exceed the number of training examples. "
+                f"Got {args.batch_size}, {len(dataset.train.labels)} examples."
+            )
+    except (ValueError, data.DataUnavailableError) as e:
+        print(f"{p.prog}: {e}", file=sys.stderr)
+        return 2
+
+    device = jax.devices()[0]
+    console.print(
+        f"{len(configs)} runs of {args.epochs} epochs, {len(dataset.train.labels):,} training and "
+        f"{len(dataset.test.labels):,} validation images, on {device.device_kind} ({device.platform})."
+    )
+    interrupted = False
+    try:
+        train_all(configs, dataset, args.out, args.fresh, console)
+    except KeyboardInterrupt:
+        interrupted = True
+        console.print("Interrupted: the epochs already run are kept, the next start goes on with the rest.")
+
+    runs = [run for run in (records.read(args.out, c) for c in configs) if run.epochs]
+    if not runs:
+        return 130
+    (args.out / "table.md").write_text(report.markdown_table(runs))
+    title = f"AlexNet x {args.width:g} on {args.data}, {args.optimizer}, learning rate {args.learning_rate:g}"
+    report.picture(runs, args.out / "curves.png", title)
+    console.print(report.terminal_table(runs))
+    console.print("Look at:", style="bold")
+    for name, what in (
+        ("curves.png", "train loss, validation accuracy and accepted share over epochs"),
+        ("table.md", "the table above"),
+        ("*.jsonl", "one line per epoch of each run"),
+    ):
+        console.print(f"  {args.out / name}  [dim]{what}", soft_wrap=True, highlight=False)
+    return 130 if interrupted else 0
+
+
+def train_all(
+    configs: Sequence[Config], dataset: data.Dataset, folder: Path, fresh: bool, console: Console
+) -> None:
+    """Trains what is not recorded yet, with a progress bar over runs and epochs."""
+    columns = (
+        TextColumn("{task.description:>28}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+    )
+    with Progress(*columns, console=console) as progress:
+        overall = progress.add_task("epochs of all runs", total=sum(c.epochs for c in configs), note="")
+        for config in configs:
+            name = f"{config.rule}, seed {config.seed}"
+            if not fresh and records.read(folder, config).complete:
+                progress.console.print(f"{name:>28}: already recorded")
+                progress.advance(overall, config.epochs)
+                continue
+            bar = progress.add_task(name, total=config.epochs, note="compiling")
+            epoch = {}
+            for epoch in records.record(folder, config, dataset):
+                note = f"loss {epoch['train_loss']:.4f}  accuracy {epoch['validation_accuracy']:.4f}"
+                progress.update(bar, advance=1, note=note)
+                progress.advance(overall)
+            progress.remove_task(bar)
+            progress.console.print(
+                f"{name:>28}: train loss {epoch['train_loss']:.4f}, "
+                f"validation accuracy {epoch['validation_accuracy']:.4f}"
+            )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

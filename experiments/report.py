@@ -1,0 +1,222 @@
+"""Tables and pictures over records. Nothing here trains."""
+
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from matplotlib.figure import Figure
+from rich import box
+from rich.table import Table
+
+from experiments.records import Record, Run
+from experiments.training import BASELINE
+
+
+class Crossing(NamedTuple):
+    """When a run first reached a target: epochs and training seconds, infinite if it never did."""
+
+    epochs: float
+    seconds: float
+
+
+def clock(run: Run) -> np.ndarray:
+    """(epochs,), seconds from the start: training steps and all that PDT does, compilation apart."""
+    return np.cumsum([e["train_seconds"] + e["pdt_seconds"] for e in run.epochs])
+
+
+def first_crossing(run: Run, reached: Callable[[Record], bool]) -> Crossing:
+    """The first epoch whose record has reached the target."""
+    for record, seconds in zip(run.epochs, clock(run), strict=True):
+        if reached(record):
+            return Crossing(record["epoch"], float(seconds))
+    return Crossing(math.inf, math.inf)
+
+
+class Result(NamedTuple):
+    """One run against the baseline of the same seed; ratios are (rule / baseline) seconds."""
+
+    to_loss: Crossing
+    to_accuracy: Crossing
+    loss_ratio: float
+    accuracy_ratio: float
+    best_loss: float
+    final_accuracy: float
+    pdt_seconds: float
+
+
+def compare(run: Run, baseline: Run) -> Result:
+    """Both targets are the baseline's own best; its time is its first crossing."""
+    best_loss = min(e["train_loss"] for e in baseline.epochs)
+    best_accuracy = max(e["validation_accuracy"] for e in baseline.epochs)
+
+    def crossings(x: Run) -> tuple[Crossing, Crossing]:
+        return (
+            first_crossing(x, lambda e: e["train_loss"] <= best_loss),
+            first_crossing(x, lambda e: e["validation_accuracy"] >= best_accuracy),
+        )
+
+    (to_loss, to_accuracy), (base_loss, base_accuracy) = crossings(run), crossings(baseline)
+    return Result(
+        to_loss,
+        to_accuracy,
+        to_loss.seconds / base_loss.seconds,
+        to_accuracy.seconds / base_accuracy.seconds,
+        min(e["train_loss"] for e in run.epochs),
+        run.epochs[-1]["validation_accuracy"],
+        sum(e["pdt_seconds"] for e in run.epochs),
+    )
+
+
+class Row(NamedTuple):
+    """One line of the table: means over seeds, as text."""
+
+    rule: str
+    seeds: str
+    loss_epochs: str
+    loss_seconds: str
+    loss_saved: str
+    accuracy_epochs: str
+    accuracy_seconds: str
+    accuracy_saved: str
+    best_loss: str
+    final_accuracy: str
+    pdt_seconds: str
+
+
+HEADER = Row(
+    "rule",
+    "seeds",
+    "epochs to baseline's best train loss",
+    "seconds",
+    "time saved",
+    "epochs to baseline's best accuracy",
+    "seconds",
+    "time saved",
+    "best train loss",
+    "final accuracy",
+    "seconds in PDT",
+)
+
+
+def rows(runs: Sequence[Run]) -> list[Row]:
+    """For each rule, means over the seeds whose baseline is complete.
+
+    A miss is infinite and counted, never dropped: with any miss, a mean is
+    replaced by how many seeds reached the target.
+    """
+    baselines = {r.config.seed: r for r in runs if r.config.rule == BASELINE and r.complete}
+    table = []
+    for rule in dict.fromkeys(run.config.rule for run in runs):
+        chosen = [r for r in runs if r.config.rule == rule and r.config.seed in baselines]
+        if not chosen:
+            continue
+        least = min(len(r.epochs) for r in chosen)
+        name = rule if all(r.complete for r in chosen) else f"{rule} (stopped at epoch {least})"
+        results = [compare(r, baselines[r.config.seed]) for r in chosen]
+        table.append(
+            Row(
+                name,
+                str(len(results)),
+                _mean([r.to_loss.epochs for r in results], ".1f"),
+                _mean([r.to_loss.seconds for r in results], ".1f"),
+                _saved([r.loss_ratio for r in results]),
+                _mean([r.to_accuracy.epochs for r in results], ".1f"),
+                _mean([r.to_accuracy.seconds for r in results], ".1f"),
+                _saved([r.accuracy_ratio for r in results]),
+                _mean([r.best_loss for r in results], ".4f"),
+                _mean([r.final_accuracy for r in results], ".4f"),
+                _mean([r.pdt_seconds for r in results], ".2f"),
+            )
+        )
+    return table
+
+
+def _saved(ratios: Sequence[float]) -> str:
+    return f"{100 * (1 - float(np.mean(ratios))):.0f}%" if np.all(np.isfinite(ratios)) else "-"
+
+
+def _mean(values: Sequence[float], form: str) -> str:
+    reached = np.isfinite(values)
+    if not reached.all():
+        return f"never ({reached.sum()} of {len(values)} did)" if reached.any() else "never"
+    deviation = f" ± {np.std(values, ddof=1):{form}}" if len(values) > 1 else ""
+    return f"{np.mean(values):{form}}{deviation}"
+
+
+def terminal_table(runs: Sequence[Run]) -> Table:
+    """The table for a terminal of 80 columns."""
+    table = Table(title="Against the baseline of the same seed", box=box.SIMPLE, padding=0)
+    for column in ("rule", "to its best\ntrain loss", "to its best\naccuracy", "best train\nloss"):
+        table.add_column(column, no_wrap=True)
+    for column in ("final\naccuracy", "seconds\nin PDT"):
+        table.add_column(column, no_wrap=True)
+    for r in rows(runs):
+        table.add_row(
+            f"{r.rule}\n[dim]{r.seeds} seed{'s' * (r.seeds != '1')}".replace(" (", "\n("),
+            _stack(r.loss_epochs, r.loss_seconds, r.loss_saved),
+            _stack(r.accuracy_epochs, r.accuracy_seconds, r.accuracy_saved),
+            r.best_loss.replace(" ±", "\n±"),
+            r.final_accuracy.replace(" ±", "\n±"),
+            r.pdt_seconds.replace(" ±", "\n±"),
+        )
+        table.add_section()
+    return table
+
+
+def _stack(epochs: str, seconds: str, saved: str) -> str:
+    if epochs.startswith("never"):
+        return epochs.replace(" (", "\n(")
+    return f"{epochs} epochs\n{seconds} s\n{saved} saved"
+
+
+def markdown_table(runs: Sequence[Run]) -> str:
+    """The table as Markdown."""
+    lines = [HEADER, tuple("---" for _ in HEADER), *rows(runs)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
+
+
+def picture(runs: Sequence[Run], path: Path, title: str) -> None:
+    """Train loss, validation accuracy and accepted share over epochs, as Figs. 4 and 10 show them.
+
+    Lines are means over seeds, bands reach from the least to the greatest.
+    """
+    figure = Figure(figsize=(15, 4.4), layout="constrained")
+    axes = figure.subplots(1, 3)
+    panels = (
+        ("train_loss", "train loss"),
+        ("validation_accuracy", "validation accuracy"),
+        ("accepted_share", "accepted share of weights"),
+    )
+    for axis, (field, label) in zip(axes, panels, strict=True):
+        for i, rule in enumerate(dict.fromkeys(run.config.rule for run in runs)):
+            _curve(axis, [r for r in runs if r.config.rule == rule and r.epochs], field, rule, f"C{i}")
+        axis.set(xlabel="epoch", ylabel=label)
+        axis.grid(alpha=0.3)
+    baselines = [
+        min(e["train_loss"] for e in r.epochs) for r in runs if r.config.rule == BASELINE and r.epochs
+    ]
+    if baselines:
+        axes[0].axhline(float(np.mean(baselines)), color="0.3", ls="--", lw=1, label="baseline's best")
+    axes[0].set_yscale("log")
+    axes[2].set_ylim(0, 1.02)
+    axes[0].legend()
+    figure.suptitle(title)
+    figure.savefig(path, dpi=120)
+
+
+def _curve(axis, runs: Sequence[Run], field: str, label: str, color: str) -> None:
+    if field == "accepted_share":
+        if label == BASELINE:
+            return
+        runs = [run._replace(epochs=[e for e in run.epochs if e["predicted"]]) for run in runs]
+    length = min((len(run.epochs) for run in runs), default=0)
+    if length == 0:
+        return
+    epochs = [e["epoch"] for e in runs[0].epochs[:length]]
+    values = np.array([[e[field] for e in run.epochs[:length]] for run in runs])
+    marker = "." if field == "accepted_share" else None
+    axis.plot(epochs, values.mean(0), color=color, label=label, marker=marker)
+    if len(runs) > 1:
+        axis.fill_between(epochs, values.min(0), values.max(0), color=color, alpha=0.2, lw=0)

@@ -1,0 +1,249 @@
+"""The experiments: models, data, the trainer, records and what the command line does."""
+
+import json
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+from flax import nnx
+
+from experiments import cifar_alexnet, data, models, records, report, toy
+from experiments.training import BASELINE, Config
+
+TINY = ["--data", "digits", "--width", "0.05", "--image-size", "63", "--batch-size", "512"]
+
+
+def config(**changes) -> Config:
+    settings = {
+        "data": "digits",
+        "rule": BASELINE,
+        "optimizer": "adamw",
+        "learning_rate": 1e-3,
+        "schedule": "cosine",
+        "epochs": 7,
+        "batch_size": 512,
+        "image_size": 63,
+        "width": 0.05,
+        "seed": 0,
+    }
+    return Config(**(settings | changes))
+
+
+def test_alexnet_has_the_parameters_of_torchvisions():
+    shapes = nnx.eval_shape(lambda: nnx.state(models.AlexNet(10, rngs=nnx.Rngs(0)), nnx.Param))
+    assert sum(math.prod(x.shape) for x in jax.tree.leaves(shapes)) == 57_044_810
+
+
+def test_alexnet_starts_from_pytorchs_uniform_weights_and_biases():
+    model = models.AlexNet(10, width=0.25, rngs=nnx.Rngs(0))
+    bound = (64 * 6 * 6) ** -0.5
+    for values in (model.fc1.kernel[...], model.fc1.bias[...]):
+        assert float(jnp.abs(values).max()) <= bound * (1 + 1e-6)
+        assert float(values.std()) == pytest.approx(bound / 3**0.5, rel=0.1)
+
+
+def test_max_pool_is_reduce_window():
+    x = jax.random.normal(jax.random.key(0), (2, 15, 16, 3))
+    expected = jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, (1, 3, 3, 1), (1, 2, 2, 1), "VALID")
+    np.testing.assert_array_equal(models.max_pool(x, 3, 2), expected)
+
+
+@pytest.mark.parametrize("size", [3, 6, 7, 13])
+def test_adaptive_mean_pool_averages_the_bins(size):
+    x = np.random.default_rng(0).normal(size=(2, size, size, 3)).astype(np.float32)
+    pooled = models.adaptive_mean_pool(jnp.asarray(x), 6)
+    for i in range(6):
+        for j in range(6):
+            rows = slice(i * size // 6, math.ceil((i + 1) * size / 6))
+            columns = slice(j * size // 6, math.ceil((j + 1) * size / 6))
+            np.testing.assert_allclose(pooled[:, i, j], x[:, rows, columns].mean((1, 2)), atol=1e-6)
+
+
+def test_digits_are_split_once_and_for_all():
+    first, second = data.load("digits"), data.load("digits")
+    assert first.train.images.shape == (1437, 8, 8, 1)
+    assert first.test.images.shape == (360, 8, 8, 1)
+    assert first.train.images.dtype == np.uint8
+    assert first.train.images.max() == 255
+    np.testing.assert_array_equal(first.train.labels, second.train.labels)
+    assert np.bincount(first.test.labels).min() >= 34  # stratified
+
+
+def write_idx(path, array):
+    import gzip
+
+    header = bytes([0, 0, 8, array.ndim]) + b"".join(n.to_bytes(4, "big") for n in array.shape)
+    path.write_bytes(gzip.compress(header + array.tobytes()))
+
+
+def test_fashion_mnist_is_read_from_a_folder_of_idx_files(tmp_path):
+    rng = np.random.default_rng(0)
+    images, labels = rng.integers(0, 256, (5, 28, 28), np.uint8), np.arange(5, dtype=np.uint8)
+    for part in ("train", "t10k"):
+        write_idx(tmp_path / f"{part}-images-idx3-ubyte.gz", images)
+        write_idx(tmp_path / f"{part}-labels-idx1-ubyte.gz", labels)
+    loaded = data.load("fashion_mnist", tmp_path)
+    np.testing.assert_array_equal(loaded.train.images[..., 0], images)
+    np.testing.assert_array_equal(loaded.test.labels, labels)
+
+    (tmp_path / "t10k-labels-idx1-ubyte.gz").write_bytes(b"not gzip")
+    with pytest.raises(data.DataUnavailableError, match=r"t10k-labels-idx1-ubyte\.gz is missing or broken"):
+        data.load("fashion_mnist", tmp_path)
+
+
+def test_cifar10_is_read_through_tfds():
+    with tfds.testing.mock_data(num_examples=7):
+        loaded = data.load("cifar10")
+    assert loaded.train.images.shape == (7, 32, 32, 3)
+    assert loaded.train.images.dtype == np.uint8
+    assert loaded.train.labels.dtype == np.int32
+
+
+def test_prepare_scales_to_one_and_repeats_grey():
+    images = jnp.array([0, 255], jnp.uint8).reshape(2, 1, 1, 1)
+    x = data.prepare(images, 4)
+    assert x.shape == (2, 4, 4, 3)
+    np.testing.assert_allclose(x[0], -1)
+    np.testing.assert_allclose(x[1], 1)
+
+
+def test_a_run_is_recorded_and_pdt_starts_like_the_baseline(tmp_path):
+    dataset = data.load("digits")
+    baseline, predicted = config(), config(rule="recommended")
+    for c in (baseline, predicted):
+        assert len(list(records.record(tmp_path, c, dataset))) == 7
+        assert records.read(tmp_path, c).complete
+    plain, pdt = records.read(tmp_path, baseline), records.read(tmp_path, predicted)
+    first = json.loads(records.path_of(tmp_path, predicted).read_text().splitlines()[0])
+    assert first["settings"]["accept"] == "agree()"
+    # Burn-in is the optimizer alone; the first jump ends epoch 6 and shows in epoch 7.
+    assert [e["predicted"] for e in pdt.epochs] == [False] * 5 + [True, False]
+    assert [e["train_loss"] for e in pdt.epochs[:6]] == [e["train_loss"] for e in plain.epochs[:6]]
+    assert pdt.epochs[6]["train_loss"] != plain.epochs[6]["train_loss"]
+    assert pdt.epochs[5]["accepted_share"] > 0
+    assert pdt.epochs[5]["validation_loss"] != plain.epochs[5]["validation_loss"]
+    assert plain.epochs[-1]["train_loss"] < plain.epochs[0]["train_loss"]
+
+
+def test_the_key_follows_the_meaning_of_a_rule(monkeypatch):
+    before = config(rule="recommended").key
+    assert config(rule="recommended").key == before
+    assert config(rule="recommended", seed=1).key != before
+    from pdt_optax import presets
+
+    changed = {**presets.recommended, "horizon": 4}
+    monkeypatch.setitem(presets._BY_NAME, "recommended", changed)
+    assert config(rule="recommended").key != before
+
+
+def run_of(rule, losses, accuracies, seconds=1.0, pdt=0.0, seed=0):
+    epochs = [
+        {
+            "epoch": i + 1,
+            "train_loss": loss,
+            "validation_accuracy": accuracy,
+            "train_seconds": seconds,
+            "pdt_seconds": pdt,
+            "predicted": rule != BASELINE,
+            "accepted_share": 0.5,
+        }
+        for i, (loss, accuracy) in enumerate(zip(losses, accuracies, strict=True))
+    ]
+    return records.Run(config(rule=rule, seed=seed, epochs=len(losses)), epochs)
+
+
+def test_times_are_first_crossings_with_pdt_on_the_clock_and_misses_infinite():
+    baseline = run_of(BASELINE, [4, 3, 1, 2], [0.5, 0.9, 0.9, 0.8])
+    faster = run_of("released", [4, 1, 1, 1], [0.5, 0.8, 0.95, 0.9], pdt=0.5)
+    result = report.compare(faster, baseline)
+    assert result.to_loss == (2, 3.0)
+    assert result.to_accuracy == (3, 4.5)
+    # The baseline's time is its own first crossing: epochs 3 and 2, not its whole run.
+    assert result.loss_ratio == pytest.approx(3.0 / 3.0)
+    assert result.accuracy_ratio == pytest.approx(4.5 / 2.0)
+    assert result.pdt_seconds == pytest.approx(2.0)
+
+    never = run_of("paper", [4, 3, 2, 2], [0.5] * 4)
+    assert report.compare(never, baseline).to_loss == (math.inf, math.inf)
+    other = [run_of(BASELINE, [2, 1], [0.5, 0.6], seed=1), run_of("paper", [1, 1], [0.6, 0.6], seed=1)]
+    row = report.rows([baseline, never, *other])[1]
+    assert row.loss_epochs == "never (1 of 2 did)"
+    assert row.loss_saved == "-"
+
+
+def test_a_stopped_run_is_shown_as_stopped_and_needs_its_baseline():
+    baseline = run_of(BASELINE, [4, 3, 1], [0.5, 0.9, 0.9])
+    stopped = run_of("paper", [4, 3, 1], [0.5, 0.9, 0.9])
+    stopped = stopped._replace(epochs=stopped.epochs[:2])
+    assert report.rows([baseline, stopped])[1].rule == "paper (stopped at epoch 2)"
+    assert report.rows([stopped]) == []
+
+
+def test_the_command_writes_records_table_and_picture_and_reuses_them(tmp_path, capsys):
+    arguments = [*TINY, "--epochs", "6", "--seeds", "3", "--rules", "recommended", "--out", str(tmp_path)]
+    assert cifar_alexnet.main(arguments) == 0
+    assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
+    table = (tmp_path / "table.md").read_text().splitlines()
+    assert len(table) == 4
+    assert table[2].startswith("| baseline | 1 | ")
+    assert table[3].startswith("| recommended | 1 | ")
+    assert len(list(tmp_path.glob("*.jsonl"))) == 2
+    before = {p: p.read_bytes() for p in tmp_path.glob("*.jsonl")}
+    capsys.readouterr()
+    assert cifar_alexnet.main(arguments) == 0
+    assert capsys.readouterr().out.count("already recorded") == 2
+    assert {p: p.read_bytes() for p in tmp_path.glob("*.jsonl")} == before
+
+
+def test_ctrl_c_keeps_the_epochs_already_run(tmp_path, monkeypatch, capsys):
+    train = records.train
+
+    def interrupted(c, dataset):
+        for i, epoch in enumerate(train(c, dataset)):
+            if c.rule != BASELINE and i == 2:
+                raise KeyboardInterrupt
+            yield epoch
+
+    monkeypatch.setattr(records, "train", interrupted)
+    arguments = [*TINY, "--epochs", "4", "--seeds", "4", "--rules", "released", "--out", str(tmp_path)]
+    assert cifar_alexnet.main(arguments) == 130
+    assert "released (stopped at epoch 2)" in (tmp_path / "table.md").read_text()
+    assert (tmp_path / "curves.png").exists()
+    assert len(next(tmp_path.glob("released*")).read_text().splitlines()) == 3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--data", "digits", "--image-size", "32"], r"at least 63.*Got 32"),
+        (["--data", "digits", "--batch-size", "5000"], r"`batch_size`.*Got 5000, 1437"),
+        (["--data", "digits", "--epochs", "0"], r"`epochs` must be positive. Got 0"),
+        (["--data", "digits", "--learning-rate", "nan"], r"`learning_rate` must be positive. Got nan"),
+    ],
+)
+def test_bad_input_is_one_sentence_and_exit_code_2(arguments, message, capsys):
+    import re
+
+    assert cifar_alexnet.main(arguments) == 2
+    error = capsys.readouterr().err
+    assert re.search(message, error)
+    assert len(error.splitlines()) == 1
+
+
+def test_missing_cifar10_is_one_sentence_that_names_the_ways(tmp_path, capsys):
+    assert cifar_alexnet.main(["--data", "cifar10", "--data-dir", str(tmp_path)]) == 2
+    error = capsys.readouterr().err
+    assert len(error.splitlines()) == 1
+    for way in ("--download", "--data-dir", "--data digits", str(tmp_path)):
+        assert way in error
+
+
+def test_toy_draws_both_pictures_and_prints_the_steps(tmp_path, capsys):
+    assert toy.main(["--out", str(tmp_path)]) == 0
+    printed = capsys.readouterr().out
+    for line in ("gradient descent: 53 steps", "three times faster: 25 steps", "PDT: 27 steps"):
+        assert line in printed
+    assert {p.name for p in tmp_path.iterdir()} == {"trajectory.png", "loss.png"}

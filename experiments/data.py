@@ -5,7 +5,7 @@ import gzip
 import logging
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -78,8 +78,9 @@ def _digits() -> Dataset:
 
     images, labels = load_digits(return_X_y=True)
     images = np.round(np.asarray(images) * (255 / 16)).astype(np.uint8).reshape(-1, 8, 8, 1)
-    parts = train_test_split(images, labels.astype(np.int32), test_size=360, random_state=0, stratify=labels)
-    return Dataset(Split(parts[0], parts[2]), Split(parts[1], parts[3]))
+    labels = np.asarray(labels, np.int32)
+    train, test = train_test_split(np.arange(len(labels)), test_size=360, random_state=0, stratify=labels)
+    return Dataset(Split(images[train], labels[train]), Split(images[test], labels[test]))
 
 
 def _idx(folder: Path) -> Dataset:
@@ -103,7 +104,7 @@ def _idx(folder: Path) -> Dataset:
 
 def _tfds(name: str, data_dir: Path | None, download: bool, hint: str) -> Dataset:
     def split(part: str) -> Split:
-        source = tfds.data_source(name, split=part, data_dir=data_dir, download=False)
+        source: Any = tfds.data_source(name, split=part, data_dir=data_dir, download=False)
         rows = [source[i] for i in range(len(source))]
         return Split(np.stack([r["image"] for r in rows]), np.array([r["label"] for r in rows], np.int32))
 

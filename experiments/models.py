@@ -1,27 +1,31 @@
 """Models in Flax nnx."""
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+# PyTorch's defaults, which the paper trains from: U(-a, a) with a = fan_in^(-1/2),
+# for weights and biases alike.
+_kernel_init = nnx.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 
-def _as_in_pytorch(fan_in: int) -> dict[str, nnx.Initializer]:
-    """PyTorch's defaults, which the paper trains from: U(-a, a), a = fan_in^-1/2, biases too."""
+
+def _bias_init(fan_in: int) -> nnx.Initializer:
     bound = fan_in**-0.5
 
-    def bias(key: jax.Array, shape: tuple[int, ...], dtype=jnp.float32, **_) -> jax.Array:
+    def init(key: jax.Array, shape: Any, dtype: Any = jnp.float32, out_sharding: Any = None) -> jax.Array:
+        del out_sharding
         return jax.random.uniform(key, shape, dtype, -bound, bound)
 
-    return {
-        "kernel_init": nnx.initializers.variance_scaling(1 / 3, "fan_in", "uniform"),
-        "bias_init": bias,
-    }
+    return init
 
 
-def conv(features_in: int, features: int, kernel: int, rngs: nnx.Rngs, *, stride: int = 1, pad: int = 0):
+def conv(
+    features_in: int, features: int, kernel: int, rngs: nnx.Rngs, *, stride: int = 1, pad: int = 0
+) -> nnx.Conv:
     """A square convolution, initialised as PyTorch does."""
     return nnx.Conv(
         features_in,
@@ -29,14 +33,17 @@ def conv(features_in: int, features: int, kernel: int, rngs: nnx.Rngs, *, stride
         (kernel, kernel),
         strides=stride,
         padding=pad,
+        kernel_init=_kernel_init,
+        bias_init=_bias_init(features_in * kernel**2),
         rngs=rngs,
-        **_as_in_pytorch(features_in * kernel**2),
     )
 
 
 def linear(features_in: int, features: int, rngs: nnx.Rngs) -> nnx.Linear:
     """A dense layer, initialised as PyTorch does."""
-    return nnx.Linear(features_in, features, rngs=rngs, **_as_in_pytorch(features_in))
+    return nnx.Linear(
+        features_in, features, kernel_init=_kernel_init, bias_init=_bias_init(features_in), rngs=rngs
+    )
 
 
 def max_pool(x: jax.Array, size: int, stride: int) -> jax.Array:

@@ -10,7 +10,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -59,7 +59,7 @@ class Descent(NamedTuple):
 
 def descend(tx: optax.GradientTransformation, speed: Sequence[float] = (1.0,) * 6) -> Descent:
     """Steps of `tx`, each variable's gradient times its `speed`, until the loss is below the threshold."""
-    p = jnp.array(START)
+    p: Any = jnp.array(START)
     state = tx.init(p)
     points, predicted = [p], [False]
     while loss(points[-1]) >= THRESHOLD and len(points) < 1000:
@@ -98,7 +98,10 @@ def trajectory_picture(runs: dict[str, Descent], path: Path) -> None:
         jumps = run.points[run.predicted]
         axis.plot(*jumps[:, :2].T, "o", mfc="none", color=f"C{i}", ms=8)
         axis.annotate(
-            "", run.points[-1, :2], run.points[-2, :2], arrowprops={"arrowstyle": "->", "color": f"C{i}"}
+            "",
+            tuple(run.points[-1, :2]),
+            tuple(run.points[-2, :2]),
+            arrowprops={"arrowstyle": "->", "color": f"C{i}"},
         )
     axis.set(xlabel="x", ylabel="y", title="Trajectories; circles mark predictions")
     axis.legend()

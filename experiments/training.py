@@ -168,7 +168,7 @@ def train(config: Config, dataset: Dataset) -> Iterator[dict[str, Any]]:
             "train_loss": float(value),
             "validation_loss": float(validation_loss),
             "validation_accuracy": float(accuracy),
-            "learning_rate": float(schedule((epoch + 1) * steps - 1)),
+            "learning_rate": float(np.asarray(schedule((epoch + 1) * steps - 1))),
             "train_seconds": trained - started,
             "pdt_seconds": ended - trained if report is not None else 0.0,
             "compile_seconds": compile_seconds if epoch == 0 else 0.0,

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jax import lax
 
 from pdt_optax import _leaves
 from pdt_optax._gram import difference_basis, gram_matrix
@@ -173,6 +174,9 @@ def _predict(
         eigenvalues = forecast.eigenvalues.astype(jnp.complex64)
         rank = forecast.rank.astype(jnp.int32)
 
+    # Or XLA would fuse the coefficients' last small steps into the pass over the
+    # weights and repeat them for each weight.
+    increments, displacement, finite = lax.optimization_barrier((increments, displacement, finite))
     assembled = [
         _assemble(x, newest, increments, displacement, _rule_at(accept, step, i), horizon, finite)
         for i, x in enumerate(points)

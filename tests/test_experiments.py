@@ -40,7 +40,7 @@ def test_alexnet_has_the_parameters_of_torchvisions():
 def test_alexnet_starts_from_pytorchs_uniform_weights_and_biases():
     model = models.AlexNet(10, width=0.25, rngs=nnx.Rngs(0))
     bound = (64 * 6 * 6) ** -0.5
-    for values in (model.fc1.kernel[...], model.fc1.bias[...]):
+    for values in jax.tree.leaves(nnx.state(model.fc1)):
         assert float(jnp.abs(values).max()) <= bound * (1 + 1e-6)
         assert float(values.std()) == pytest.approx(bound / 3**0.5, rel=0.1)
 

@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -40,14 +41,13 @@ def gram_matrix(leaves: Sequence[Sequence[jax.Array]], reference: int) -> jax.Ar
       `(k, k)` with k = 1 + number of differences. Use it inside `widest_float`.
     """
     with widest_float() as wide:
-        columns = len(leaves[0])
-        total = jnp.zeros((columns, columns), wide)
-        for points in leaves:
-            total += _leaf_gram([lax.stop_gradient(x).reshape(-1) for x in points], reference, wide)
-        return total
+        return sum(
+            (_leaf_gram([x.reshape(-1) for x in points], reference, wide) for points in leaves),
+            start=jnp.zeros((), wide),
+        )
 
 
-def _leaf_gram(points: list[jax.Array], reference: int, wide: type) -> jax.Array:
+def _leaf_gram(points: list[jax.Array], reference: int, wide: Any) -> jax.Array:
     size = points[0].size
     blocks, tail = divmod(size, _BLOCK)
 

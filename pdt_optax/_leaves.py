@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 Labels = Callable[[str], bool] | Any
@@ -23,8 +24,19 @@ def is_masked(x: Any) -> bool:
 
 
 def path_name(path: Sequence[Any]) -> str:
-    """`("layers", 0, "kernel")` as `"layers/0/kernel"`."""
+    """`("layers", 0, "kernel")` as `"layers/0/kernel"`.
+
+    A Flax nnx Variable is a node with one child, its attribute `value`: a path
+    is the same whether or not the leaves are still wrapped in Variables.
+    """
+    if len(path) > 1 and path[-1] == jax.tree_util.GetAttrKey("value"):
+        path = path[:-1]
     return jax.tree_util.keystr(tuple(path), simple=True, separator="/")
+
+
+def as_array(x: Any) -> Any:
+    """NumPy arrays and Python numbers as jax takes them: float64 is float32 unless x64 is on."""
+    return x if hasattr(x, "dtype") and not isinstance(x, np.ndarray) else jnp.asarray(x)
 
 
 def is_floating(x: Any) -> bool:
@@ -39,34 +51,41 @@ def snapshot(params: optax.Params, labels: Labels = None) -> optax.Params:
     snapshot at a time and recompile the caller's step at every epoch) and its
     own buffers (params and state can then both be donated).
     """
-    excluded = _excluded(params, labels)
+    leaves, treedef = jax.tree.flatten(params)
+    # Under `jit` or `eval_shape` a leaf is a tracer; under `optax.tree.map_params` there is none.
+    excluded = _excluded(params, labels) if leaves else []
+    copies = [
+        optax.MaskedNode() if skip or not is_floating(x) else jnp.array(x, x.dtype, copy=True)
+        for x, skip in zip(map(as_array, leaves), excluded, strict=True)
+    ]
+    if leaves and all(is_masked(x) for x in copies):
+        raise ValueError(
+            "There is nothing to predict: `params` has no floating-point leaf that `labels` leaves in. "
+            f"Got leaves of {', '.join(sorted({describe(x) for x in leaves}))}."
+        )
+    return treedef.unflatten(copies)
 
-    def copy(x: Any, skip: bool) -> Any:
-        x = x if hasattr(x, "dtype") else jnp.asarray(x)
-        return jnp.array(x, x.dtype, copy=True) if is_floating(x) and not skip else optax.MaskedNode()
 
-    return jax.tree.map(copy, params, excluded)
-
-
-def _excluded(params: optax.Params, labels: Labels) -> Any:
-    """A tree of bools like `params`, True where a leaf is never predicted."""
+def _excluded(params: optax.Params, labels: Labels) -> list[bool]:
+    """For each leaf of `params`, whether it is never predicted."""
+    paths_, treedef = jax.tree_util.tree_flatten_with_path(params)
+    names = [path_name(path) for path, _ in paths_]
     if labels is None:
-        return jax.tree.map(lambda _: False, params)
+        return [False] * len(names)
     if callable(labels):
-        excluded = jax.tree_util.tree_map_with_path(lambda path, _: labels(path_name(path)), params)
+        excluded: list[Any] = [labels(name) for name in names]
     else:
         try:
-            excluded = jax.tree.broadcast(labels, params)
+            excluded = treedef.flatten_up_to(jax.tree.broadcast(labels, params))
         except ValueError as e:
             raise ValueError(
                 "`labels` must be a tree of bools with the structure of the parameters, or a prefix of "
                 f"it (True: never predicted), or a function from a leaf's path to a bool. {e}"
             ) from None
-    for path, x in jax.tree_util.tree_leaves_with_path(excluded):
+    for name, x in zip(names, excluded, strict=True):
         if not isinstance(x, bool):
             raise ValueError(
-                "`labels` must say True (never predicted) or False for each leaf. "
-                f"Got {x!r} at {path_name(path)!r}."
+                f"`labels` must say True (never predicted) or False for each leaf. Got {x!r} at {name!r}."
             )
     return excluded
 
@@ -85,10 +104,10 @@ def match(snapshots: Sequence[optax.Params], params: optax.Params) -> list[Leaf]
     leaves = []
     for path, window, param in zip(paths(newest), windows, predicted(newest, params, "params"), strict=True):
         for x in (param, *window):
-            if _describe(x) != _describe(window[-1]):
+            if describe(x) != describe(window[-1]):
                 raise ValueError(
                     "Each leaf of `params` must keep the shape and dtype of its snapshots, those it had at "
-                    f"`init`. Expected {_describe(window[-1])} at {path!r}, got {_describe(x)}."
+                    f"`init`. Expected {describe(window[-1])} at {path!r}, got {describe(x)}."
                 )
         leaves.append(Leaf(path, window, param))
     return leaves
@@ -125,5 +144,6 @@ def paths(snapshot_: optax.Params) -> list[str]:
     return [path_name(path) for path, x in with_paths if is_floating(x)]
 
 
-def _describe(x: Any) -> str:
+def describe(x: Any) -> str:
+    """`float32[2, 3]`, or the value itself if it is no array."""
     return f"{x.dtype}{list(x.shape)}" if hasattr(x, "shape") else repr(x)

@@ -10,7 +10,7 @@ import optax
 from jax import lax
 
 from pdt_optax import _leaves, presets
-from pdt_optax._predict import Accept, _predict, check_count, check_model
+from pdt_optax._predict import Accept, _predict, check_horizon, check_model, count
 from pdt_optax.dynamics import Dynamics
 
 
@@ -27,7 +27,7 @@ class PDTReport(NamedTuple):
       accepted_share_per_leaf: (leaves,), float32, in the order of `leaf_paths`.
       singular_values, eigenvalues: (window - 1,); NaN without a prediction.
       rank: (), int32; 0 without a prediction.
-      value: (), float32; the epoch's mean value (its loss), NaN if none came.
+      mean_value: (), float32; the epoch's `value` (its loss), NaN if none came.
     """
 
     predicted: jax.Array
@@ -38,7 +38,7 @@ class PDTReport(NamedTuple):
     singular_values: jax.Array
     eigenvalues: jax.Array
     rank: jax.Array
-    value: jax.Array
+    mean_value: jax.Array
 
 
 class PDTState(NamedTuple):
@@ -157,7 +157,7 @@ def pdt(
       ...     updates, opt_state = tx.update(jax.grad(loss)(params), opt_state, params)
       ...     params = optax.apply_updates(params, updates)
       ...     params, opt_state, report = tx.end_epoch(params, opt_state, value=loss(params))
-      ...     print(epoch, bool(report.predicted), f"{report.value:.3f}")
+      ...     print(epoch, bool(report.predicted), f"{report.mean_value:.3f}")
       0 False 4.050
       1 False 3.280
       2 False 2.657
@@ -175,18 +175,18 @@ def pdt(
         raise TypeError(
             f"`inner` must be an optax gradient transformation, such as optax.adamw(1e-3). Got {inner!r}.{hint}"
         )
-    check_count("window", window, 2, "a difference takes two snapshots")
-    check_count("interval", interval, 1, "an epoch must be trained between two predictions")
-    start = window if start is None else start
-    check_count("start", start, 1, "it counts epochs")
+    window = count("window", window, 2, "a difference takes two snapshots")
+    interval = count("interval", interval, 1, "an epoch must be trained between two predictions")
+    start = window if start is None else count("start", start, 1, "it counts epochs")
+    horizon = check_horizon(horizon)
     if start < window:
         raise ValueError(
             "`start` must be at least `window`: the first prediction needs a full window. "
             f"Got {start=}, {window=}."
         )
     if every is not None:
-        check_count("every", every, 1, "it counts calls of `update`")
-    check_model(dynamics, accept, window, horizon)
+        every = count("every", every, 1, "it counts calls of `update`")
+    check_model(dynamics, accept, window)
     settings = _Settings(dynamics, accept, window, horizon, start, interval, dry_run)
     wrapper = _Wrapper(optax.with_extra_args_support(inner), settings, every, labels)
     # Bound methods, so that the settings survive `_replace` and tree maps.
@@ -210,10 +210,16 @@ class _Wrapper:
 
     def init(self, params: optax.Params) -> PDTState:
         window = self.settings.window
+        inner_state = self.inner.init(params)
+        if _states(inner_state):
+            raise ValueError(
+                "`inner` must not hold another `pdt`: their predictions would build on each other's jumps. "
+                f"Found {len(_states(inner_state))}."
+            )
         snapshots = tuple(_leaves.snapshot(params, self.labels) for _ in range(window))
         zero = functools.partial(jnp.zeros, (), jnp.int32)
         return PDTState(
-            inner_state=self.inner.init(params),
+            inner_state=inner_state,
             snapshots=snapshots,
             snapshots_seen=jnp.ones((), jnp.int32),
             plain_epochs=zero(),
@@ -231,7 +237,7 @@ class _Wrapper:
         state = state._replace(inner_state=inner_state, updates_seen=optax.safe_increment(state.updates_seen))
         if (value := extra.get("value")) is not None:
             state = state._replace(
-                value_sum=state.value_sum + jnp.asarray(value, jnp.float32),
+                value_sum=state.value_sum + _scalar(value),
                 values_seen=optax.safe_increment(state.values_seen),
             )
         if self.every is None:
@@ -241,35 +247,31 @@ class _Wrapper:
                 "`update` needs `params` when `every` is set, to predict them: "
                 f"tx.update(grads, opt_state, params). Got params=None, every={self.every}."
             )
-        return self._update_boundary(updates, state, params)
-
-    def _update_boundary(
-        self, updates: optax.Updates, state: PDTState, params: optax.Params
-    ) -> tuple[optax.Updates, PDTState]:
-        """Ends an epoch if `every` updates have passed since the last one ended."""
+        self.check_state(state)
         like = state.snapshots[-1]
         window, old = _columns(state, params)
         steps = [lax.convert_element_type(u, u.dtype) for u in _leaves.predicted(like, updates, "updates")]
-
-        # A loop of zero or one trips, not a conditional: what a loop carries is
-        # updated in place, while a conditional's pass-through would copy every
-        # snapshot at every step.
-        def pending(carry: Any) -> jax.Array:
-            return carry[-1].updates_seen >= self.every
-
-        def end(carry: Any) -> Any:
-            steps, window, small = carry
-            trained: Any = optax.apply_updates(old, steps)
-            new, small, report = _boundary(window, trained, small, _mean_value(small), self.settings)
-            steps = jax.tree.map(_jump, steps, old, trained, new)
-            newest = optax.apply_updates(old, steps)
-            return steps, (*window[1:], newest), small._replace(last_report=report)
-
-        carry = (steps, window, state._replace(inner_state=None, snapshots=()))
-        steps, window, small = lax.while_loop(pending, end, carry)
-        updates = _leaves.replace(like, updates, steps)
+        if not steps:
+            return updates, state
+        small = state._replace(inner_state=None, snapshots=())
+        steps, window, small = _end_epoch_if_due(steps, window, small, old, self.settings, self.every)
         snapshots = tuple(_leaves.replace(like, like, column) for column in window)
-        return updates, small._replace(inner_state=state.inner_state, snapshots=snapshots)
+        state = small._replace(inner_state=inner_state, snapshots=snapshots)
+        return _leaves.replace(like, updates, steps), state
+
+    def check_state(self, state: PDTState) -> None:
+        """Raises ValueError if `state` is of a wrapper with another window or another way to end epochs."""
+
+        def describe(snapshots: int, every: bool) -> str:
+            return f"{snapshots} snapshots and {'a' if every else 'no'} report"
+
+        expected = describe(self.settings.window, self.every is not None)
+        got = describe(len(state.snapshots), state.last_report is not None)
+        if got != expected:
+            raise ValueError(
+                "The state must come from this wrapper's own `init`: with the same `window`, and a report only "
+                f"where `every` is set. Expected {expected}, got {got}."
+            )
 
 
 def end_epoch(
@@ -325,15 +327,12 @@ def end_epoch(
             f"make the wrapper without `every`. Got every={wrapper.every}."
         )
     state = _find_state(opt_state)
-    if len(state.snapshots) != wrapper.settings.window or state.last_report is not None:
-        raise ValueError(
-            "`opt_state` must come from `pdt_tx.init`: its window and its way to end epochs must be the "
-            f"wrapper's. Expected {wrapper.settings.window} snapshots and no `every`, got "
-            f"{len(state.snapshots)} and {'no ' if state.last_report is None else ''}`every`."
-        )
+    wrapper.check_state(state)
     like = state.snapshots[-1]
     window, trained = _columns(state, params)
-    value = _mean_value(state) if value is None else jnp.asarray(value, jnp.float32)
+    if not trained:
+        raise ValueError("There is nothing to predict: the state's snapshots have no leaf.")
+    value = _mean_value(state) if value is None else _scalar(value)
     # Only what changes goes through the jitted core: it would copy the rest.
     small = state._replace(inner_state=None, snapshots=())
     core = _end_epoch_donated if donate else _end_epoch
@@ -361,8 +360,12 @@ def _is_state(x: Any) -> bool:
     return isinstance(x, PDTState)
 
 
+def _states(opt_state: optax.OptState) -> list[PDTState]:
+    return [x for x in jax.tree.leaves(opt_state, is_leaf=_is_state) if _is_state(x)]
+
+
 def _find_state(opt_state: optax.OptState) -> PDTState:
-    found = [x for x in jax.tree.leaves(opt_state, is_leaf=_is_state) if _is_state(x)]
+    found = _states(opt_state)
     if len(found) != 1:
         raise ValueError(
             "`opt_state` must hold the state of exactly one `pdt` wrapper, as `init` returned it. "
@@ -379,6 +382,12 @@ def _columns(state: PDTState, params: optax.Params) -> tuple[tuple[Column, ...],
     leaves = _leaves.match(state.snapshots, params)
     window = zip(*(leaf.snapshots for leaf in leaves), strict=True)
     return tuple(list(column) for column in window), [leaf.param for leaf in leaves]
+
+
+def _scalar(value: jax.typing.ArrayLike) -> jax.Array:
+    if jnp.shape(value) != ():
+        raise ValueError(f"`value` must be a scalar, such as a mean loss. Got the shape {jnp.shape(value)}.")
+    return jnp.asarray(value, jnp.float32)
 
 
 def _mean_value(state: PDTState) -> jax.Array:
@@ -411,7 +420,7 @@ def _boundary(
             singular_values=prediction.singular_values,
             eigenvalues=prediction.eigenvalues,
             rank=prediction.rank,
-            value=value,
+            mean_value=value,
         )
         return (trained if settings.dry_run else prediction.params), report
 
@@ -441,7 +450,7 @@ def _no_report(window: int, leaves: int, value: jax.typing.ArrayLike = jnp.nan) 
         singular_values=jnp.full(window - 1, jnp.nan, jnp.float32),
         eigenvalues=jnp.full(window - 1, jnp.nan, jnp.complex64),
         rank=jnp.zeros((), jnp.int32),
-        value=jnp.asarray(value, jnp.float32),
+        mean_value=jnp.asarray(value, jnp.float32),
     )
 
 
@@ -450,6 +459,36 @@ def _jump(update: jax.Array, old: jax.Array, trained: jax.Array, new: jax.Array)
     wide = jnp.promote_types(old.dtype, update.dtype)
     jump = (new.astype(wide) - old.astype(wide)).astype(update.dtype)
     return jnp.where(new == trained, update, jump)
+
+
+@functools.partial(jax.jit, static_argnames=("settings", "every"))
+def _end_epoch_if_due(
+    steps: Column,
+    window: tuple[Column, ...],
+    small: PDTState,
+    old: Column,
+    settings: _Settings,
+    every: int,
+) -> tuple[Column, tuple[Column, ...], PDTState]:
+    """Ends an epoch inside `update` once `every` updates have passed since the last one.
+
+    A loop of zero or one trips, not a conditional: what a loop carries is
+    updated in place, while a conditional's pass-through would copy every
+    snapshot at every step.
+    """
+
+    def due(carry: Any) -> jax.Array:
+        return carry[-1].updates_seen >= every
+
+    def end(carry: Any) -> Any:
+        steps, window, small = carry
+        trained: Any = optax.apply_updates(old, steps)
+        new, small, report = _boundary(window, trained, small, _mean_value(small), settings)
+        steps = jax.tree.map(_jump, steps, old, trained, new)
+        newest = optax.apply_updates(old, steps)
+        return steps, (*window[1:], newest), small._replace(last_report=report)
+
+    return lax.while_loop(due, end, (steps, window, small))
 
 
 def _core(

@@ -1,6 +1,7 @@
 """Predict and mask: two passes over the weights, everything else `window` x `window`."""
 
 import functools
+import operator
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -11,9 +12,9 @@ from jax import lax
 
 from pdt_optax import _leaves
 from pdt_optax._gram import difference_basis, gram_matrix
-from pdt_optax._precision import widest_float
+from pdt_optax._precision import in_widest_float
 from pdt_optax.accept import Rule, mean_weight
-from pdt_optax.dynamics import Dynamics
+from pdt_optax.dynamics import Dynamics, check_fit
 
 Accept = Callable[..., jax.Array]
 
@@ -49,7 +50,7 @@ class Prediction(NamedTuple):
     finite: jax.Array
 
 
-def check_model(dynamics: Any, accept: Any, window: int, horizon: Any) -> None:
+def check_model(dynamics: Any, accept: Any, window: int) -> None:
     """Raises if `dynamics` and `accept` cannot work together on `window` snapshots."""
     if not isinstance(dynamics, Dynamics) or isinstance(dynamics, type):
         raise TypeError(
@@ -68,19 +69,30 @@ def check_model(dynamics: Any, accept: Any, window: int, horizon: Any) -> None:
             raise TypeError(
                 f"`{name}` must be hashable: it is a static argument of a jitted function. Got {value!r}."
             ) from None
-    check_count("horizon", horizon, 1, "a prediction looks at least one snapshot ahead")
+    check_fit(dynamics.fit)
     needed = max(2, dynamics.minimum_window, getattr(accept, "minimum_window", 2))
     if window < needed:
         raise ValueError(
-            f"{dynamics} with {accept} needs at least {needed} snapshots to be fitted to. Got {window}."
+            f"`window` must be at least {needed}: {dynamics} with {accept} needs that many snapshots. "
+            f"Got {window=}."
         )
     if isinstance(accept, Rule):
         accept.check(dynamics)
 
 
-def check_count(name: str, value: Any, least: int, reason: str) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+def count(name: str, value: Any, least: int, reason: str) -> int:
+    """`value` as an int, or ValueError if it is none or less than `least`."""
+    try:
+        number = operator.index(value)
+    except TypeError:
+        number = least - 1
+    if isinstance(value, bool) or number < least:
         raise ValueError(f"`{name}` must be a whole number >= {least}: {reason}. Got {name}={value!r}.")
+    return number
+
+
+def check_horizon(horizon: Any) -> int:
+    return count("horizon", horizon, 1, "a prediction looks at least one snapshot ahead")
 
 
 def predict_and_mask(
@@ -126,8 +138,14 @@ def predict_and_mask(
       >>> [round(float(w), 4) for w in prediction.params]
       [0.25, 3.0]
     """
+    if not isinstance(snapshots, list | tuple):
+        raise TypeError(
+            "`snapshots` must be a list or tuple of trees like `params`, oldest to newest. "
+            f"Got {type(snapshots).__name__}."
+        )
     snapshots = tuple(snapshots)
-    check_model(dynamics, accept, len(snapshots), horizon)
+    horizon = check_horizon(horizon)
+    check_model(dynamics, accept, len(snapshots))
     _leaves.match(snapshots, params)
     return _predict(snapshots, params, step, dynamics=dynamics, accept=accept, horizon=horizon)
 
@@ -145,8 +163,8 @@ def _predict(
     leaves = _leaves.match(snapshots, params)
     if not leaves:
         raise ValueError(
-            "There is nothing to predict: `params` has no floating-point leaf that `labels` or a mask "
-            f"leaves in. Got {jax.tree.structure(params)}."
+            "There is nothing to predict: the snapshots have no floating-point leaf. "
+            f"Got {jax.tree.structure(snapshots[-1])}."
         )
     window = len(snapshots)
     newest = window - 1 if dynamics.fit == "past" else window
@@ -156,24 +174,10 @@ def _predict(
     # matrix all the same, so that its diagonal tells whether all is finite.
     seen = [0, *range(newest - window + 2, newest + 1)]
 
-    dtypes = [leaf.param.dtype for leaf in leaves]
-    working = jnp.float64 if all(d == jnp.float64 for d in dtypes) else jnp.float32
-    exact = jnp.float64 if any(d == jnp.float64 for d in dtypes) else jnp.float32
-    gram = gram_matrix(points, newest)
-    with widest_float():
-        size = sum(leaf.param.size for leaf in leaves)
-        # Some LAPACK solvers never return from a NaN; `finite` remembers it.
-        model_gram = jnp.where(jnp.all(jnp.isfinite(gram)), gram, 0)[jnp.array(seen)][:, jnp.array(seen)]
-        forecast = dynamics(model_gram, horizon, max(size, 1), float(jnp.finfo(working).eps))
-        displacement = jnp.sum(forecast.increments, axis=0)
-        finite = _all_finite(gram, model_gram, forecast.increments, min(dtypes, key=_largest))
-        # Cast inside the block; see `widest_float`.
-        increments = forecast.increments.astype(exact)
-        displacement = displacement.astype(exact)
-        singular_values = forecast.singular_values.astype(jnp.float32)
-        eigenvalues = forecast.eigenvalues.astype(jnp.complex64)
-        rank = forecast.rank.astype(jnp.int32)
-
+    small = in_widest_float(
+        functools.partial(_forecast, newest=newest, seen=seen, dynamics=dynamics, horizon=horizon)
+    )
+    increments, displacement, finite, singular_values, rank, eigenvalues = small(points)
     # Or XLA would fuse the coefficients' last small steps into the pass over the
     # weights and repeat them for each weight.
     increments, displacement, finite = lax.optimization_barrier((increments, displacement, finite))
@@ -194,6 +198,40 @@ def _predict(
         accepted_share=jnp.sum(shares * (sizes / jnp.maximum(sizes.sum(), 1))),
         accepted_share_per_leaf=shares,
         finite=finite,
+    )
+
+
+def _forecast(
+    points: list[tuple[jax.Array, ...]], *, newest: int, seen: list[int], dynamics: Dynamics, horizon: int
+) -> tuple[jax.Array, ...]:
+    """The Gram pass and the small algebra; all that runs in the widest float."""
+    dtypes = [leaf[-1].dtype for leaf in points]
+    working = jnp.float64 if all(d == jnp.float64 for d in dtypes) else jnp.float32
+    result = jnp.float64 if any(d == jnp.float64 for d in dtypes) else jnp.float32
+    gram = gram_matrix(points, newest)
+    # Some LAPACK solvers never return from a NaN; `finite` remembers it.
+    clean = jnp.where(jnp.all(jnp.isfinite(gram)), gram, 0)
+    model_gram = clean[jnp.array(seen)][:, jnp.array(seen)]
+    size = max(1, sum(leaf[-1].size for leaf in points))
+    forecast = dynamics(model_gram, horizon, size, float(jnp.finfo(working).eps))
+    window = len(seen)
+    for name, value, shape in (
+        ("increments", forecast.increments, (horizon, window)),
+        ("singular_values", forecast.singular_values, (window - 1,)),
+        ("eigenvalues", forecast.eigenvalues, (window - 1,)),
+    ):
+        if jnp.shape(value) != shape:
+            raise ValueError(
+                f"A model of the dynamics must return a `Forecast` whose `{name}` has the shape {shape}, for "
+                f"{horizon=} and {window=}. {dynamics} returned {jnp.shape(value)}."
+            )
+    return (
+        forecast.increments.astype(result),
+        jnp.sum(forecast.increments, axis=0).astype(result),
+        _all_finite(gram, model_gram, forecast.increments, min(dtypes, key=_largest)),
+        forecast.singular_values.astype(jnp.float32),
+        jnp.asarray(forecast.rank, jnp.int32),
+        forecast.eigenvalues.astype(jnp.complex64),
     )
 
 
@@ -250,10 +288,11 @@ def _assemble(
     basis = [reference, *seen]
     rows = [_combine(row.astype(compute), basis) for row in increments]
     mask = rule(jnp.stack(rows), step, jnp.stack(seen), reference, horizon)
-    if mask.shape != param.shape or not (mask.dtype == bool or jnp.issubdtype(mask.dtype, jnp.floating)):
+    weighs = _leaves.is_floating(mask) or getattr(mask, "dtype", None) == jnp.bool_
+    if getattr(mask, "shape", None) != param.shape or not weighs:
         raise ValueError(
             "An acceptance rule must return a mask of its leaf's shape, bool or a floating-point weight in "
-            f"[0, 1]. {rule} returned {mask.dtype}{list(mask.shape)} for a leaf of shape {list(param.shape)}."
+            f"[0, 1]. {rule} returned {_leaves.describe(mask)} for a leaf of shape {list(param.shape)}."
         )
     mask = jnp.where(finite, mask, jnp.zeros((), mask.dtype))
     prediction = reference + _combine(displacement.astype(compute), basis)

@@ -19,12 +19,12 @@ fuses the whole rule into one pass and never writes the stacks to memory.
 
 import dataclasses
 import functools
-import math
 import operator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from pdt_optax._precision import widest_float
 from pdt_optax.dynamics import Dynamics, drift
@@ -78,7 +78,8 @@ def every_step_agrees(increments: jax.Array, step: jax.Array) -> jax.Array:
 def mean_weight(mask: jax.Array) -> jax.Array:
     """The accepted share of one leaf: (), float32."""
     with widest_float() as wide:  # a float32 count stops at 2^24
-        return jnp.mean(mask, dtype=wide).astype(jnp.float32)
+        total = jnp.sum(lax.stop_gradient(mask), dtype=wide)
+        return (total / max(mask.size, 1)).astype(jnp.float32)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -171,6 +172,10 @@ class everything(Rule):  # noqa: N801
         return jnp.ones(step.shape, bool)
 
 
+def _is_number(x: Any) -> bool:
+    return isinstance(x, int | float) and not isinstance(x, bool)
+
+
 @dataclasses.dataclass(frozen=True)
 class random_subset(Rule):  # noqa: N801
     """Weights drawn at random, a new draw at every prediction: the control of Fig. 5.
@@ -199,10 +204,15 @@ class random_subset(Rule):  # noqa: N801
                 "`random_subset` takes its share either from `ratio` or from the rule `like`: give "
                 f"exactly one. Got ratio={self.ratio}, like={self.like}."
             )
-        if self.ratio is not None and not (math.isfinite(self.ratio) and 0 <= self.ratio <= 1):
-            raise ValueError(f"`ratio` is a share, between 0 and 1. Got ratio={self.ratio}.")
-        if self.like is not None and not callable(self.like):
-            raise ValueError(f"`like` must be an acceptance rule. Got like={self.like!r}.")
+        if self.ratio is not None and not (_is_number(self.ratio) and 0 <= self.ratio <= 1):
+            raise ValueError(f"`ratio` must be a share, a number between 0 and 1. Got ratio={self.ratio!r}.")
+        if self.like is not None and (not callable(self.like) or isinstance(self.like, type)):
+            raise ValueError(
+                "`like` must be an acceptance rule, such as `released_rule()` (with its parentheses). "
+                f"Got like={self.like!r}."
+            )
+        if isinstance(self.seed, bool) or not isinstance(self.seed, int):
+            raise ValueError(f"`seed` must be a whole number. Got seed={self.seed!r}.")
 
     @property
     def minimum_window(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]

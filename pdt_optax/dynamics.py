@@ -64,7 +64,8 @@ class Dynamics(Protocol):
         ...
 
 
-def _check_fit(fit: str) -> None:
+def check_fit(fit: str) -> None:
+    """Raises ValueError unless `fit` is one of the two."""
     if fit not in ("past", "current"):
         raise ValueError(
             '`fit` must be "past" (model the snapshots) or "current" (include the newest weights). '
@@ -80,6 +81,7 @@ class _Window(NamedTuple):
         combinations of the difference basis.
       coordinates: (window, window), the difference basis in an orthonormal one.
       left, singular_values, right: thin SVD of w_0..w_(n-1) in coordinates.
+      noise: (), what the Gram matrix's own rounding can put into a singular value.
     """
 
     older: jax.Array
@@ -88,6 +90,7 @@ class _Window(NamedTuple):
     left: jax.Array
     singular_values: jax.Array
     right: jax.Array
+    noise: jax.Array
 
 
 def _decompose(gram: jax.Array) -> _Window:
@@ -105,7 +108,10 @@ def _decompose(gram: jax.Array) -> _Window:
     eigenvalues, vectors = jnp.linalg.eigh(gram * inverse[:, None] * inverse)
     coordinates = jnp.sqrt(jnp.maximum(eigenvalues, 0))[:, None] * vectors.T * length
     left, singular_values, right_t = jnp.linalg.svd(coordinates @ older, full_matrices=False)
-    return _Window(older, newer, coordinates, left, singular_values, right_t.T)
+    # Rounding in the scaled Gram matrix is relative to the columns' lengths and
+    # shows as its square root; 64 covers what random windows of known rank showed.
+    noise = 64 * jnp.finfo(gram.dtype).eps ** 0.5 * jnp.max(length[1:])
+    return _Window(older, newer, coordinates, left, singular_values, right_t.T, noise)
 
 
 Rank = Literal["gavish-donoho"] | int | float | None
@@ -124,12 +130,12 @@ def _gavish_donoho(singular_values: jax.Array, size: int) -> jax.Array:
     return (singular_values > omega * median).at[0].set(True)
 
 
-def _kept(rank: Rank, singular_values: jax.Array, size: int, epsilon: float) -> jax.Array:
+def _kept(rank: Rank, window: _Window, size: int, epsilon: float) -> jax.Array:
     """Which singular values a rank rule keeps: (window - 1,), bool, a prefix."""
-    # Below the rounding noise of the weights, or of the Gram matrix's square
-    # root, a singular value says nothing, whatever the rule.
-    noise = max(epsilon, float(jnp.finfo(singular_values.dtype).eps) ** 0.5)
-    significant = singular_values > noise * singular_values[0]
+    singular_values = window.singular_values
+    # Below the rounding of the weights or of the Gram matrix a singular value
+    # says nothing, whatever the rule.
+    significant = singular_values > jnp.maximum(epsilon * singular_values[0], window.noise)
     order = jnp.arange(singular_values.shape[0])
     if rank is None:
         return significant
@@ -165,7 +171,8 @@ class dmd:  # noqa: N801 - used like a function, printed like a value
         threshold for unknown noise, with the lower median of the released
         code), an int, a fraction in (0, 1) of the energy, the sum of the
         squared singular values, or None for every singular value above the
-        working precision.
+        working precision: the machine epsilon of the weights times the largest,
+        and 1e-6 of the longest difference (the Gram matrix's own rounding).
       modes: `"projected"`, U W for the eigenvectors W of A~, or `"exact"`,
         Y V S^-1 W, the eigenvectors of A = Y X^+ itself.
       fit: `"past"`: the model sees all snapshots and starts from the newest of
@@ -196,7 +203,7 @@ class dmd:  # noqa: N801 - used like a function, printed like a value
     displacement: bool = True
 
     def __post_init__(self) -> None:
-        _check_fit(self.fit)
+        check_fit(self.fit)
         if self.modes not in ("projected", "exact"):
             raise ValueError(f'`modes` must be "projected" or "exact". Got modes={self.modes!r}.')
         rank: Any = self.rank
@@ -215,7 +222,7 @@ class dmd:  # noqa: N801 - used like a function, printed like a value
 
     def __call__(self, gram: jax.Array, horizon: int, size: int, epsilon: float) -> Forecast:
         w = _decompose(gram)
-        keep = _kept(self.rank, w.singular_values, size, epsilon)
+        keep = _kept(self.rank, w, size, epsilon)
         inverse = jnp.where(keep, 1 / jnp.where(keep, w.singular_values, 1), 0)
         whiten = w.right * inverse  # V S^-1, zero columns past the rank
         left = w.left * keep
@@ -226,7 +233,7 @@ class dmd:  # noqa: N801 - used like a function, printed like a value
             amplitudes = left.T @ newest
         else:
             modes = w.newer @ whiten
-            amplitudes = jnp.linalg.pinv(w.coordinates @ modes) @ newest
+            amplitudes = jnp.linalg.pinv(w.coordinates @ modes, rtol=1e-7) @ newest
 
         # pred(k + 1) - pred(k) = Phi Lambda^k (Lambda - I) Phi^+ w.
         motion = operator @ amplitudes - amplitudes
@@ -267,7 +274,7 @@ class drift:  # noqa: N801 - used like a function, printed like a value
     fit: Fit = "current"
 
     def __post_init__(self) -> None:
-        _check_fit(self.fit)
+        check_fit(self.fit)
 
     @property
     def minimum_window(self) -> int:

@@ -60,6 +60,6 @@ def named(name: str) -> Preset:
       >>> presets.named("released")["accept"]
       released_rule()
     """
-    if name not in _BY_NAME:
+    if name not in names():
         raise ValueError(f"There is no preset {name!r}. The presets are {', '.join(_BY_NAME)}.")
     return _BY_NAME[name]

@@ -1,0 +1,557 @@
+"""Wrong uses: each names the rule it breaks and the value that broke it."""
+
+import dataclasses
+import functools
+import re
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import pdt_optax
+from pdt_optax import presets
+
+INNER = optax.sgd(0.1)
+SMALL: dict[str, Any] = {"window": 2, "start": 2, "interval": 1, "horizon": 2}
+PARAMS: dict[str, Any] = {"b": jnp.ones(2), "w": jnp.arange(6.0).reshape(3, 2)}
+OUTSIDE: Any = pdt_optax.pdt(INNER, **SMALL)
+INSIDE: Any = pdt_optax.pdt(INNER, every=2, **SMALL)
+RULE_AND_MODEL: dict[str, Any] = {"dynamics": pdt_optax.drift(), "accept": pdt_optax.agree(), "horizon": 2}
+
+
+def case(error: type[Exception], call: Callable[[], Any], *parts: str, id: str) -> Any:
+    """`parts` must stand in the message, in this order."""
+    return pytest.param(error, call, parts, id=id)
+
+
+def check(error: type[Exception], call: Callable[[], Any], parts: tuple[str, ...]) -> None:
+    with pytest.raises(error, match="(?s)" + ".*".join(re.escape(part) for part in parts)) as raised:
+        call()
+    assert raised.type is error
+
+
+def make(**settings: Any) -> Callable[[], Any]:
+    return lambda: pdt_optax.pdt(INNER, **settings)
+
+
+def make_around(inner: Any) -> Any:
+    return pdt_optax.pdt(inner)
+
+
+def end(params: Any, state: Any = None, tx: Any = OUTSIDE) -> Callable[[], Any]:
+    return lambda: tx.end_epoch(params, OUTSIDE.init(PARAMS) if state is None else state)
+
+
+WHOLE_NUMBERS = {
+    "window": "`window` must be a whole number >= 2: a difference takes two snapshots",
+    "start": "`start` must be a whole number >= 1",
+    "horizon": "`horizon` must be a whole number >= 1",
+    "interval": "`interval` must be a whole number >= 1: an epoch must be trained",
+    "every": "`every` must be a whole number >= 1: it counts calls of `update`",
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        pytest.param(name, value, id=f"{name}={value!r}")
+        for name in WHOLE_NUMBERS
+        for value in (0, -3, 2.0, True, "3", np.float32(4), None, (5,))
+        if not (value is None and name in ("start", "every"))  # their default
+    ],
+)
+def test_whole_numbers(name: str, value: Any) -> None:
+    check(ValueError, make(**{name: value}), (WHOLE_NUMBERS[name], f"Got {name}={value!r}."))
+
+
+@pytest.mark.parametrize(
+    ("error", "call", "parts"),
+    [
+        case(ValueError, make(window=1), WHOLE_NUMBERS["window"], "Got window=1.", id="window below 2"),
+        case(
+            ValueError,
+            make(window=4, start=3),
+            "`start` must be at least `window`",
+            "full window",
+            "start=3, window=4",
+            id="start below window",
+        ),
+        case(
+            ValueError,
+            make(start=4),
+            "`start` must be at least `window`",
+            "start=4, window=5",
+            id="start below the default window",
+        ),
+    ],
+)
+def test_ranges(error: type[Exception], call: Any, parts: tuple[str, ...]) -> None:
+    check(error, call, parts)
+
+
+INNER_RULE = "`inner` must be an optax gradient transformation, such as optax.adamw(1e-3). Got"
+DYNAMICS_RULE = "`dynamics` must be a model of the dynamics, such as `drift()` or `dmd()`"
+ACCEPT_RULE = "`accept` must be an acceptance rule, such as `agree()` or `released_rule()`"
+
+
+@dataclasses.dataclass(frozen=True)
+class Unhashable(pdt_optax.Rule):
+    weights: Any = dataclasses.field(default_factory=lambda: [1.0])
+
+
+@pytest.mark.parametrize(
+    ("error", "call", "parts"),
+    [
+        *(
+            case(TypeError, functools.partial(make_around, x), INNER_RULE, repr(x), id=f"inner {x!r}")
+            for x in (None, "adam", 0.1)
+        ),
+        case(
+            TypeError,
+            lambda: make_around(optax.adamw),
+            INNER_RULE,
+            "function adamw",
+            "Call it first",
+            id="inner not called",
+        ),
+        case(
+            TypeError,
+            lambda: make_around(lambda g: g),
+            INNER_RULE,
+            "function",
+            id="inner a function",
+        ),
+        *(
+            case(TypeError, make(dynamics=x), DYNAMICS_RULE, f"Got {x!r}.", id=f"dynamics {x!r}")
+            for x in (pdt_optax.drift, pdt_optax.dmd, "drift", None, pdt_optax.agree())
+        ),
+        *(
+            case(TypeError, make(accept=x), ACCEPT_RULE, f"Got {x!r}.", id=f"accept {x!r}")
+            for x in (pdt_optax.agree, pdt_optax.shrink, "agree", None)
+        ),
+        case(
+            TypeError,
+            make(accept=Unhashable()),
+            "`accept` must be hashable",
+            "Unhashable(weights=[1.0])",
+            id="accept unhashable",
+        ),
+        case(
+            TypeError,
+            make(dynamics=pdt_optax.dmd(rank=None), accept=pdt_optax.agree),
+            ACCEPT_RULE,
+            "agree",
+            id="accept not called",
+        ),
+    ],
+)
+def test_what_is_no_part(error: type[Exception], call: Any, parts: tuple[str, ...]) -> None:
+    check(error, call, parts)
+
+
+SHRINK_RULE = "`shrink()` weighs the window's mean velocity against its noise, and only `drift()`"
+
+
+@pytest.mark.parametrize(
+    ("error", "call", "parts"),
+    [
+        case(
+            ValueError,
+            make(accept=pdt_optax.shrink(), window=2),
+            "`window` must be at least 3",
+            "shrink()",
+            "Got window=2.",
+            id="shrink with window 2",
+        ),
+        case(
+            ValueError,
+            make(accept=pdt_optax.random_subset(like=pdt_optax.shrink()), window=2),
+            "`window` must be at least 3",
+            "like=shrink()",
+            "Got window=2.",
+            id="random_subset like shrink with window 2",
+        ),
+        case(
+            ValueError,
+            make(dynamics=pdt_optax.dmd(rank=4), window=3),
+            "`window` must be at least 5",
+            "dmd(rank=4",
+            "Got window=3.",
+            id="dmd of rank 4 with window 3",
+        ),
+        case(
+            ValueError,
+            make(dynamics=pdt_optax.dmd(rank=2), accept=pdt_optax.shrink()),
+            SHRINK_RULE,
+            "Got dynamics=dmd(rank=2",
+            id="shrink with dmd",
+        ),
+        case(
+            ValueError,
+            make(dynamics=pdt_optax.dmd(), accept=pdt_optax.random_subset(like=pdt_optax.shrink())),
+            SHRINK_RULE,
+            "Got dynamics=dmd(",
+            id="random_subset like shrink with dmd",
+        ),
+    ],
+)
+def test_parts_that_do_not_fit(error: type[Exception], call: Any, parts: tuple[str, ...]) -> None:
+    check(error, call, parts)
+
+
+RANK_RULE = '`rank` must be "gavish-donoho", a whole number of modes >= 1, a fraction of the energy between'
+SHARE_RULE = "`random_subset` takes its share either from `ratio` or from the rule `like`: give exactly one."
+
+
+@pytest.mark.parametrize("rank", [0, -1, True, 0.0, 1.0, 2.5, float("nan"), "gavish", [2]], ids=repr)
+def test_rank_of_dmd(rank: Any) -> None:
+    check(ValueError, lambda: pdt_optax.dmd(rank=rank), (RANK_RULE, f"Got rank={rank!r}."))
+
+
+@pytest.mark.parametrize("model", [pdt_optax.dmd, pdt_optax.drift], ids=["dmd", "drift"])
+@pytest.mark.parametrize("fit", ["now", None, 1], ids=repr)
+def test_fit(model: Any, fit: Any) -> None:
+    rule = '`fit` must be "past" (model the snapshots) or "current"'
+    check(ValueError, lambda: model(fit=fit), (rule, f"Got fit={fit!r}."))
+
+
+@pytest.mark.parametrize("modes", ["both", None, True], ids=repr)
+def test_modes_of_dmd(modes: Any) -> None:
+    rule = '`modes` must be "projected" or "exact"'
+    check(ValueError, lambda: pdt_optax.dmd(modes=modes), (rule, f"Got modes={modes!r}."))
+
+
+@pytest.mark.parametrize(
+    ("error", "call", "parts"),
+    [
+        case(
+            ValueError, lambda: pdt_optax.random_subset(), SHARE_RULE, "ratio=None, like=None", id="neither"
+        ),
+        case(
+            ValueError,
+            lambda: pdt_optax.random_subset(ratio=0.5, like=pdt_optax.agree()),
+            SHARE_RULE,
+            "ratio=0.5, like=agree()",
+            id="both",
+        ),
+        *(
+            case(
+                ValueError,
+                lambda ratio=ratio: pdt_optax.random_subset(ratio=ratio),
+                "`ratio` must be a share, a number between 0 and 1.",
+                f"Got ratio={ratio}.",
+                id=f"ratio {ratio}",
+            )
+            for ratio in (1.5, -0.1, float("nan"), float("inf"))
+        ),
+        case(
+            ValueError,
+            lambda: pdt_optax.random_subset(like="agree"),  # pyright: ignore[reportArgumentType]
+            "`like` must be an acceptance rule",
+            "Got like='agree'",
+            id="like a string",
+        ),
+    ],
+)
+def test_random_subset(error: type[Exception], call: Any, parts: tuple[str, ...]) -> None:
+    check(error, call, parts)
+
+
+@pytest.mark.parametrize("ratio", ["half", [0.5]], ids=repr)
+def test_ratio_that_is_no_number(ratio: Any) -> None:
+    with pytest.raises((TypeError, ValueError), match=r"`ratio` must be a share.*" + re.escape(str(ratio))):
+        pdt_optax.random_subset(ratio=ratio)
+
+
+def test_like_that_was_not_called() -> None:
+    """`like=agree` for `like=agree()` is an error where it is written, as for `accept`."""
+    with pytest.raises((TypeError, ValueError), match=r"`like` must be an acceptance rule.*agree"):
+        pdt_optax.random_subset(like=pdt_optax.agree)  # pyright: ignore[reportArgumentType]
+
+
+STRUCTURE_RULE = "must have the structure of the snapshots, that of the parameters at `init`."
+SHAPE_RULE = "Each leaf of `params` must keep the shape and dtype of its snapshots, those it had at `init`."
+
+
+def other_params() -> list[Any]:
+    return [
+        case(
+            ValueError,
+            end({"w": PARAMS["w"]}),
+            "`params` " + STRUCTURE_RULE,
+            "['b', 'w']",
+            "present keys: ['w']",
+            id="a leaf missing",
+        ),
+        case(
+            ValueError,
+            end({**PARAMS, "c": jnp.ones(1)}),
+            "`params` " + STRUCTURE_RULE,
+            "present keys: ['b', 'c', 'w']",
+            id="a leaf more",
+        ),
+        case(ValueError, end(None), "`params` " + STRUCTURE_RULE, "got PyTreeDef(None)", id="None"),
+        case(
+            ValueError,
+            end(list(PARAMS.values())),
+            "`params` " + STRUCTURE_RULE,
+            "PyTreeDef([*, *])",
+            id="a list",
+        ),
+        case(
+            ValueError,
+            end({**PARAMS, "b": jnp.ones(3)}),
+            SHAPE_RULE,
+            "Expected float32[2] at 'b', got float32[3].",
+            id="another shape",
+        ),
+        case(
+            ValueError,
+            end({**PARAMS, "b": jnp.ones(2, jnp.bfloat16)}),
+            SHAPE_RULE,
+            "Expected float32[2] at 'b', got bfloat16[2].",
+            id="another dtype",
+        ),
+        case(
+            ValueError,
+            lambda: INSIDE.update(PARAMS, INSIDE.init(PARAMS), {**PARAMS, "b": jnp.ones(1)}),
+            SHAPE_RULE,
+            "Expected float32[2] at 'b', got float32[1].",
+            id="another shape in update",
+        ),
+        case(
+            ValueError,
+            lambda: INSIDE.update({"w": PARAMS["w"]}, INSIDE.init(PARAMS), PARAMS),
+            "`updates` " + STRUCTURE_RULE,
+            "present keys: ['w']",
+            id="updates without a leaf",
+        ),
+        case(
+            ValueError,
+            lambda: INSIDE.update(PARAMS, INSIDE.init(PARAMS)),
+            "`update` needs `params` when `every` is set",
+            "Got params=None, every=2.",
+            id="update without params",
+        ),
+    ]
+
+
+@pytest.mark.parametrize(("error", "call", "parts"), other_params())
+def test_params_that_do_not_match(error: type[Exception], call: Any, parts: tuple[str, ...]) -> None:
+    check(error, call, parts)
+
+
+STATE_RULE = (
+    "The state must come from this wrapper's own `init`: with the same `window`"
+)
+FOUND_RULE = "`opt_state` must hold the state of exactly one `pdt` wrapper"
+CHAIN = optax.chain(optax.clip(1.0), OUTSIDE)
+TWICE = optax.chain(OUTSIDE, OUTSIDE)
+
+
+@pytest.mark.parametrize(
+    ("error", "call", "parts"),
+    [
+        case(
+            ValueError,
+            lambda: INSIDE.end_epoch(PARAMS, INSIDE.init(PARAMS)),
+            "`end_epoch` is not for a wrapper that ends its epochs inside `update`",
+            "Got every=2.",
+            id="end_epoch with every",
+        ),
+        case(
+            ValueError,
+            end(PARAMS, INSIDE.init(PARAMS)),
+            STATE_RULE,
+            "Expected 2 snapshots and no report, got 2 snapshots and a report",
+            id="the state of a wrapper with every",
+        ),
+        case(
+            ValueError,
+            lambda: pdt_optax.pdt(INNER, window=3).end_epoch(PARAMS, OUTSIDE.init(PARAMS)),
+            STATE_RULE,
+            "Expected 3 snapshots",
+            "got 2",
+            id="the state of another window",
+        ),
+        case(
+            TypeError,
+            lambda: pdt_optax.end_epoch(CHAIN, PARAMS, CHAIN.init(PARAMS)),  # pyright: ignore[reportArgumentType]
+            "`pdt_tx` must be what `pdt_optax.pdt(...)` returned; a chain",
+            "Got GradientTransformationExtraArgs",
+            id="a chain",
+        ),
+        case(
+            TypeError,
+            lambda: pdt_optax.end_epoch(None, PARAMS, OUTSIDE.init(PARAMS)),  # pyright: ignore[reportArgumentType]
+            "`pdt_tx` must be what `pdt_optax.pdt(...)` returned",
+            "Got None.",
+            id="None",
+        ),
+        case(ValueError, end(PARAMS, INNER.init(PARAMS)), FOUND_RULE, "Found 0 in tuple", id="no state"),
+        case(ValueError, end(PARAMS, TWICE.init(PARAMS)), FOUND_RULE, "Found 2 in tuple", id="two states"),
+        case(
+            ValueError,
+            lambda: pdt_optax.leaf_paths(INNER.init(PARAMS)),
+            FOUND_RULE,
+            "Found 0 in tuple",
+            id="leaf_paths of no state",
+        ),
+    ],
+)
+def test_wrappers_and_states(error: type[Exception], call: Any, parts: tuple[str, ...]) -> None:
+    check(error, call, parts)
+
+
+@pytest.mark.parametrize("window", [2, 3], ids=["without every", "of another window"])
+def test_the_state_of_another_wrapper_in_update(window: int) -> None:
+    """The reverse: a wrapper with `every` says so when a state is not its own."""
+    every = None if window == 2 else 2
+    state = pdt_optax.pdt(INNER, **{**SMALL, "window": window, "start": 3, "every": every}).init(PARAMS)
+    with pytest.raises(ValueError, match="The state must come from this wrapper's own `init`"):
+        INSIDE.update(PARAMS, state, PARAMS)
+
+
+@pytest.mark.parametrize(
+    ("error", "call", "parts"),
+    [
+        *(
+            case(
+                ValueError,
+                lambda n=n, rank=rank: pdt_optax.predict_and_mask(
+                    [PARAMS] * n, PARAMS, **{**RULE_AND_MODEL, "dynamics": pdt_optax.dmd(rank=rank)}
+                ),
+                f"`window` must be at least {need}",
+                f"Got window={n}.",
+                id=f"{n} snapshots for rank {rank}",
+            )
+            for n, rank, need in [(0, None, 2), (1, None, 2), (3, 3, 4)]
+        ),
+        case(
+            ValueError,
+            lambda: pdt_optax.predict_and_mask([PARAMS] * 2, {"w": PARAMS["w"]}, **RULE_AND_MODEL),
+            "`params` " + STRUCTURE_RULE,
+            "present keys: ['w']",
+            id="params of another structure",
+        ),
+        case(
+            ValueError,
+            lambda: pdt_optax.predict_and_mask([{"w": PARAMS["w"]}, PARAMS], PARAMS, **RULE_AND_MODEL),
+            "`snapshots[0]` " + STRUCTURE_RULE,
+            "present keys: ['w']",
+            id="a snapshot of another structure",
+        ),
+        case(
+            ValueError,
+            lambda: pdt_optax.predict_and_mask([PARAMS] * 2, PARAMS, **{**RULE_AND_MODEL, "horizon": 0}),
+            WHOLE_NUMBERS["horizon"],
+            "Got horizon=0.",
+            id="horizon 0",
+        ),
+        case(
+            TypeError,
+            lambda: pdt_optax.predict_and_mask(
+                [PARAMS] * 2, PARAMS, **{**RULE_AND_MODEL, "dynamics": pdt_optax.drift}
+            ),
+            DYNAMICS_RULE,
+            "drift",
+            id="dynamics not called",
+        ),
+        case(
+            ValueError,
+            lambda: pdt_optax.predict_and_mask(
+                [{"n": jnp.arange(3)}] * 2, {"n": jnp.arange(3)}, **RULE_AND_MODEL
+            ),
+            "There is nothing to predict: the snapshots have no floating-point leaf",
+            "Got PyTreeDef({'n': *}).",
+            id="nothing to predict",
+        ),
+        case(
+            ValueError,
+            lambda: presets.named("fast"),
+            "There is no preset 'fast'.",
+            "paper, released, recommended",
+            id="unknown preset",
+        ),
+    ],
+)
+def test_predict_and_mask_and_presets(error: type[Exception], call: Any, parts: tuple[str, ...]) -> None:
+    check(error, call, parts)
+
+
+def labelled(labels: Any) -> Callable[[], Any]:
+    return lambda: pdt_optax.pdt(INNER, labels=labels, **SMALL).init(PARAMS)
+
+
+BOOL_RULE = "`labels` must say True (never predicted) or False for each leaf."
+TREE_RULE = "`labels` must be a tree of bools with the structure of the parameters, or a prefix of it"
+
+
+@pytest.mark.parametrize(
+    ("error", "call", "parts"),
+    [
+        case(ValueError, labelled(lambda path: "x"), BOOL_RULE, "Got 'x' at 'b'.", id="function, string"),
+        case(ValueError, labelled(lambda path: 1), BOOL_RULE, "Got 1 at 'b'.", id="function, int"),
+        case(ValueError, labelled({"b": False, "w": 1}), BOOL_RULE, "Got 1 at 'w'.", id="tree with an int"),
+        case(ValueError, labelled("w"), BOOL_RULE, "Got 'w' at 'b'.", id="a string"),
+        case(ValueError, labelled({"b": True, "c": False}), TREE_RULE, "('b', 'w')", id="another key"),
+        case(ValueError, labelled({"b": True}), TREE_RULE, "children", id="a key missing"),
+        case(ValueError, labelled({"b": {"x": True}, "w": False}), TREE_RULE, "['b']", id="too deep"),
+    ],
+)
+def test_labels(error: type[Exception], call: Any, parts: tuple[str, ...]) -> None:
+    check(error, call, parts)
+
+
+def test_labels_function_that_returns_nothing() -> None:
+    with pytest.raises(ValueError, match=re.escape(BOOL_RULE) + r".*None at 'b'"):
+        labelled(lambda path: None)()
+
+
+@pytest.mark.parametrize("every", [None, 1])
+@pytest.mark.parametrize(
+    ("params", "labels"),
+    [({"n": jnp.arange(3)}, None), (PARAMS, True)],
+    ids=["no float leaf", "all left out"],
+)
+def test_nothing_to_predict(params: Any, labels: Any, every: int | None) -> None:
+    """At `init` or at the first use, but in words."""
+    tx: Any = pdt_optax.pdt(INNER, labels=labels, every=every, **SMALL)
+
+    def use() -> None:
+        state = tx.init(params)
+        if every is None:
+            tx.end_epoch(params, state)
+        else:
+            tx.update(jax.tree.map(jnp.zeros_like, params), state, params)
+
+    check(ValueError, use, ("There is nothing to predict: `params` has no floating-point leaf", "Got"))
+
+
+MASK_RULE = (
+    "An acceptance rule must return a mask of its leaf's shape, bool or a floating-point weight in [0, 1]."
+)
+
+
+@pytest.mark.parametrize(
+    ("returns", "value"),
+    [
+        (lambda step: jnp.ones(1, bool), "bool[1] for a leaf of shape [2]"),
+        (lambda step: jnp.ones((), bool), "bool[] for a leaf of shape [2]"),
+        (lambda step: jnp.ones(step.shape, jnp.int32), "int32[2] for a leaf of shape [2]"),
+        (lambda step: jnp.ones(step.shape, jnp.complex64), "complex64[2] for a leaf of shape [2]"),
+        (lambda step: True, "True"),
+        (lambda step: None, "None"),
+    ],
+    ids=["shape", "scalar", "int", "complex", "a Python bool", "None"],
+)
+def test_a_rule_that_returns_no_mask(returns: Any, value: str) -> None:
+    def my_rule(increments: Any, step: Any, differences: Any, reference: Any, horizon: int) -> Any:
+        return returns(step)
+
+    tx = pdt_optax.pdt(INNER, accept=my_rule, **SMALL)
+    check(ValueError, lambda: tx.end_epoch(PARAMS, tx.init(PARAMS)), (MASK_RULE, "my_rule", value))

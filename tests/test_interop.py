@@ -1,0 +1,744 @@
+"""`pdt` among its neighbours: optimizers, optax's combinators, jax's transformations, flax."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.monitoring
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+from flax.training.train_state import TrainState
+
+import pdt_optax
+
+SMALL: dict[str, Any] = {"window": 2, "start": 2, "interval": 1, "horizon": 2}
+PREDICTED = [False, False, True, False, True, False]
+
+OPTIMIZERS: dict[str, optax.GradientTransformation] = {
+    "sgd": optax.sgd(0.1),
+    "momentum": optax.sgd(0.1, momentum=0.9),
+    "adam": optax.adam(0.05),
+    "adamw": optax.adamw(0.05, weight_decay=0.1),
+    "rmsprop": optax.rmsprop(0.05),
+    "lamb": optax.lamb(0.05),
+    "lion": optax.lion(0.02),
+    "muon": optax.contrib.muon(0.05),
+}
+
+_compilations = 0
+
+
+def _count(event: str, duration_secs: float, **_: Any) -> None:
+    global _compilations
+    _compilations += "backend_compile" in event
+
+
+jax.monitoring.register_event_duration_secs_listener(_count)
+
+
+def make_params() -> dict[str, Any]:
+    return {"v": jnp.array([[0.3, -0.7, 0.05]]), "w": jnp.arange(8.0).reshape(4, 2) / 5 - 0.6}
+
+
+@jax.jit
+def gradient(params: Any) -> Any:
+    return jax.tree.map(lambda x: 0.3 * x - 0.1 + 0.2 * jnp.sin(9 * x), params)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def update(tx: Any, grads: Any, state: Any, params: Any, **extra: Any) -> Any:
+    return tx.update(grads, state, params, **extra)
+
+
+# Apart from `update`: fused with it, XLA rounds a sum of products once, not twice.
+apply_updates: Any = jax.jit(optax.apply_updates)
+
+
+def step(tx: Any, params: Any, state: Any, **extra: Any) -> tuple[Any, Any]:
+    updates, state = update(tx, gradient(params), state, params, **extra)
+    return apply_updates(params, updates), state
+
+
+def run(tx: Any, end: Any, epochs: int = 6, params: Any = None, steps: int = 1) -> tuple[Any, Any, list[Any]]:
+    """Trains with `tx`, and ends epochs with the `pdt` wrapper `end` somewhere inside it."""
+    params = make_params() if params is None else params
+    state, reports = tx.init(params), []
+    for _ in range(epochs):
+        for _ in range(steps):
+            params, state = step(tx, params, state)
+        params, state, report = pdt_optax.end_epoch(end, params, state)
+        reports.append(report)
+    return params, state, reports
+
+
+def plain_pdt() -> pdt_optax.PDT:
+    return pdt_optax.pdt(optax.sgd(0.1), **SMALL)
+
+
+def run_plain(tx: Any, calls: int, params: Any = None) -> tuple[Any, Any]:
+    params = make_params() if params is None else params
+    state = tx.init(params)
+    for _ in range(calls):
+        params, state = step(tx, params, state)
+    return params, state
+
+
+def predicted(reports: list[Any]) -> list[bool]:
+    return [bool(report.predicted) for report in reports]
+
+
+def assert_same(a: Any, b: Any) -> None:
+    """Equal bit for bit, in structure, dtype and value."""
+    assert jax.tree.structure(a) == jax.tree.structure(b)
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        assert x.dtype == y.dtype
+        np.testing.assert_array_equal(x, y, strict=True)
+
+
+def assert_close(a: Any, b: Any, rtol: float = 1e-5, atol: float = 1e-6) -> None:
+    assert jax.tree.structure(a) == jax.tree.structure(b)
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=rtol, atol=atol), a, b)
+
+
+def differs(a: Any, b: Any) -> bool:
+    return any(bool(jnp.any(x != y)) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
+
+
+def types(tree: Any) -> Any:
+    return [(x.shape, x.dtype, x.weak_type) for x in jax.tree.leaves(tree)]
+
+
+def buffers(tree: Any) -> list[Any]:
+    return jax.tree.leaves(tree)
+
+
+# --- optimizers x invariants ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "every"),
+    [(name, None) for name in OPTIMIZERS] + [(name, 1) for name in ("sgd", "adamw", "lamb", "muon")],
+)
+def test_burn_in_is_bitwise_the_inner_optimizer(name: str, every: int | None) -> None:
+    inner = OPTIMIZERS[name]  # every one in the first form; the second is slow to compile
+    tx: Any = pdt_optax.pdt(inner, every=every, window=4)
+    params, state, inner_state = make_params(), tx.init(make_params()), inner.init(make_params())
+    for _ in range(4):
+        grads = gradient(params)
+        updates, state = update(tx, grads, state, params)
+        expected, inner_state = update(inner, grads, inner_state, params)
+        assert_same(updates, expected)
+        assert_same(state.inner_state, inner_state)
+        params = trained = apply_updates(params, updates)
+        if every is None:
+            params, state, report = tx.end_epoch(params, state)
+            assert_same(params, trained)
+            assert not report.predicted
+    assert state.snapshots_seen == 5
+
+
+def takes_factor() -> optax.GradientTransformationExtraArgs:
+    def scale(updates: Any, state: Any, params: Any = None, **extra: Any) -> Any:
+        return jax.tree.map(lambda u: extra["factor"] * u, updates), extra["value"]
+
+    return optax.GradientTransformationExtraArgs(lambda params: jnp.zeros(()), scale)
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_extra_args_reach_the_inner_optimizer(name: str) -> None:
+    inner = optax.chain(OPTIMIZERS[name], takes_factor())
+    tx: Any = pdt_optax.pdt(inner, **SMALL)
+    params = make_params()
+    grads, state = gradient(params), tx.init(params)
+    expected, inner_state = update(inner, grads, inner.init(params), params, factor=3.0, value=4.0)
+    updates, state = update(tx, grads, state, params, factor=3.0, value=4.0)
+    assert_same(updates, expected)
+    assert_same(state.inner_state, inner_state)
+    assert state.inner_state[-1] == 4
+    # and an inner optimizer that takes none is not disturbed by them
+    plain, _ = update(pdt_optax.pdt(OPTIMIZERS[name], **SMALL), grads, tx_state(name), params, factor=3.0)
+    assert_same(plain, update(OPTIMIZERS[name], grads, OPTIMIZERS[name].init(params), params)[0])
+
+
+def tx_state(name: str) -> Any:
+    return pdt_optax.pdt(OPTIMIZERS[name], **SMALL).init(make_params())
+
+
+@functools.cache
+def trained(name: str, donate: bool) -> tuple[Any, list[Any], list[bool], list[Any]]:
+    """Seven epochs with the user's own jitted step, donating params and state or not.
+
+    Returns the last params, the types of params and state after every epoch,
+    whether each predicted, and the compilations of each epoch.
+    """
+    tx: Any = pdt_optax.pdt(OPTIMIZERS[name], **SMALL)
+    traces = 0
+
+    def train_step(params: Any, state: Any) -> Any:
+        nonlocal traces
+        traces += 1
+        updates, state = tx.update(gradient(params), state, params)
+        return optax.apply_updates(params, updates), state
+
+    train: Any = jax.jit(train_step, donate_argnums=(0, 1) if donate else ())
+    params, state = make_params(), tx.init(make_params())
+    seen, was_predicted, compiled = [types((params, state))], [], []
+    for _ in range(7):
+        before = _compilations
+        old = buffers((params, state))
+        params, state = train(params, state)
+        assert [x.is_deleted() for x in old] == [donate] * len(old)
+        old, oldest = buffers((params, state)), buffers((params, state.snapshots[0]))
+        params, state, report = tx.end_epoch(params, state, donate=donate)
+        if donate:
+            assert all(x.is_deleted() for x in oldest)
+        else:
+            assert not any(x.is_deleted() for x in old)
+        seen.append(types((params, state)))
+        was_predicted.append(bool(report.predicted))
+        compiled.append(_compilations - before)
+    assert traces == train._cache_size() == 1
+    return params, seen, was_predicted, compiled
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("donate", [False, True])
+def test_nothing_recompiles(name: str, donate: bool) -> None:
+    _, _, was_predicted, compiled = trained(name, donate)
+    assert was_predicted == [*PREDICTED, True]
+    # All that is ever compiled, for epochs that predict too, is so in the first.
+    assert compiled[0] > 0
+    assert compiled[1:] == [0] * 6
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_types_are_kept(name: str) -> None:
+    _, seen, _, _ = trained(name, False)
+    assert all(one == seen[0] for one in seen)
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_donation_changes_no_number(name: str) -> None:
+    assert_same(trained(name, True)[0], trained(name, False)[0])
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_low_precision_is_kept(name: str) -> None:
+    inner, params = OPTIMIZERS[name], jax.tree.map(lambda x: x.astype(jnp.bfloat16), make_params())
+    tx: Any = pdt_optax.pdt(inner, accept=pdt_optax.everything(), **SMALL)
+    new, state, reports = run(tx, tx, 3, params)
+    assert predicted(reports) == [False, False, True]
+    assert types(new) == types(params)
+    assert types(state.snapshots) == types((params, params))
+    plain, inner_state = run_plain(inner, 3, params)
+    assert types(state.inner_state) == types(inner_state)
+    assert differs(new, plain)
+
+
+@pytest.mark.parametrize("name", ["sgd", "adam"])
+def test_every_in_the_users_jitted_step(name: str) -> None:
+    """The boundary is in the graph: donated and never recompiled."""
+    tx: Any = pdt_optax.pdt(OPTIMIZERS[name], every=2, **SMALL)
+
+    def train_step(params: Any, state: Any) -> Any:
+        updates, state = tx.update(gradient(params), state, params)
+        return optax.apply_updates(params, updates), state
+
+    train: Any = jax.jit(train_step, donate_argnums=(0, 1))
+    params: Any = make_params()
+    state: Any = tx.init(params)
+    start, outcomes = types((params, state)), []
+    for _ in range(12):
+        old = buffers((params, state))
+        params, state = train(params, state)
+        assert all(x.is_deleted() for x in old)
+        assert types((params, state)) == start
+        outcomes.append(bool(state.last_report.predicted))
+    assert outcomes[1::2] == PREDICTED
+    assert train._cache_size() == 1
+
+
+def test_every_outside_jit_does_not_recompile() -> None:
+    tx: Any = pdt_optax.pdt(optax.sgd(0.1), every=2, **SMALL)
+    params: Any = make_params()
+    state, compiled = tx.init(params), []
+    for _ in range(4):
+        before = _compilations
+        updates, state = tx.update(params, state, params)
+        params = optax.apply_updates(params, updates)
+        compiled.append(_compilations - before)
+    assert compiled[1:] == [0, 0, 0]
+
+
+def test_equal_wrappers_share_compiled_code() -> None:
+    params = make_params()
+    one, other = pdt_optax.pdt(optax.sgd(0.1), **SMALL), pdt_optax.pdt(optax.sgd(0.2), **SMALL)
+    one.end_epoch(params, one.init(params))
+    before = _compilations
+    other.end_epoch(params, other.init(params))
+    assert _compilations == before
+
+
+# --- the type of the wrapper ------------------------------------------------------------------------------
+
+
+def test_the_wrapper_is_an_optax_transformation() -> None:
+    tx: Any = pdt_optax.pdt(optax.adam(0.05), **SMALL)
+    assert isinstance(tx, optax.GradientTransformationExtraArgs)
+    assert isinstance(tx, pdt_optax.PDT)
+    init, update_fn = tx
+    assert (init, update_fn) == (tx.init, tx.update)
+    assert optax.with_extra_args_support(tx) is tx
+    expected = run(tx, tx)
+    for same in (tx._replace(update=tx.update), jax.tree.map(lambda f: f, tx)):
+        assert isinstance(same, pdt_optax.PDT)
+        assert hash(same) == hash(tx)
+        assert_same(run(same, same)[:2], expected[:2])
+    wrapped = tx._replace(init=lambda params: tx.init(params))
+    assert_same(run(wrapped, wrapped)[:2], expected[:2])
+
+
+def test_init_under_jit_and_eval_shape() -> None:
+    for every in (None, 3):
+        tx: Any = pdt_optax.pdt(optax.adam(0.05), every=every, labels=lambda path: path == "v", **SMALL)
+        state = tx.init(make_params())
+        shapes = jax.eval_shape(tx.init, make_params())
+        assert jax.tree.structure(shapes) == jax.tree.structure(state)
+        assert types(shapes) == types(state)
+        jitted = jax.jit(tx.init)(make_params())
+        assert types(jitted) == types(state)
+        assert_same(jitted, state)
+
+
+# --- optax's combinators ----------------------------------------------------------------------------------
+
+
+def test_chain() -> None:
+    """Gradients are clipped before the wrapper: inside or outside makes no difference."""
+    clip = optax.clip_by_global_norm(0.1)
+    nested = pdt_optax.pdt(optax.adam(0.05), **SMALL)
+    tx = optax.chain(clip, nested)
+    whole = pdt_optax.pdt(optax.chain(clip, optax.adam(0.05)), **SMALL)
+    params, state, reports = run(tx, nested)
+    expected, whole_state, _ = run(whole, whole)
+    assert predicted(reports) == PREDICTED
+    assert_same(params, expected)
+    assert_same(state[1].snapshots, whole_state.snapshots)
+    assert jax.tree.structure(state) == jax.tree.structure(tx.init(params))
+    assert pdt_optax.leaf_paths(state) == ["v", "w"]
+    assert differs(params, run_plain(optax.chain(clip, optax.adam(0.05)), 6)[0])
+
+
+def test_masked() -> None:
+    nested = pdt_optax.pdt(optax.sgd(0.1), accept=pdt_optax.everything(), **SMALL)
+    tx = optax.masked(nested, {"v": True, "w": False})
+    params, state, reports = run(tx, nested)
+    assert predicted(reports) == PREDICTED
+    assert pdt_optax.leaf_paths(state) == ["v"]
+    expected = run(nested, nested, params={"v": make_params()["v"]})[0]
+    assert_same(params["v"], expected["v"])
+    # `masked` hands the gradient of what it masks on untouched.
+    assert_same(
+        params["w"],
+        run_plain(optax.identity(), 6, {"w": make_params()["w"]})[0]["w"],
+    )
+
+
+def test_inner_masked() -> None:
+    inner = optax.masked(optax.sgd(0.1), {"v": True, "w": False})
+    tx: Any = pdt_optax.pdt(inner, accept=pdt_optax.everything(), **SMALL)
+    params, state, reports = run(tx, tx)
+    assert predicted(reports) == PREDICTED
+    assert pdt_optax.leaf_paths(state) == ["v", "w"]  # `pdt` predicts both
+    alone = pdt_optax.pdt(optax.sgd(0.1), accept=pdt_optax.everything(), **SMALL)
+    assert_close(params["v"], run(alone, alone)[0]["v"])
+
+
+@pytest.mark.parametrize("every", [None, 1])
+def test_partition(every: int | None) -> None:
+    nested = pdt_optax.pdt(optax.sgd(0.1), every=every, accept=pdt_optax.everything(), **SMALL)
+    tx = optax.partition({"pdt": nested, "plain": optax.adam(0.05)}, {"v": "plain", "w": "pdt"})
+    if every is None:
+        params, state, reports = run(tx, nested)
+        assert predicted(reports) == PREDICTED
+    else:
+        params, state = run_plain(tx, 6)
+    assert pdt_optax.leaf_paths(state) == ["w"]
+    plain = optax.partition({"pdt": optax.sgd(0.1), "plain": optax.adam(0.05)}, {"v": "plain", "w": "pdt"})
+    assert_same(params["v"], run_plain(plain, 6)[0]["v"])
+    alone = pdt_optax.pdt(optax.sgd(0.1), accept=pdt_optax.everything(), **SMALL)
+    assert_close(params["w"], run(alone, alone, params={"w": make_params()["w"]})[0]["w"])
+    assert differs(params["w"], run_plain(optax.sgd(0.1), 6)[0]["w"])
+
+
+def test_inject_hyperparams_inside() -> None:
+    tx: Any = pdt_optax.pdt(optax.inject_hyperparams(optax.sgd)(learning_rate=0.1), **SMALL)
+    params, state, reports = run(tx, tx)
+    assert predicted(reports) == PREDICTED
+    assert_same(params, run(plain_pdt(), plain_pdt())[0])
+    assert optax.tree.get(state, "learning_rate") == jnp.float32(0.1)
+    slower = optax.tree.set(state, learning_rate=jnp.float32(0.05))
+    fast, _ = update(tx, gradient(params), state, params)
+    slow, _ = update(tx, gradient(params), slower, params)
+    assert_close(slow, jax.tree.map(lambda u: u / 2, fast))
+
+
+def test_inject_hyperparams_outside() -> None:
+    def make(learning_rate: Any) -> Any:
+        return pdt_optax.pdt(optax.sgd(learning_rate), every=1, **SMALL)
+
+    tx = optax.inject_hyperparams(make)(learning_rate=0.1)
+    params, state = run_plain(tx, 5)
+    assert state.inner_state.last_report.predicted
+    assert_close(params, run_plain(make(0.1), 5)[0])
+
+
+def test_multi_steps_outside_counts_optimizer_steps() -> None:
+    nested = pdt_optax.pdt(optax.sgd(0.1), every=2, **SMALL)
+    tx = optax.MultiSteps(nested, every_k_schedule=3)
+    grads = [jax.tree.map(lambda x, i=i: jnp.sin(x + i), make_params()) for i in range(36)]
+    params, state, seen = make_params(), tx.init(make_params()), []
+    train: Any = jax.jit(lambda g, s, p: tx.update(g, s, p))
+    for g in grads:
+        updates, state = train(g, state, params)
+        params = apply_updates(params, updates)
+        seen.append(int(state.inner_opt_state.snapshots_seen))
+    assert seen == [1 + n // 6 for n in range(1, 37)]
+    expected, own = make_params(), nested.init(make_params())
+    for i in range(0, 36, 3):
+        mean = jax.tree.map(lambda *g: sum(g) / 3, *grads[i : i + 3])
+        updates, own = update(nested, mean, own, expected)
+        expected = apply_updates(expected, updates)
+    assert_close(params, expected)
+    assert state.inner_opt_state.predictions_made == 2
+
+
+@pytest.mark.parametrize("as_transformation", [False, True])
+def test_multi_steps_inside(as_transformation: bool) -> None:
+    accumulate: Any = optax.MultiSteps(optax.sgd(0.1), every_k_schedule=2)
+    inner = accumulate.gradient_transformation() if as_transformation else accumulate
+    tx: Any = pdt_optax.pdt(inner, **SMALL)
+    params, state, reports = run(tx, tx, steps=2)
+    assert predicted(reports) == PREDICTED
+    # Both gradients of an epoch are taken at the same weights, so their mean is either.
+    assert_close(params, run(plain_pdt(), plain_pdt())[0])
+    assert state.inner_state.gradient_step == 6
+
+
+@pytest.mark.parametrize("inside", [False, True])
+def test_apply_if_finite(inside: bool) -> None:
+    if inside:
+        tx = nested = pdt_optax.pdt(optax.apply_if_finite(optax.sgd(0.1), 5), **SMALL)
+    else:
+        nested = pdt_optax.pdt(optax.sgd(0.1), **SMALL)
+        tx = optax.apply_if_finite(nested, 5)
+    params: Any = make_params()
+    state: Any = tx.init(params)
+    for epoch in range(6):
+        bad = jax.tree.map(lambda g: g * jnp.nan, gradient(params))
+        updates, state = update(tx, bad, state, params)  # skipped
+        params, state = step(tx, apply_updates(params, updates), state)
+        params, state, report = pdt_optax.end_epoch(nested, params, state)
+        assert bool(report.predicted) == PREDICTED[epoch]
+        assert report.finite
+    assert_close(params, run(plain_pdt(), plain_pdt())[0])
+    assert optax.tree.get(state, "total_notfinite") == 6
+
+
+# --- optax.tree -------------------------------------------------------------------------------------------
+
+
+NAMED = {
+    "adam": (optax.adam(0.05), ("count", "mu", "nu")),
+    "injected": (optax.inject_hyperparams(optax.sgd)(learning_rate=0.1), ("count", "learning_rate")),
+    "momentum": (optax.sgd(0.1, momentum=0.9), ("trace",)),
+    "plateau": (optax.contrib.reduce_on_plateau(), ("scale", "best_value", "plateau_count", "avg_value")),
+    "line search": (optax.scale_by_backtracking_linesearch(5), ("learning_rate", "value", "grad")),
+    "lbfgs": (optax.scale_by_lbfgs(), ("count", "params", "updates")),
+}
+
+
+@pytest.mark.parametrize("every", [None, 2])
+@pytest.mark.parametrize("name", NAMED)
+def test_names_stay_unambiguous(name: str, every: int | None) -> None:
+    """Whatever `optax.tree.get` finds in the inner state, it finds in ours."""
+    inner, keys = NAMED[name]
+    state: Any = pdt_optax.pdt(inner, every=every, **SMALL).init(make_params())
+    for key in keys:
+        assert_same(optax.tree.get(state, key), optax.tree.get(state.inner_state, key))
+
+
+@pytest.mark.parametrize("every", [None, 2])
+def test_value_and_grad_from_state(every: int | None) -> None:
+    """It looks for `value` in the state of a line search."""
+    tx: Any = pdt_optax.pdt(optax.lbfgs(), every=every, **SMALL)
+
+    def loss(params: Any) -> Any:
+        return sum(jnp.sum(x**2) for x in jax.tree.leaves(params))
+
+    params = make_params()
+    value, grads = optax.value_and_grad_from_state(loss)(params, state=tx.init(params))
+    np.testing.assert_allclose(value, loss(params), rtol=1e-6)
+    assert_close(grads, jax.tree.map(lambda x: 2 * x, params))
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [None, lambda path: path == "v", {"v": True, "w": False}],
+    ids=["no labels", "a function", "a tree"],
+)
+def test_map_params(labels: Any) -> None:
+    tx: Any = pdt_optax.pdt(optax.adam(0.05), labels=labels, **SMALL)
+    params = make_params()
+    state: Any = tx.init(params)
+    mapped: Any = optax.tree.map_params(tx, lambda x: x + 1, state)
+    assert jax.tree.structure(mapped) == jax.tree.structure(state)
+    assert_same(mapped.snapshots, jax.tree.map(lambda x: x + 1, state.snapshots))
+    assert_same(mapped.inner_state[0].mu, jax.tree.map(jnp.ones_like, params))
+    counters = ("snapshots_seen", "plain_epochs", "predictions_made", "updates_seen", "value_sum")
+    for name in counters:
+        assert_same(getattr(mapped, name), getattr(state, name))
+
+
+# --- jax's transformations --------------------------------------------------------------------------------
+
+
+def test_end_epoch_under_jit() -> None:
+    tx: Any = pdt_optax.pdt(optax.adam(0.05), **SMALL)
+    expected, expected_state, expected_reports = run(tx, tx)
+
+    epoch: Any = jax.jit(lambda params, state: tx.end_epoch(params, state, value=jnp.float32(0.5)))
+
+    params, state, reports = make_params(), tx.init(make_params()), []
+    for _ in range(6):
+        params, state = step(tx, params, state)
+        params, state, report = epoch(params, state)
+        assert report.mean_value == 0.5
+        reports.append(report._replace(mean_value=expected_reports[0].mean_value))
+    assert epoch._cache_size() == 1
+    assert_close(params, expected)
+    assert_close(state, expected_state)
+    assert_close(reports, expected_reports)
+
+
+def test_scan_with_every() -> None:
+    tx: Any = pdt_optax.pdt(optax.adam(0.05), every=2, **SMALL)
+
+    def body(carry: Any, _: Any) -> Any:
+        params, state = carry
+        updates, state = tx.update(gradient(params), state, params)
+        return (optax.apply_updates(params, updates), state), state.last_report
+
+    (params, state), reports = jax.lax.scan(body, (make_params(), tx.init(make_params())), length=12)
+    assert reports.predicted[1::2].tolist() == PREDICTED
+    expected, expected_state = run_plain(tx, 12)
+    assert_close(params, expected)
+    assert_close(state, expected_state)
+
+
+def ensemble() -> Any:
+    return jax.tree.map(lambda x: jnp.stack([x, 2 * x, -x]), make_params())
+
+
+def member(tree: Any, i: int) -> Any:
+    return jax.tree.map(lambda x: x[i], tree)
+
+
+def test_vmap_of_predict_and_mask() -> None:
+    def predict(snapshots: Any, params: Any) -> Any:
+        return pdt_optax.predict_and_mask(
+            snapshots, params, dynamics=pdt_optax.dmd(), accept=pdt_optax.released_rule(), horizon=2
+        )
+
+    weights = [jax.tree.map(lambda x, k=k: x * 0.8**k, ensemble()) for k in range(4)]
+    together = jax.vmap(predict)(weights[:3], weights[3])
+    for i in range(3):
+        alone = predict([member(w, i) for w in weights[:3]], member(weights[3], i))
+        assert_close(member(together, i).params, alone.params)
+
+
+def test_vmap_with_every() -> None:
+    tx: Any = pdt_optax.pdt(optax.sgd(0.1), every=2, **SMALL)
+    params = ensemble()
+    state = jax.vmap(tx.init)(params)
+    train = jax.jit(jax.vmap(lambda p, s: tx.update(gradient(p), s, p)))
+    for _ in range(6):
+        updates, state = train(params, state)
+        params = apply_updates(params, updates)
+    assert state.last_report.predicted.tolist() == [True] * 3
+    for i in range(3):
+        assert_close(member(params, i), run_plain(tx, 6, member(ensemble(), i))[0])
+
+
+def test_vmap_of_end_epoch() -> None:
+    tx: Any = pdt_optax.pdt(optax.sgd(0.1), **SMALL)
+    params, state = ensemble(), jax.vmap(tx.init)(ensemble())
+    outcomes = []
+    for _ in range(3):
+        updates, state = jax.vmap(tx.update)(gradient(params), state, params)
+        params, state, report = jax.vmap(lambda p, s: tx.end_epoch(p, s))(
+            apply_updates(params, updates), state
+        )
+        outcomes.append(report.predicted.tolist())
+    assert outcomes == [[p] * 3 for p in PREDICTED[:3]]
+    for i in range(3):
+        assert_close(member(params, i), run(tx, tx, 3, member(ensemble(), i))[0])
+
+
+def weak_params() -> dict[str, Any]:
+    return {"a": jnp.full((2, 3), 0.01), "b": jnp.asarray(0.5)}
+
+
+@pytest.mark.parametrize("every", [None, 1])
+def test_weakly_typed_params_cause_no_recompiles(every: int | None) -> None:
+    assert all(x.weak_type for x in weak_params().values())
+
+    def traces(tx: Any, end: Callable[..., Any] | None) -> list[int]:
+        count, counts = 0, []
+
+        def train_step(params: Any, state: Any) -> Any:
+            nonlocal count
+            count += 1
+            updates, state = tx.update(gradient(params), state, params)
+            return optax.apply_updates(params, updates), state
+
+        train = jax.jit(train_step)
+        params, state = weak_params(), tx.init(weak_params())
+        for _ in range(6):
+            params, state = train(params, state)
+            if end is not None:
+                params, state, _ = end(params, state)
+            counts.append(count)
+        return counts
+
+    inner = optax.adam(0.05)
+    tx: Any = pdt_optax.pdt(inner, every=every, **SMALL)
+    state: Any = tx.init(weak_params())
+    assert not any(x.weak_type for x in jax.tree.leaves(state._replace(inner_state=None)))
+    # The step alone compiles for the weak types it starts with and for the strong ones it makes.
+    assert traces(tx, tx.end_epoch if every is None else None) == traces(inner, None)
+
+
+# --- flax -------------------------------------------------------------------------------------------------
+
+
+X = jnp.sin(jnp.arange(16.0)).reshape(8, 2)
+Y = jnp.cos(jnp.arange(8.0)).reshape(8, 1)
+
+
+def test_linen_train_state() -> None:
+    model: Any = nn.Dense(1)
+    tx: Any = pdt_optax.pdt(optax.adam(0.05), **SMALL)
+    variables = model.init(jax.random.key(0), X)
+    state = TrainState.create(apply_fn=model.apply, params=variables["params"], tx=tx)
+
+    def loss(params: Any) -> Any:
+        return jnp.mean((model.apply({"params": params}, X) - Y) ** 2)
+
+    train_step: Any = jax.jit(lambda state: state.apply_gradients(grads=jax.grad(loss)(state.params)))
+
+    params, opt_state, reports = variables["params"], tx.init(variables["params"]), []
+    for _ in range(6):
+        state = train_step(state)
+        new_params, new_opt_state, report = tx.end_epoch(state.params, state.opt_state)
+        state = state.replace(params=new_params, opt_state=new_opt_state)
+        reports.append(report)
+
+        updates, opt_state = tx.update(jax.grad(loss)(params), opt_state, params)
+        params, opt_state, _ = tx.end_epoch(optax.apply_updates(params, updates), opt_state)
+    assert predicted(reports) == PREDICTED
+    assert train_step._cache_size() <= 2  # `step` starts as an int
+    assert state.step == 6
+    assert_close(state.params, params)
+
+
+class Model(nnx.Module):
+    def __init__(self, rngs: nnx.Rngs):
+        self.hidden = nnx.Linear(2, 3, rngs=rngs)
+        self.norm = nnx.BatchNorm(3, rngs=rngs)
+        self.out = nnx.Linear(3, 1, rngs=rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return self.out(nnx.relu(self.norm(self.hidden(x))))
+
+
+def nnx_loss(model: Model) -> jax.Array:
+    return jnp.mean((model(X) - Y) ** 2)
+
+
+@nnx.jit
+def nnx_step(model: Model, optimizer: nnx.Optimizer) -> None:
+    optimizer.update(model, nnx.grad(nnx_loss)(model))
+
+
+def nnx_reference(tx: Any, end: bool) -> Any:
+    """The same training without `nnx.Optimizer`."""
+    graph, params, rest = nnx.split(Model(nnx.Rngs(0)), nnx.Param, ...)
+    params = nnx.as_pure(params)
+    state = tx.init(params)
+    for _ in range(6):
+        model = nnx.merge(graph, params, rest)
+        grads = nnx.as_pure(nnx.grad(nnx_loss)(model))
+        rest = nnx.state(model, nnx.Not(nnx.Param))
+        updates, state = update(tx, grads, state, params)
+        params = apply_updates(params, updates)
+        if end:
+            params, state, _ = tx.end_epoch(params, state)
+    return params
+
+
+@pytest.mark.parametrize("donate", [False, True])
+@pytest.mark.parametrize("labels", [None, lambda path: path.startswith("norm/")], ids=["all", "labels"])
+def test_nnx_optimizer(labels: Any, donate: bool) -> None:
+    tx: Any = pdt_optax.pdt(optax.sgd(0.1), labels=labels, **SMALL)
+    model = Model(nnx.Rngs(0))
+    optimizer = nnx.Optimizer(model, tx, wrt=nnx.Param)
+    kinds = jax.tree.structure(optimizer.opt_state)
+    reports = []
+    for _ in range(6):
+        nnx_step(model, optimizer)
+        params, opt_state, report = tx.end_epoch(
+            nnx.as_pure(nnx.state(model, nnx.Param)), nnx.as_pure(optimizer.opt_state), donate=donate
+        )
+        nnx.update(model, params)
+        nnx.update(optimizer.opt_state, nnx.state(opt_state))
+        reports.append(report)
+    assert predicted(reports) == PREDICTED
+    assert jax.tree.structure(optimizer.opt_state) == kinds
+    state: Any = nnx.as_pure(optimizer.opt_state)
+    assert state.snapshots_seen == 7
+    new = nnx.as_pure(nnx.state(model, nnx.Param))
+    leaves = jax.tree.leaves(new)
+    if labels is not None:
+        leaves = [x for path, x in jax.tree_util.tree_leaves_with_path(new) if "norm" not in str(path)]
+    assert_same(jax.tree.leaves(state.snapshots[-1]), leaves)
+    assert_close(new, nnx_reference(tx, True), rtol=1e-4, atol=1e-5)
+    assert differs(new, nnx_reference(optax.sgd(0.1), False))
+
+
+def test_nnx_optimizer_with_every() -> None:
+    tx: Any = pdt_optax.pdt(optax.sgd(0.1), every=1, **SMALL)
+    model = Model(nnx.Rngs(0))
+    optimizer = nnx.Optimizer(model, tx, wrt=nnx.Param)
+    outcomes = []
+    for _ in range(6):
+        nnx_step(model, optimizer)
+        outcomes.append(bool(nnx.as_pure(optimizer.opt_state).last_report.predicted))
+    assert outcomes == PREDICTED
+    new = nnx.as_pure(nnx.state(model, nnx.Param))
+    assert_close(new, nnx_reference(pdt_optax.pdt(optax.sgd(0.1), **SMALL), True), rtol=1e-4, atol=1e-5)
+
+
+def test_nnx_paths_are_those_of_the_model() -> None:
+    """The same names at `init`, where nnx hands over Variables, and afterwards."""
+    seen = []
+    tx: Any = pdt_optax.pdt(optax.sgd(0.1), labels=lambda path: bool(seen.append(path)), **SMALL)
+    optimizer = nnx.Optimizer(Model(nnx.Rngs(0)), tx, wrt=nnx.Param)
+    pure = pdt_optax.leaf_paths(nnx.as_pure(optimizer.opt_state))
+    assert "hidden/kernel" in pure
+    assert sorted(set(seen)) == sorted(pure)

@@ -1,0 +1,425 @@
+"""`predict_and_mask` against an independent float64 oracle, on real training runs and on constructed truth."""
+
+import functools
+import warnings
+from typing import Any, NamedTuple, cast
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import pdt_optax
+from tests import oracle, training
+
+with warnings.catch_warnings():
+    # Its plotting dependencies warn at import on some versions; not ours to fix.
+    warnings.simplefilter("ignore")
+    from pydmd import DMD
+
+WINDOW = 5
+HORIZON = 5
+EVERYTHING: pdt_optax.Rule = pdt_optax.everything()
+
+# (optimizer, epoch of the oldest snapshot). In the annealed window the weights move too little for
+# float32 weights to hold five digits of it, so there the displacement is judged before it is rounded.
+WINDOWS = {
+    "early": ("adamw", 0),
+    "late": ("adamw", training.EPOCHS - WINDOW),
+    "annealed": ("momentum-cosine", training.EPOCHS - WINDOW),
+}
+
+DMD_GRID = [
+    pdt_optax.dmd(rank=rank, modes=modes, fit=fit, displacement=displacement)
+    for rank in (1, 2, 3, 4)
+    for modes in ("projected", "exact")
+    for fit in ("past", "current")
+    for displacement in (True, False)
+]
+RANK_RULES = [
+    dynamics
+    for rank in ("gavish-donoho", 0.99999, None)
+    for dynamics in (
+        pdt_optax.dmd(rank=rank, modes="projected", fit="past", displacement=True),
+        pdt_optax.dmd(rank=rank, modes="exact", fit="current", displacement=False),
+    )
+]
+DRIFT = pdt_optax.drift(fit="current")
+DRIFTS = [pdt_optax.drift(fit="past"), DRIFT]
+
+PAPER = pdt_optax.dmd(rank=None, modes="exact", fit="past", displacement=False)
+RELEASED = pdt_optax.dmd(rank="gavish-donoho", modes="projected", fit="past", displacement=True)
+CURRENT = pdt_optax.dmd(rank=2, modes="projected", fit="current", displacement=True)
+HARD_RULES = [
+    pdt_optax.paper_rule(),
+    pdt_optax.bounded_rule(),
+    pdt_optax.released_rule(),
+    pdt_optax.agree(),
+]
+
+
+class Case(NamedTuple):
+    """One window of a training run."""
+
+    snapshots: list[Any]
+    params: Any
+
+
+def epoch_weights(optimizer: str = "adamw") -> list[dict[str, np.ndarray]]:
+    """The run's weights in two leaves: enough to need sums over leaves, and half the time to compile."""
+    return [
+        {
+            "kernel": weights["dense_0"]["kernel"],
+            "rest": oracle.flatten([weights["dense_0"]["bias"], weights["dense_1"]]),
+        }
+        for weights in training.epoch_weights(optimizer)
+    ]
+
+
+@functools.cache
+def case(window: str) -> Case:
+    optimizer, first = WINDOWS[window]
+    history = epoch_weights(optimizer)
+    return Case(history[first : first + WINDOW], history[first + WINDOW])
+
+
+def predict(snapshots, params, dynamics, accept: pdt_optax.Rule = EVERYTHING) -> pdt_optax.Prediction:
+    return pdt_optax.predict_and_mask(snapshots, params, dynamics=dynamics, accept=accept, horizon=HORIZON)
+
+
+def expected(snapshots, params, dynamics, accept: pdt_optax.Rule = EVERYTHING) -> oracle.Oracle:
+    flat = [oracle.flatten(tree) for tree in snapshots]
+    return oracle.predict_and_mask(flat, oracle.flatten(params), dynamics, accept, HORIZON)
+
+
+def increments(prediction: pdt_optax.Prediction, snapshots, params, dynamics) -> np.ndarray:
+    """The (HORIZON, N) predicted steps that `coefficients` stand for, in float64."""
+    seen = snapshots if dynamics.fit == "past" else [*snapshots[1:], params]
+    window = np.stack([oracle.flatten(tree).astype(np.float64) for tree in seen], axis=1)
+    basis = np.column_stack([window[:, -1], np.diff(window, axis=1)])
+    return np.asarray(prediction.coefficients, np.float64) @ basis.T
+
+
+def relative_error(got: np.ndarray, want: np.ndarray) -> float:
+    return float(np.linalg.norm(got - want) / np.linalg.norm(want))
+
+
+def assert_same_spectrum(got, want, tolerance: float) -> None:
+    """Eigenvalues agree as sets, each near one of the others and the other way round."""
+    distance = np.abs(np.asarray(got)[:, None] - np.asarray(want)[None, :])
+    assert distance.min(axis=0).max() <= tolerance
+    assert distance.min(axis=1).max() <= tolerance
+
+
+def assert_trees_identical(got, want) -> None:
+    """Same structure, types and bits."""
+    assert jax.tree.structure(got) == jax.tree.structure(want)
+    for ours, theirs in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+        assert ours.dtype == theirs.dtype
+        assert np.asarray(ours).tobytes() == np.asarray(theirs).tobytes()
+
+
+@pytest.mark.parametrize("dynamics", [*DMD_GRID, *RANK_RULES, *DRIFTS], ids=str)
+@pytest.mark.parametrize("window", WINDOWS)
+def test_displacement_agrees_with_float64_svd(window, dynamics):
+    got, want = predict(*case(window), dynamics), expected(*case(window), dynamics)
+    displacement = want.predictions[-1] - want.reference
+    assert bool(got.finite)
+
+    # Before rounding to the weights' type: every predicted step, and the whole way.
+    steps = increments(got, *case(window), dynamics)
+    oracle_steps = np.diff(np.vstack([want.reference, want.predictions]), axis=0)
+    for ours, theirs in zip(steps, oracle_steps, strict=True):
+        assert relative_error(ours, theirs) <= 1e-5
+    assert relative_error(steps.sum(axis=0), displacement) <= 1e-5
+
+    # The new weights themselves: two units in the last place, and in all 1e-5 of the jump.
+    moved = oracle.flatten(got.params)
+    size = np.abs(want.reference) + np.abs(displacement)
+    ulp = np.spacing(size.astype(np.float32)).astype(np.float64)
+    assert np.all(np.abs(moved - want.predictions[-1]) <= 2 * ulp + 1e-6 * np.abs(displacement).max())
+    if window != "annealed":
+        assert relative_error(moved - want.reference, displacement) <= 1e-5
+
+    rank = int(got.rank)
+    assert rank == want.rank
+    np.testing.assert_allclose(got.singular_values, want.singular_values, rtol=1e-6)
+    if not isinstance(dynamics, pdt_optax.drift):
+        eigenvalues = np.asarray(got.eigenvalues)
+        assert np.all(np.isnan(eigenvalues[rank:]))
+        assert_same_spectrum(eigenvalues[:rank], want.eigenvalues, 1e-6)
+        assert np.all(np.diff(np.abs(eigenvalues[:rank])) <= 1e-6)
+
+
+@pytest.mark.parametrize(
+    ("dynamics", "accept"),
+    [
+        *((dynamics, accept) for dynamics in (PAPER, CURRENT) for accept in HARD_RULES),
+        (RELEASED, pdt_optax.released_rule()),
+        (DRIFT, pdt_optax.agree()),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("window", WINDOWS)
+def test_masks_agree(window, dynamics, accept):
+    snapshots, params = case(window)
+    got = predict(snapshots, params, dynamics, accept)
+    want = expected(snapshots, params, dynamics, accept)
+    mask = np.concatenate([np.asarray(leaf).ravel() for leaf in jax.tree.leaves(got.mask)])
+    assert mask.dtype == np.bool_
+    assert np.mean(mask == want.mask) >= 0.999
+    # A mask of all or nothing would agree with anything broken the same way.
+    assert 0 < np.mean(want.mask) < 1
+
+    old, new = oracle.flatten(params), oracle.flatten(got.params)
+    assert new[~mask].tobytes() == old[~mask].tobytes()
+    prediction = want.predictions[-1][mask]
+    np.testing.assert_allclose(new[mask], prediction, rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(float(got.accepted_share), mask.mean(), rtol=1e-6)
+    shares = [np.mean(leaf) for leaf in jax.tree.leaves(got.mask)]
+    np.testing.assert_allclose(got.accepted_share_per_leaf, shares, rtol=1e-6)
+
+
+@pytest.mark.parametrize("dynamics", DRIFTS, ids=str)
+@pytest.mark.parametrize("window", WINDOWS)
+def test_soft_masks_agree(window, dynamics):
+    snapshots, params = case(window)
+    got = predict(snapshots, params, dynamics, pdt_optax.shrink())
+    want = expected(snapshots, params, dynamics, pdt_optax.shrink())
+    mask = oracle.flatten(got.mask)
+    assert np.mean(np.abs(mask - want.mask) <= 1e-3) >= 0.999
+    assert 0.05 < want.mask.mean() < 0.95
+    np.testing.assert_allclose(oracle.flatten(got.params), want.weights, rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(float(got.accepted_share), mask.mean(), rtol=1e-5)
+    old, new = oracle.flatten(params), oracle.flatten(got.params)
+    assert new[mask == 0].tobytes() == old[mask == 0].tobytes()
+
+
+@pytest.mark.parametrize("scale", [2.0**66, 2.0**-80])
+@pytest.mark.parametrize(
+    ("dynamics", "accept"),
+    [(RELEASED, pdt_optax.released_rule()), (PAPER, pdt_optax.bounded_rule()), (DRIFT, pdt_optax.agree())],
+    ids=str,
+)
+def test_scale_does_not_matter(dynamics, accept, scale):
+    """Squares of the scaled weights over- or underflow float32; powers of two round nothing."""
+    snapshots, params = jax.tree.map(lambda w: w * np.float32(scale), case("early"))
+    got, want = predict(snapshots, params, dynamics, accept), predict(*case("early"), dynamics, accept)
+    assert bool(got.finite)
+    assert 0 < float(want.accepted_share) < 1
+    assert abs(float(got.accepted_share) - float(want.accepted_share)) <= 1e-3
+    close = np.isclose(oracle.flatten(got.params) / scale, oracle.flatten(want.params), rtol=1e-5, atol=1e-6)
+    assert np.mean(close) >= 0.999
+
+
+# Constructed truth ---------------------------------------------------------------------------------------
+
+TRUE_EIGENVALUES = np.array([0.95 * np.exp(0.7j), 0.95 * np.exp(-0.7j), 0.9, -0.6])
+
+
+def linear_system(n_snapshots: int, n_weights: int = 2000) -> np.ndarray:
+    """(n_snapshots, n_weights) snapshots of w_(k+1) = A w_k with `TRUE_EIGENVALUES`.
+
+    A acts on a four-dimensional subspace, in coordinates in which it is a block-diagonal matrix.
+    """
+    random = np.random.default_rng(0)
+    basis, _ = np.linalg.qr(random.normal(size=(n_weights, 4)))
+    block = np.zeros((4, 4))
+    block[:2, :2] = 0.95 * np.array([[np.cos(0.7), -np.sin(0.7)], [np.sin(0.7), np.cos(0.7)]])
+    block[2, 2], block[3, 3] = 0.9, -0.6
+    mixing = random.normal(size=(4, 4))
+    block = mixing @ block @ np.linalg.inv(mixing)
+    states = [mixing @ np.array([1.0, 0.5, 1.0, 1.0])]
+    for _ in range(n_snapshots - 1):
+        states.append(block @ states[-1])
+    return np.stack(states) @ basis.T
+
+
+@pytest.mark.parametrize(
+    ("modes", "fit", "displacement"),
+    [
+        ("projected", "past", True),
+        ("projected", "past", False),
+        ("exact", "past", True),
+        ("exact", "past", False),
+        ("projected", "current", True),
+        ("exact", "current", False),
+    ],
+)
+def test_linear_system_is_predicted_exactly(modes, fit, displacement):
+    """Four eigenvalues, four snapshot pairs: the model is the system."""
+    with jax.enable_x64(True):
+        truth = linear_system(WINDOW + 1 + HORIZON)
+        assert np.linalg.cond(truth[: WINDOW - 1]) <= 1e3
+        weights = [jnp.asarray(w.reshape(40, 50)) for w in truth]
+        dynamics = pdt_optax.dmd(rank=None, modes=modes, fit=fit, displacement=displacement)
+        got = predict(weights[:WINDOW], weights[WINDOW], dynamics)
+        moved = oracle.flatten(got.params)
+        assert moved.dtype == np.float64
+        assert int(got.rank) == 4
+        newest = WINDOW - 1 if fit == "past" else WINDOW
+        assert relative_error(moved, truth[newest + HORIZON]) <= 1e-10
+        jump = truth[newest + HORIZON] - truth[newest]
+        assert relative_error(moved - truth[newest], jump) <= 1e-10
+        # The report's complex64 holds seven digits.
+        assert_same_spectrum(got.eigenvalues, TRUE_EIGENVALUES, 1e-6)
+
+
+def test_long_window_of_a_small_system():
+    """Seven pairs of a four-dimensional system: the three singular values of rounding must be cut."""
+    with jax.enable_x64(True):
+        truth = linear_system(9 + HORIZON)
+        dynamics = pdt_optax.dmd(rank=None, fit="past", displacement=False)
+        snapshots = [jnp.asarray(w) for w in truth[:8]]
+        got = predict(snapshots, jnp.asarray(truth[8]), dynamics)
+        assert int(got.rank) == 4
+        assert relative_error(np.asarray(got.params), truth[7 + HORIZON]) <= 1e-10
+
+
+@pytest.mark.parametrize(("rank", "exact"), [(2, False), (4, True)])
+@pytest.mark.filterwarnings("ignore:Input data condition number")
+def test_pydmd_has_the_same_modes_and_eigenvalues(rank, exact):
+    """On real weights in float64. PyDMD starts its forecasts from the oldest snapshot, we from the newest.
+
+    So its modes and eigenvalues go into Eq. 5, which must give our prediction: that fixes eigenvalues,
+    span and the pairing of the two.
+    """
+    with jax.enable_x64(True):
+        snapshots = [jnp.asarray(oracle.flatten(w), jnp.float64) for w in case("early").snapshots]
+        params = jnp.asarray(oracle.flatten(case("early").params), jnp.float64)
+        dynamics = pdt_optax.dmd(
+            rank=rank, modes="exact" if exact else "projected", fit="past", displacement=False
+        )
+        got = predict(snapshots, params, dynamics)
+        window = np.stack(snapshots, axis=1)
+        peer = DMD(svd_rank=rank, exact=exact).fit(window)
+        modes, eigenvalues = np.asarray(peer.modes), np.asarray(peer.eigs)
+        assert_same_spectrum(np.asarray(got.eigenvalues)[:rank], eigenvalues, 1e-6)
+        amplitudes = np.linalg.pinv(modes) @ window[:, -1]
+        prediction = np.real(modes @ (eigenvalues**HORIZON * amplitudes))
+        newest = window[:, -1]
+        assert relative_error(oracle.flatten(got.params) - newest, prediction - newest) <= 1e-9
+
+
+@pytest.mark.filterwarnings("ignore:Input data condition number")
+def test_pydmd_forecasts_the_same_linear_system():
+    with jax.enable_x64(True):
+        truth = linear_system(WINDOW + 1)
+        peer = DMD(svd_rank=4).fit(truth[:WINDOW].T)
+        peer.dmd_time["tend"] = WINDOW - 1 + HORIZON
+        forecast = np.real(peer.reconstructed_data[:, -1])
+        dynamics = pdt_optax.dmd(rank=None)
+        got = predict([jnp.asarray(w) for w in truth[:WINDOW]], jnp.asarray(truth[WINDOW]), dynamics)
+        assert relative_error(np.asarray(got.params), forecast) <= 1e-9
+
+
+# Degenerate windows --------------------------------------------------------------------------------------
+
+DEGENERATE = {
+    "all equal": (0, 0, 0, 0, 0, 1),
+    "all equal, no step": (0, 0, 0, 0, 0, 0),
+    "one repeated": (0, 1, 1, 2, 3, 4),
+    "two alternating": (0, 1, 0, 1, 0, 1),
+    "stopped": (0, 1, 2, 2, 2, 2),
+    "stopped, newest moves": (0, 0, 0, 0, 1, 2),
+}
+DEGENERATE_DYNAMICS = [
+    PAPER,
+    RELEASED,
+    *(pdt_optax.dmd(rank=4, modes=m, fit="current", displacement=True) for m in ("projected", "exact")),
+    DRIFT,
+]
+
+
+@pytest.mark.parametrize("dynamics", DEGENERATE_DYNAMICS, ids=str)
+@pytest.mark.parametrize("order", DEGENERATE)
+def test_degenerate_windows(order, dynamics):
+    history = epoch_weights()
+    *snapshots, params = [history[epoch] for epoch in DEGENERATE[order]]
+    got, want = predict(snapshots, params, dynamics), expected(snapshots, params, dynamics)
+    assert bool(got.finite)
+    assert int(got.rank) == want.rank
+    assert np.all(np.isfinite(got.coefficients))
+    np.testing.assert_allclose(oracle.flatten(got.params), want.predictions[-1], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("dynamics", DEGENERATE_DYNAMICS, ids=str)
+def test_zero_weights_stay_zero(dynamics):
+    _, params = case("early")
+    zeros = jax.tree.map(np.zeros_like, params)
+    got = predict([zeros] * WINDOW, zeros, dynamics)
+    assert np.all(oracle.flatten(got.params) == 0)
+    assert np.all(np.isfinite(got.coefficients))
+
+
+@pytest.mark.parametrize("poison", [np.nan, np.inf])
+@pytest.mark.parametrize("place", ["oldest", "newest", "params"])
+def test_nothing_is_accepted_from_a_window_that_is_not_finite(place, poison):
+    snapshots, params = jax.tree.map(np.copy, case("early"))
+    trees = {"oldest": snapshots[0], "newest": snapshots[-1], "params": params}
+    trees[place]["kernel"][3, 4] = poison
+    for dynamics in (RELEASED, DRIFT):
+        if place == "oldest" and dynamics.fit == "current":
+            continue  # The model does not see it.
+        got = predict(snapshots, params, dynamics)
+        assert not bool(got.finite)
+        assert float(got.accepted_share) == 0
+        assert_trees_identical(jax.tree.map(np.asarray, got.params), params)
+
+
+# Trees of every kind -------------------------------------------------------------------------------------
+
+
+def mixed_tree(epoch: int) -> dict[str, Any]:
+    """bfloat16, float32, int32 and bool leaves, a scalar and None, from real weights."""
+    layers = training.epoch_weights("adamw")[epoch]
+    return {
+        "half": jnp.asarray(layers["dense_0"]["kernel"], jnp.bfloat16),
+        "full": jnp.asarray(layers["dense_1"]["kernel"]),
+        "scalar": jnp.asarray(layers["dense_1"]["bias"][0]),
+        "steps": jnp.full((3,), epoch, jnp.int32),
+        "flag": jnp.asarray(epoch % 2 == 0),
+        "nothing": None,
+    }
+
+
+@pytest.mark.parametrize(
+    ("dynamics", "accept"),
+    [
+        (RELEASED, pdt_optax.released_rule()),
+        (RELEASED, EVERYTHING),
+        (PAPER, pdt_optax.paper_rule()),
+        (DRIFT, pdt_optax.agree()),
+        (DRIFT, pdt_optax.shrink()),
+    ],
+    ids=str,
+)
+def test_mixed_trees(dynamics, accept):
+    *snapshots, params = [mixed_tree(epoch) for epoch in range(WINDOW + 1)]
+    got = predict(snapshots, params, dynamics, accept)
+    want = expected(snapshots, params, dynamics, accept)
+    new: dict[str, Any] = cast(dict[str, Any], got.params)
+    assert jax.tree.structure(new) == jax.tree.structure(params)
+    assert_trees_identical([new["steps"], new["flag"]], [params["steps"], params["flag"]])
+
+    # In the tree's order, like the oracle's weights.
+    floating = sorted({"half", "full", "scalar"})
+    masks = {name: np.asarray(got.mask[name]).astype(float) for name in floating}
+    flat_mask = np.concatenate([mask.ravel() for mask in masks.values()])
+    assert np.mean(np.abs(flat_mask - want.mask) <= 1e-3) >= 0.999
+    np.testing.assert_allclose(float(got.accepted_share), flat_mask.mean(), rtol=1e-5)
+
+    start = 0
+    for name, mask in masks.items():
+        ours, old = np.asarray(new[name]), np.asarray(params[name])
+        assert ours.dtype == old.dtype
+        assert ours.shape == old.shape == mask.shape
+        assert ours[mask == 0].tobytes() == old[mask == 0].tobytes()
+        here = slice(start, start + old.size)
+        start += old.size
+        theirs, their_mask = want.weights[here].reshape(old.shape), want.mask[here].reshape(old.shape)
+        # One rounding to the leaf's type, and 1e-3 of the jump where the mask may differ by that.
+        resolution = float(jnp.finfo(old.dtype).eps)
+        jump = np.abs(want.predictions[-1, here].reshape(old.shape) - old.astype(float))
+        allowed = resolution * np.abs(theirs) + np.abs(mask - their_mask) * jump + 1e-6
+        assert np.all(np.abs(ours.astype(float) - theirs) <= allowed)

@@ -55,11 +55,12 @@ def flatten(tree: Any) -> Vector:
     return np.concatenate([leaf.ravel().astype(dtype) for leaf in leaves])
 
 
-def truncated_rank(s: Vector, rank: str | int | float | None, n_weights: int, dtype: np.dtype) -> int:
+def truncated_rank(
+    s: Vector, rank: str | int | float | None, n_weights: int, longest_step: float, dtype: np.dtype
+) -> int:
     """How many of the singular values `s` the model keeps."""
     # Singular values at the level of rounding are noise whatever the rule says.
-    working_precision = 1.5e-8 if dtype == np.float64 else 1.19e-7
-    available = int(np.sum(s > working_precision * s[0]))
+    available = int(np.sum(s > max(np.finfo(dtype).eps * s[0], 1e-6 * longest_step)))
     if rank is None:
         return available
     if rank == "gavish-donoho":
@@ -78,7 +79,8 @@ def fit_dmd(window: Matrix, rank: str | int | float | None, modes: str, dtype: n
     """Modes and eigenvalues of the best linear map from each column of `window` to the next."""
     X, Y = window[:, :-1], window[:, 1:]
     U, s, Vh = np.linalg.svd(X, full_matrices=False)
-    r = truncated_rank(s, rank, len(window), dtype)
+    longest_step = np.linalg.norm(Y - X, axis=0).max()
+    r = truncated_rank(s, rank, len(window), float(longest_step), dtype)
     U, V, S_inv = U[:, :r], Vh[:r].T, np.diag(1 / s[:r])
     A_tilde = U.T @ Y @ V @ S_inv
     eigenvalues, W = np.linalg.eig(A_tilde)

@@ -345,9 +345,7 @@ def test_params_that_do_not_match(error: type[Exception], call: Any, parts: tupl
     check(error, call, parts)
 
 
-STATE_RULE = (
-    "The state must come from this wrapper's own `init`: with the same `window`"
-)
+STATE_RULE = "The state must come from this wrapper's own `init`: with the same `window`"
 FOUND_RULE = "`opt_state` must hold the state of exactly one `pdt` wrapper"
 CHAIN = optax.chain(optax.clip(1.0), OUTSIDE)
 TWICE = optax.chain(OUTSIDE, OUTSIDE)

@@ -276,6 +276,17 @@ def test_long_window_of_a_small_system():
         assert relative_error(np.asarray(got.params), truth[7 + HORIZON]) <= 1e-10
 
 
+@pytest.mark.parametrize("seed", range(20))
+def test_random_window_of_known_rank(seed):
+    """Eight float64 snapshots of rank four: noise of the Gram matrix's square root must be cut too."""
+    rng = np.random.default_rng(seed)
+    weights = rng.normal(size=(8, 4)) @ rng.normal(size=(4, 3000))
+    with jax.enable_x64(True):
+        snapshots = [jnp.asarray(w) for w in weights]
+        got = predict(snapshots, snapshots[-1], pdt_optax.dmd(rank=None))
+        assert int(got.rank) == 4
+
+
 @pytest.mark.parametrize(("rank", "exact"), [(2, False), (4, True)])
 @pytest.mark.filterwarnings("ignore:Input data condition number")
 def test_pydmd_has_the_same_modes_and_eigenvalues(rank, exact):

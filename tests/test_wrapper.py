@@ -755,3 +755,57 @@ def test_the_default_is_the_recommended_preset() -> None:
     for a, b in zip(default, preset, strict=True):
         assert_same((a.params, a.state, a.report), (b.params, b.state, b.report))
     assert differs(default[-1].params, run_inner(optax.adam(0.05), 8)[-1][0])
+
+
+def test_an_empty_leaf_has_the_share_zero() -> None:
+    window: Any = [{"a": jnp.zeros((0, 3)), "b": jnp.arange(1.0, 3) * i} for i in range(4)]
+    got = pdt_optax.predict_and_mask(
+        window[:3], window[3], dynamics=pdt_optax.drift(), accept=pdt_optax.agree(), horizon=2
+    )
+    assert got.accepted_share_per_leaf.tolist() == [0, 1]
+    assert got.accepted_share == 1
+
+
+@pytest.mark.parametrize("outer", ["directly", "in a chain"])
+def test_a_pdt_inside_a_pdt_is_refused_at_init(outer: str) -> None:
+    inner: Any = pdt_optax.pdt(optax.sgd(0.1))
+    tx = pdt_optax.pdt(inner if outer == "directly" else optax.chain(optax.clip(1.0), inner))
+    with pytest.raises(ValueError, match=r"must not hold another `pdt`.*Found 1"):
+        tx.init({"w": jnp.ones(3)})
+
+
+@pytest.mark.parametrize("increments", [(2, 4), (3, 5)])
+def test_a_model_that_returns_the_wrong_shape_is_told_so(increments: tuple[int, int]) -> None:
+    @dataclasses.dataclass(frozen=True)
+    class Model:
+        fit: Any = "past"
+        minimum_window: int = 2
+
+        def __call__(self, gram: Any, horizon: int, size: int, epsilon: float) -> pdt_optax.Forecast:
+            nan = jnp.full(3, jnp.nan)
+            return pdt_optax.Forecast(jnp.zeros(increments), nan, jnp.int32(1), nan.astype(complex))
+
+    snapshots = [jnp.ones(3) * i for i in range(4)]
+    with pytest.raises(ValueError, match=r"`increments` has the shape \(3, 4\).*returned \(") as error:
+        pdt_optax.predict_and_mask(
+            snapshots, jnp.ones(3), dynamics=Model(), accept=pdt_optax.everything(), horizon=3
+        )
+    assert str(increments) in str(error.value)
+
+
+def test_value_must_be_a_scalar() -> None:
+    tx: Any = pdt_optax.pdt(optax.sgd(0.1))
+    params = {"w": jnp.ones(3)}
+    state = tx.init(params)
+    for call in (
+        lambda: tx.end_epoch(params, state, value=jnp.ones(3)),
+        lambda: tx.update(params, state, params, value=jnp.ones(3)),
+    ):
+        with pytest.raises(ValueError, match=r"`value` must be a scalar.*\(3,\)"):
+            call()
+
+
+def test_numpy_integers_are_whole_numbers() -> None:
+    assert pdt_optax.pdt(optax.sgd(0.1), window=np.int64(3), horizon=np.int32(2)).init(  # pyright: ignore
+        {"w": jnp.ones(3)}
+    )

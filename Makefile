@@ -6,11 +6,11 @@ PYTHON ?= python3
 VENV ?= .venv
 PIP = $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check
 
-# Tuned for the baseline on seeds 1 and 2: see experiments/results/digits/README.md.
+# AdamW at its customary 3e-4; experiments/results has the tuned 1e-3 beside it.
 DIGITS = --data digits --width 0.25 --image-size 64 --batch-size 64 \
-	--optimizer adamw --learning-rate 1e-3 --epochs 40
+	--optimizer adamw --learning-rate 3e-4 --epochs 40
 
-.PHONY: demo test lint figures clean
+.PHONY: demo test lint clean
 
 demo: $(VENV)/.experiments
 	$(VENV)/bin/python -m experiments.cifar_alexnet $(DIGITS) --seeds 0 --fresh --out runs/demo

@@ -6,8 +6,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import pdt_optax
 from experiments.data import Dataset
-from experiments.training import Config, train
+from experiments.training import BASELINE, Config, train
 
 Record = dict[str, Any]
 
@@ -33,6 +34,18 @@ def read(folder: Path, config: Config) -> Run:
     path = path_of(folder, config)
     lines = path.read_text().splitlines() if path.exists() else []
     return Run(config, [json.loads(line) for line in lines[1:]])
+
+
+def read_all(folder: Path) -> list[Run]:
+    """All runs in a folder, by seed, then by rule."""
+    runs = []
+    for path in folder.glob("*.jsonl"):
+        first, *lines = path.read_text().splitlines()
+        fields = json.loads(first)
+        del fields["settings"]
+        runs.append(Run(Config(**fields), [json.loads(line) for line in lines]))
+    rules = [BASELINE, *pdt_optax.presets.names()]
+    return sorted(runs, key=lambda run: (run.config.seed, rules.index(run.config.rule)))
 
 
 def record(folder: Path, config: Config, dataset: Dataset) -> Iterator[Record]:

@@ -102,7 +102,8 @@ def match(snapshots: Sequence[optax.Params], params: optax.Params) -> list[Leaf]
     newest = snapshots[-1]
     windows = zip(*(predicted(newest, s, f"snapshots[{i}]") for i, s in enumerate(snapshots)), strict=True)
     leaves = []
-    for path, window, param in zip(paths(newest), windows, predicted(newest, params, "params"), strict=True):
+    params_leaves = map(as_array, predicted(newest, params, "params"))
+    for path, window, param in zip(paths(newest), windows, params_leaves, strict=True):
         for x in (param, *window):
             if describe(x) != describe(window[-1]):
                 raise ValueError(

@@ -809,3 +809,13 @@ def test_numpy_integers_are_whole_numbers() -> None:
     assert pdt_optax.pdt(optax.sgd(0.1), window=np.int64(3), horizon=np.int32(2)).init(  # pyright: ignore
         {"w": jnp.ones(3)}
     )
+
+
+def test_float64_numpy_parameters_are_taken_as_jax_takes_them() -> None:
+    tx: Any = pdt_optax.pdt(optax.sgd(0.1))
+    params: Any = {"w": np.arange(3.0), "b": np.float32(1)}
+    params, _, _ = tx.end_epoch(params, tx.init(params))
+    assert {k: (v.dtype, v.tolist()) for k, v in params.items()} == {
+        "w": (jnp.float32, [0, 1, 2]),
+        "b": (jnp.float32, 1),
+    }

@@ -1,8 +1,9 @@
 """Predictive Differential Training for any Optax optimizer."""
 
 from pdt_optax import presets
-from pdt_optax._pdt import PDT, PDTReport, PDTState, end_epoch, leaf_paths, pdt
+from pdt_optax._pdt import PDT, end_epoch, leaf_paths, pdt
 from pdt_optax._predict import Prediction, predict_and_mask
+from pdt_optax._state import PDTReport, PDTState
 from pdt_optax.accept import (
     Rule,
     agree,
@@ -14,6 +15,8 @@ from pdt_optax.accept import (
     shrink,
 )
 from pdt_optax.dynamics import Dynamics, Forecast, dmd, drift
+from pdt_optax.guard import rollback
+from pdt_optax.schedule import Schedule, fixed, released_schedule
 
 __version__ = "0.1.0"
 
@@ -25,12 +28,14 @@ __all__ = [
     "PDTState",
     "Prediction",
     "Rule",
+    "Schedule",
     "agree",
     "bounded_rule",
     "dmd",
     "drift",
     "end_epoch",
     "everything",
+    "fixed",
     "leaf_paths",
     "paper_rule",
     "pdt",
@@ -38,5 +43,7 @@ __all__ = [
     "presets",
     "random_subset",
     "released_rule",
+    "released_schedule",
+    "rollback",
     "shrink",
 ]

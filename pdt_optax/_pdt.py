@@ -1,8 +1,7 @@
 """`pdt`: any Optax optimizer, with a prediction of its weights between epochs."""
 
-import dataclasses
 import functools
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -10,76 +9,20 @@ import optax
 from jax import lax
 
 from pdt_optax import _leaves, presets
-from pdt_optax._predict import Accept, _predict, check_horizon, check_model, count
+from pdt_optax._boundary import (
+    Clock,
+    Column,
+    Guarded,
+    Saved,
+    Settings,
+    judge_and_predict,
+    predict_if_due,
+)
+from pdt_optax._predict import Accept, check_horizon, check_model, count
+from pdt_optax._state import Backup, PDTReport, PDTState, find_state, find_states, is_state, no_report
 from pdt_optax.dynamics import Dynamics
-
-
-class PDTReport(NamedTuple):
-    """What happened at an epoch's end; the same structure whether or not it predicted.
-
-    Attributes:
-      predicted: (), bool; a prediction was made and its accepted weights moved
-        (with `dry_run`: would have moved).
-      finite: (), bool; False if a prediction was due but dropped, because it or
-        the window held a number that was not finite.
-      horizon: (), int32, snapshots ahead; 0 without a prediction.
-      accepted_share: (), float32; 0 without a prediction.
-      accepted_share_per_leaf: (leaves,), float32, in the order of `leaf_paths`.
-      singular_values, eigenvalues: (window - 1,); NaN without a prediction.
-      rank: (), int32; 0 without a prediction.
-      mean_value: (), float32; the epoch's `value` (its loss), NaN if none came.
-    """
-
-    predicted: jax.Array
-    finite: jax.Array
-    horizon: jax.Array
-    accepted_share: jax.Array
-    accepted_share_per_leaf: jax.Array
-    singular_values: jax.Array
-    eigenvalues: jax.Array
-    rank: jax.Array
-    mean_value: jax.Array
-
-
-class PDTState(NamedTuple):
-    """State of `pdt`.
-
-    Attributes:
-      inner_state: of the wrapped optimizer.
-      snapshots: `window` trees like the parameters, oldest to newest, with a
-        `MaskedNode` for each leaf that is never predicted. Until `window` were
-        taken, the oldest repeat the initial weights.
-      snapshots_seen: (), int32; taken so far, the one at `init` included.
-      plain_epochs: (), int32; epochs since the last prediction.
-      predictions_made: (), int32.
-      updates_seen: (), int32; calls of `update` since the last epoch's end.
-      value_sum, values_seen: (), float32 and int32; of the `value`s passed to
-        `update` since the last epoch's end.
-      last_report: the last epoch's `PDTReport` with `every`, else None.
-    """
-
-    inner_state: optax.OptState
-    snapshots: tuple[optax.Params, ...]
-    snapshots_seen: jax.Array
-    plain_epochs: jax.Array
-    predictions_made: jax.Array
-    updates_seen: jax.Array
-    value_sum: jax.Array
-    values_seen: jax.Array
-    last_report: PDTReport | None
-
-
-@dataclasses.dataclass(frozen=True)
-class _Settings:
-    """All that a boundary depends on; hashable, so that equal wrappers share compiled code."""
-
-    dynamics: Dynamics
-    accept: Accept
-    window: int
-    horizon: int
-    start: int
-    interval: int
-    dry_run: bool
+from pdt_optax.guard import rollback
+from pdt_optax.schedule import Pace, Schedule, fixed
 
 
 class PDT(optax.GradientTransformationExtraArgs):
@@ -106,6 +49,8 @@ def pdt(
     horizon: int = presets.recommended["horizon"],
     start: int | None = None,
     interval: int = presets.recommended["interval"],
+    schedule: Schedule = fixed(),
+    guard: rollback | None = None,
     every: int | None = None,
     labels: _leaves.Labels = None,
     dry_run: bool = False,
@@ -127,6 +72,11 @@ def pdt(
       start: the first epoch, counted from 0, whose end may predict; at least
         `window`, the default.
       interval: plain epochs between two predictions, >= 1.
+      schedule: how horizon and interval change as training goes: `fixed()` or
+        `released_schedule()`.
+      guard: `rollback(...)` takes a jump back when the epoch after it is too
+        much worse. It and all schedules but `fixed` look at the epochs'
+        values: pass them to `end_epoch` or `update` as `value`.
       every: take every so many calls of `update` for an epoch and end it inside
         `update`, for loops that live in jit or scan; `params` must then be
         passed to `update`, there is no `end_epoch`, and in a chain the wrapper
@@ -187,7 +137,14 @@ def pdt(
     if every is not None:
         every = count("every", every, 1, "it counts calls of `update`")
     check_model(dynamics, accept, window)
-    settings = _Settings(dynamics, accept, window, horizon, start, interval, dry_run)
+    if not isinstance(schedule, Schedule) or isinstance(schedule, type):
+        raise TypeError(
+            "`schedule` must be an acceleration schedule, such as `fixed()` or `released_schedule()` (with its "
+            f"parentheses). Got {schedule!r}."
+        )
+    if guard is not None and not isinstance(guard, rollback):
+        raise TypeError(f"`guard` must be None or `rollback(...)`. Got {guard!r}.")
+    settings = Settings(dynamics, accept, window, horizon, start, interval, schedule, guard, dry_run)
     wrapper = _Wrapper(optax.with_extra_args_support(inner), settings, every, labels)
     # Bound methods, so that the settings survive `_replace` and tree maps.
     return PDT(cast(Any, wrapper.init), cast(Any, wrapper.update))
@@ -199,7 +156,7 @@ class _Wrapper:
     def __init__(
         self,
         inner: optax.GradientTransformationExtraArgs,
-        settings: _Settings,
+        settings: Settings,
         every: int | None,
         labels: _leaves.Labels,
     ):
@@ -207,16 +164,24 @@ class _Wrapper:
         self.settings = settings
         self.every = every
         self.labels = labels
+        self.update_saw_value = False
 
     def init(self, params: optax.Params) -> PDTState:
-        window = self.settings.window
         inner_state = self.inner.init(params)
-        if _states(inner_state):
+        if nested := find_states(inner_state):
             raise ValueError(
                 "`inner` must not hold another `pdt`: their predictions would build on each other's jumps. "
-                f"Found {len(_states(inner_state))}."
+                f"Found {len(nested)}."
             )
+        window = self.settings.window
         snapshots = tuple(_leaves.snapshot(params, self.labels) for _ in range(window))
+        backup = None
+        if self.settings.guard is not None:
+            backup = Backup(
+                armed=jnp.array(False),
+                weights_before=_leaves.snapshot(params),
+                optimizer_before=jax.tree.map(_own_copy, inner_state),
+            )
         zero = functools.partial(jnp.zeros, (), jnp.int32)
         return PDTState(
             inner_state=inner_state,
@@ -227,7 +192,9 @@ class _Wrapper:
             updates_seen=zero(),
             value_sum=jnp.zeros((), jnp.float32),
             values_seen=zero(),
-            last_report=None if self.every is None else _no_report(window, len(_leaves.paths(snapshots[-1]))),
+            pace=Pace.start(self.settings.horizon, self.settings.interval),
+            backup=backup,
+            last_report=None if self.every is None else no_report(window, len(_leaves.paths(snapshots[-1]))),
         )
 
     def update(
@@ -236,6 +203,7 @@ class _Wrapper:
         updates, inner_state = self.inner.update(updates, state.inner_state, params, **extra)
         state = state._replace(inner_state=inner_state, updates_seen=optax.safe_increment(state.updates_seen))
         if (value := extra.get("value")) is not None:
+            self.update_saw_value = True
             state = state._replace(
                 value_sum=state.value_sum + _scalar(value),
                 values_seen=optax.safe_increment(state.values_seen),
@@ -248,29 +216,54 @@ class _Wrapper:
                 f"tx.update(grads, opt_state, params). Got params=None, every={self.every}."
             )
         self.check_state(state)
+        self.check_value(value)
+        return self._update_boundary(updates, state, params)
+
+    def _update_boundary(
+        self, updates: optax.Updates, state: PDTState, params: optax.Params
+    ) -> tuple[optax.Updates, PDTState]:
+        """Ends an epoch inside `update` if `every` updates have passed since the last one."""
         like = state.snapshots[-1]
-        window, old = _columns(state, params)
-        steps = [lax.convert_element_type(u, u.dtype) for u in _leaves.predicted(like, updates, "updates")]
-        if not steps:
+        window, trained_from = _columns(state, params)
+        if not trained_from:
             return updates, state
-        small = state._replace(inner_state=None, snapshots=())
-        steps, window, small = _end_epoch_if_due(steps, window, small, old, self.settings, self.every)
-        snapshots = tuple(_leaves.replace(like, like, column) for column in window)
-        state = small._replace(inner_state=inner_state, snapshots=snapshots)
-        return _leaves.replace(like, updates, steps), state
+        whole = like if state.backup is None else state.backup.weights_before
+        old = _leaves.predicted(whole, params, "params")
+        steps = [lax.convert_element_type(u, u.dtype) for u in _leaves.predicted(whole, updates, "updates")]
+        small = _small(state)
+        kept = None if state.backup is None else (state.inner_state, _saved(state))
+        steps, window, small, kept = _end_epoch_if_due(
+            steps, window, small, kept, old, _which_predicted(state), self.settings, cast(int, self.every)
+        )
+        state = _restore(state, like, window, small, kept)
+        return _leaves.replace(whole, updates, steps), state
 
     def check_state(self, state: PDTState) -> None:
-        """Raises ValueError if `state` is of a wrapper with another window or another way to end epochs."""
+        """Raises ValueError if `state` is of a wrapper with another window, guard or way to end epochs."""
 
-        def describe(snapshots: int, every: bool) -> str:
-            return f"{snapshots} snapshots and {'a' if every else 'no'} report"
+        def describe(snapshots: int, every: bool, guard: bool) -> str:
+            return f"{snapshots} snapshots, {'a' if every else 'no'} report, {'a' if guard else 'no'} backup"
 
-        expected = describe(self.settings.window, self.every is not None)
-        got = describe(len(state.snapshots), state.last_report is not None)
+        settings = self.settings
+        expected = describe(settings.window, self.every is not None, settings.guard is not None)
+        got = describe(len(state.snapshots), state.last_report is not None, state.backup is not None)
         if got != expected:
             raise ValueError(
-                "The state must come from this wrapper's own `init`: with the same `window`, and a report only "
-                f"where `every` is set. Expected {expected}, got {got}."
+                "The state must come from this wrapper's own `init`: with the same `window`, a report only where "
+                f"`every` is set, a backup only where `guard` is. Expected {expected}; got {got}."
+            )
+
+    def check_value(self, value: Any) -> None:
+        """Raises ValueError if the schedule or the guard would wait for values in vain."""
+        if self.settings.needs_value and value is None:
+            call = (
+                "end_epoch(params, opt_state, value=loss)"
+                if self.every is None
+                else "update(..., value=loss)"
+            )
+            raise ValueError(
+                "The schedule or the guard judges epochs by their values, and none came: pass the training loss, "
+                f"tx.{call}. Got schedule={self.settings.schedule}, guard={self.settings.guard}."
             )
 
 
@@ -326,21 +319,35 @@ def end_epoch(
             "`end_epoch` is not for a wrapper that ends its epochs inside `update`: drop the call, or "
             f"make the wrapper without `every`. Got every={wrapper.every}."
         )
-    state = _find_state(opt_state)
+    state = find_state(opt_state)
     wrapper.check_state(state)
+    if not wrapper.update_saw_value:
+        wrapper.check_value(value)
     like = state.snapshots[-1]
     window, trained = _columns(state, params)
     if not trained:
         raise ValueError("There is nothing to predict: the state's snapshots have no leaf.")
     value = _mean_value(state) if value is None else _scalar(value)
-    # Only what changes goes through the jitted core: it would copy the rest.
-    small = state._replace(inner_state=None, snapshots=())
-    core = _end_epoch_donated if donate else _end_epoch
-    new, newest, small, report = core(window[0], window[1:], trained, small, value, wrapper.settings)
-    snapshots = (*state.snapshots[1:], _leaves.replace(like, like, newest))
-    state = small._replace(inner_state=state.inner_state, snapshots=snapshots)
-    opt_state = jax.tree.map(lambda x: state if _is_state(x) else x, opt_state, is_leaf=_is_state)
-    return _leaves.replace(like, params, new), opt_state, report
+    if state.backup is None:
+        # Only what changes goes through the jitted core: it would copy the rest.
+        core = _end_epoch_donated if donate else _end_epoch
+        new, newest, small, report = core(
+            window[0], window[1:], trained, _small(state), value, wrapper.settings
+        )
+        snapshots = (*state.snapshots[1:], _leaves.replace(like, like, newest))
+        state = small._replace(inner_state=state.inner_state, snapshots=snapshots)
+        whole = like
+    else:
+        whole = state.backup.weights_before
+        core = _end_epoch_guarded_donated if donate else _end_epoch_guarded
+        now = Guarded(_leaves.predicted(whole, params, "params"), window, state.inner_state)
+        now, saved, small, report = core(
+            now, _saved(state), _small(state), value, _which_predicted(state), wrapper.settings
+        )
+        new = now.weights
+        state = _restore(state, like, now.window, small, (now.inner_state, saved))
+    opt_state = jax.tree.map(lambda x: state if is_state(x) else x, opt_state, is_leaf=is_state)
+    return _leaves.replace(whole, params, new), opt_state, report
 
 
 def leaf_paths(opt_state: optax.OptState) -> list[str]:
@@ -353,28 +360,42 @@ def leaf_paths(opt_state: optax.OptState) -> list[str]:
       >>> pdt_optax.leaf_paths(tx.init(params))
       ['out/kernel']
     """
-    return _leaves.paths(_find_state(opt_state).snapshots[-1])
+    return _leaves.paths(find_state(opt_state).snapshots[-1])
 
 
-def _is_state(x: Any) -> bool:
-    return isinstance(x, PDTState)
+def _own_copy(x: Any) -> Any:
+    return jnp.array(x, copy=True) if isinstance(x, jax.Array) else x
 
 
-def _states(opt_state: optax.OptState) -> list[PDTState]:
-    return [x for x in jax.tree.leaves(opt_state, is_leaf=_is_state) if _is_state(x)]
+def _small(state: PDTState) -> PDTState:
+    """The state without anything the size of the weights."""
+    return state._replace(inner_state=None, snapshots=(), backup=None)
 
 
-def _find_state(opt_state: optax.OptState) -> PDTState:
-    found = _states(opt_state)
-    if len(found) != 1:
-        raise ValueError(
-            "`opt_state` must hold the state of exactly one `pdt` wrapper, as `init` returned it. "
-            f"Found {len(found)} in {type(opt_state).__name__}."
-        )
-    return found[0]
+def _saved(state: PDTState) -> Saved:
+    backup = cast(Backup, state.backup)
+    weights = _leaves.predicted(backup.weights_before, backup.weights_before)
+    return Saved(backup.armed, weights, backup.optimizer_before)
 
 
-Column = list[jax.Array]  # all predicted leaves at one time
+def _which_predicted(state: PDTState) -> tuple[bool, ...]:
+    """For each floating leaf, whether it is predicted."""
+    like = state.snapshots[-1]
+    whole = like if state.backup is None else state.backup.weights_before
+    return tuple(not _leaves.is_masked(x) for x in _leaves.predicted(whole, like))
+
+
+def _restore(
+    state: PDTState, like: optax.Params, window: tuple[Column, ...], small: PDTState, kept: Any
+) -> PDTState:
+    """The state with what came back from a boundary."""
+    inner_state, backup = state.inner_state, None
+    if kept is not None:
+        inner_state, saved = kept
+        whole = cast(Backup, state.backup).weights_before
+        backup = Backup(saved.armed, _leaves.replace(whole, whole, saved.weights), saved.inner_state)
+    snapshots = tuple(_leaves.replace(like, like, column) for column in window)
+    return small._replace(inner_state=inner_state, snapshots=snapshots, backup=backup)
 
 
 def _columns(state: PDTState, params: optax.Params) -> tuple[tuple[Column, ...], Column]:
@@ -394,63 +415,17 @@ def _mean_value(state: PDTState) -> jax.Array:
     return state.value_sum / state.values_seen  # NaN if none was seen
 
 
-def _boundary(
-    window: tuple[Column, ...], trained: Column, small: PDTState, value: jax.Array, settings: _Settings
-) -> tuple[Column, PDTState, PDTReport]:
-    """The end of an epoch: the new weights, the counters and the report (Alg. 1)."""
-    epoch = small.snapshots_seen - 1  # counted from 0; the snapshot of `init` came before it
-    rested = (small.predictions_made == 0) | (small.plain_epochs >= settings.interval)
-    due = (epoch >= settings.start) & (small.snapshots_seen >= settings.window) & rested
+def _clock(small: PDTState) -> Clock:
+    return Clock(small.snapshots_seen, small.plain_epochs, small.predictions_made, small.pace)
 
-    def predict() -> tuple[Column, PDTReport]:
-        prediction = _predict(
-            window,
-            trained,
-            small.predictions_made,
-            dynamics=settings.dynamics,
-            accept=settings.accept,
-            horizon=settings.horizon,
-        )
-        report = PDTReport(
-            predicted=prediction.finite,
-            finite=prediction.finite,
-            horizon=jnp.int32(settings.horizon),
-            accepted_share=prediction.accepted_share,
-            accepted_share_per_leaf=prediction.accepted_share_per_leaf,
-            singular_values=prediction.singular_values,
-            eigenvalues=prediction.eigenvalues,
-            rank=prediction.rank,
-            mean_value=value,
-        )
-        return (trained if settings.dry_run else prediction.params), report
 
-    # The branch that does nothing must be the false one: jax <= 0.11 copies
-    # what passes through the other.
-    new, report = lax.cond(due, predict, lambda: (trained, _no_report(len(window), len(trained), value)))
-    small = small._replace(
-        snapshots_seen=optax.safe_increment(small.snapshots_seen),
-        plain_epochs=jnp.where(report.predicted, 0, optax.safe_increment(small.plain_epochs)),
-        predictions_made=jnp.where(
-            report.predicted, optax.safe_increment(small.predictions_made), small.predictions_made
-        ),
+def _next_epoch(small: PDTState, clock: Clock) -> PDTState:
+    """The counters at the start of the next epoch."""
+    return small._replace(
+        **clock._asdict(),
         updates_seen=jnp.zeros_like(small.updates_seen),
         value_sum=jnp.zeros_like(small.value_sum),
         values_seen=jnp.zeros_like(small.values_seen),
-    )
-    return new, small, report
-
-
-def _no_report(window: int, leaves: int, value: jax.typing.ArrayLike = jnp.nan) -> PDTReport:
-    return PDTReport(
-        predicted=jnp.array(False),
-        finite=jnp.array(True),
-        horizon=jnp.zeros((), jnp.int32),
-        accepted_share=jnp.zeros((), jnp.float32),
-        accepted_share_per_leaf=jnp.zeros(leaves, jnp.float32),
-        singular_values=jnp.full(window - 1, jnp.nan, jnp.float32),
-        eigenvalues=jnp.full(window - 1, jnp.nan, jnp.complex64),
-        rank=jnp.zeros((), jnp.int32),
-        mean_value=jnp.asarray(value, jnp.float32),
     )
 
 
@@ -461,15 +436,17 @@ def _jump(update: jax.Array, old: jax.Array, trained: jax.Array, new: jax.Array)
     return jnp.where(new == trained, update, jump)
 
 
-@functools.partial(jax.jit, static_argnames=("settings", "every"))
+@functools.partial(jax.jit, static_argnames=("predicted", "settings", "every"))
 def _end_epoch_if_due(
     steps: Column,
     window: tuple[Column, ...],
     small: PDTState,
+    kept: Any,
     old: Column,
-    settings: _Settings,
+    predicted: tuple[bool, ...],
+    settings: Settings,
     every: int,
-) -> tuple[Column, tuple[Column, ...], PDTState]:
+) -> tuple[Column, tuple[Column, ...], PDTState, Any]:
     """Ends an epoch inside `update` once `every` updates have passed since the last one.
 
     A loop of zero or one trips, not a conditional: what a loop carries is
@@ -478,17 +455,29 @@ def _end_epoch_if_due(
     """
 
     def due(carry: Any) -> jax.Array:
-        return carry[-1].updates_seen >= every
+        return carry[2].updates_seen >= every
 
     def end(carry: Any) -> Any:
-        steps, window, small = carry
+        steps, window, small, kept = carry
+        value = _mean_value(small)
         trained: Any = optax.apply_updates(old, steps)
-        new, small, report = _boundary(window, trained, small, _mean_value(small), settings)
+        if kept is None:
+            new, clock, report = predict_if_due(window, trained, _clock(small), value, settings)
+            window = (*window[1:], new)
+        else:
+            now = Guarded(trained, window, kept[0])
+            now, saved, clock, report = judge_and_predict(
+                now, kept[1], _clock(small), value, predicted, settings
+            )
+            new, window, kept = now.weights, now.window, (now.inner_state, saved)
         steps = jax.tree.map(_jump, steps, old, trained, new)
-        newest = optax.apply_updates(old, steps)
-        return steps, (*window[1:], newest), small._replace(last_report=report)
+        # What the caller will have after adding the updates, to the last bit.
+        landed: Any = optax.apply_updates(old, steps)
+        newest = [x for x, p in zip(landed, predicted, strict=True) if p]
+        small = _next_epoch(small, clock)._replace(last_report=report)
+        return steps, (*window[:-1], newest), small, kept
 
-    return lax.while_loop(due, end, (steps, window, small))
+    return lax.while_loop(due, end, (steps, window, small, kept))
 
 
 def _core(
@@ -497,12 +486,31 @@ def _core(
     trained: Column,
     small: PDTState,
     value: jax.Array,
-    settings: _Settings,
+    settings: Settings,
 ) -> tuple[Column, Column, PDTState, PDTReport]:
-    new, small, report = _boundary((oldest, *newer), trained, small, value, settings)
+    new, clock, report = predict_if_due((oldest, *newer), trained, _clock(small), value, settings)
     # Donated buffers come back first: with CUDA, an open XLA bug corrupts them otherwise.
-    return new, jax.tree.map(jnp.copy, new), small, report
+    return new, jax.tree.map(jnp.copy, new), _next_epoch(small, clock), report
 
 
 _end_epoch = jax.jit(_core, static_argnames="settings")
 _end_epoch_donated = jax.jit(_core, static_argnames="settings", donate_argnames=("oldest", "trained"))
+
+
+def _guarded_core(
+    now: Guarded,
+    saved: Saved,
+    small: PDTState,
+    value: jax.Array,
+    predicted: tuple[bool, ...],
+    settings: Settings,
+) -> tuple[Guarded, Saved, PDTState, PDTReport]:
+    now, saved, clock, report = judge_and_predict(now, saved, _clock(small), value, predicted, settings)
+    now = now._replace(window=jax.tree.map(jnp.copy, now.window))
+    return now, saved, _next_epoch(small, clock), report
+
+
+_end_epoch_guarded = jax.jit(_guarded_core, static_argnames=("predicted", "settings"))
+_end_epoch_guarded_donated = jax.jit(
+    _guarded_core, static_argnames=("predicted", "settings"), donate_argnames=("now", "saved")
+)

@@ -118,7 +118,9 @@ def predict_and_mask(
       dynamics: a model such as `drift()` or `dmd()`.
       accept: an acceptance rule such as `agree()`.
       horizon: how many snapshots ahead, >= 1. Static, as are the two above.
-      step: the prediction's number, (), int32: random rules draw anew for each.
+      step: the epoch that made `params` of the newest snapshot, counted from 0,
+        (), int32: rules that follow a learning-rate schedule look it up, random
+        ones draw anew for each.
 
     Returns:
       A `Prediction`.
@@ -159,7 +161,9 @@ def _predict(
     dynamics: Dynamics,
     accept: Accept,
     horizon: int,
+    reach: jax.Array | None = None,
 ) -> Prediction:
+    """`predict_and_mask`, checked; `reach`, (), int32, is a horizon below the static one."""
     leaves = _leaves.match(snapshots, params)
     if not leaves:
         raise ValueError(
@@ -177,12 +181,23 @@ def _predict(
     small = in_widest_float(
         functools.partial(_forecast, newest=newest, seen=seen, dynamics=dynamics, horizon=horizon)
     )
-    increments, displacement, finite, singular_values, rank, eigenvalues = small(points)
+    ahead = jnp.asarray(horizon if reach is None else reach, jnp.int32)
+    increments, displacement, finite, singular_values, rank, eigenvalues = small(
+        points, jnp.asarray(step, jnp.int32), ahead
+    )
     # Or XLA would fuse the coefficients' last small steps into the pass over the
     # weights and repeat them for each weight.
     increments, displacement, finite = lax.optimization_barrier((increments, displacement, finite))
     assembled = [
-        _assemble(x, newest, increments, displacement, _rule_at(accept, step, i), horizon, finite)
+        _assemble(
+            x,
+            newest,
+            increments,
+            displacement,
+            _rule_at(accept, step, i),
+            horizon if reach is None else reach,
+            finite,
+        )
         for i, x in enumerate(points)
     ]
     unpredicted = jax.tree.map(lambda _: optax.MaskedNode(), snapshots[-1])
@@ -202,7 +217,14 @@ def _predict(
 
 
 def _forecast(
-    points: list[tuple[jax.Array, ...]], *, newest: int, seen: list[int], dynamics: Dynamics, horizon: int
+    points: list[tuple[jax.Array, ...]],
+    epoch: jax.Array,
+    reach: jax.Array,
+    *,
+    newest: int,
+    seen: list[int],
+    dynamics: Dynamics,
+    horizon: int,
 ) -> tuple[jax.Array, ...]:
     """The Gram pass and the small algebra; all that runs in the widest float."""
     dtypes = [leaf[-1].dtype for leaf in points]
@@ -213,7 +235,8 @@ def _forecast(
     clean = jnp.where(jnp.all(jnp.isfinite(gram)), gram, 0)
     model_gram = clean[jnp.array(seen)][:, jnp.array(seen)]
     size = max(1, sum(leaf[-1].size for leaf in points))
-    forecast = dynamics(model_gram, horizon, size, float(jnp.finfo(working).eps))
+    epsilon = float(jnp.finfo(working).eps)
+    forecast = dynamics(model_gram, horizon, size=size, epsilon=epsilon, epoch=epoch)
     window = len(seen)
     for name, value, shape in (
         ("increments", forecast.increments, (horizon, window)),
@@ -225,10 +248,11 @@ def _forecast(
                 f"A model of the dynamics must return a `Forecast` whose `{name}` has the shape {shape}, for "
                 f"{horizon=} and {window=}. {dynamics} returned {jnp.shape(value)}."
             )
+    increments = jnp.where(jnp.arange(horizon)[:, None] < reach, forecast.increments, 0)
     return (
-        forecast.increments.astype(result),
-        jnp.sum(forecast.increments, axis=0).astype(result),
-        _all_finite(gram, model_gram, forecast.increments, min(dtypes, key=_largest)),
+        increments.astype(result),
+        jnp.sum(increments, axis=0).astype(result),
+        _all_finite(gram, model_gram, increments, min(dtypes, key=_largest)),
         forecast.singular_values.astype(jnp.float32),
         jnp.asarray(forecast.rank, jnp.int32),
         forecast.eigenvalues.astype(jnp.complex64),
@@ -252,8 +276,8 @@ def _all_finite(gram: jax.Array, model_gram: jax.Array, increments: jax.Array, d
     return jnp.all(jnp.isfinite(jnp.diagonal(gram))) & (bound < largest) & small_enough
 
 
-def _rule_at(accept: Accept, prediction: jax.Array | int, leaf: int) -> Accept:
-    return accept.at(prediction, leaf) if isinstance(accept, Rule) else accept
+def _rule_at(accept: Accept, epoch: jax.Array | int, leaf: int) -> Accept:
+    return accept.at(epoch, leaf) if isinstance(accept, Rule) else accept
 
 
 def _combine(coefficients: jax.Array, basis: Sequence[jax.Array]) -> jax.Array:
@@ -269,7 +293,7 @@ def _assemble(
     increments: jax.Array,
     displacement: jax.Array,
     rule: Accept,
-    horizon: int,
+    horizon: int | jax.Array,
     finite: jax.Array,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """One leaf's new weights, mask and accepted share, in one fused elementwise pass.

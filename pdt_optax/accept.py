@@ -8,7 +8,8 @@ A rule is called once per leaf, inside the pass that assembles the new weights:
     step         (...)              what the optimizer did in the epoch just trained
     differences  (window - 1, ...)  the steps between the snapshots that the model saw
     reference    (...)              the weights that the prediction starts from
-    horizon      int                how many snapshots ahead the prediction looks
+    horizon      int, or () int32   how many snapshots ahead the prediction looks; rows of
+                                    `increments` past it are zero
 
 The mask is bool, or a weight in [0, 1]: 0 keeps the optimizer's weights bit for
 bit, 1 takes the prediction, anything between mixes the two in proportion.
@@ -39,9 +40,9 @@ class Rule:
         """Raises ValueError if the rule makes no sense for predictions of `dynamics`."""
         del dynamics
 
-    def at(self, prediction: jax.Array | int, leaf: int) -> Any:
+    def at(self, epoch: jax.Array | int, leaf: int) -> Any:
         """The rule for one leaf of one prediction, for rules that differ between them."""
-        del prediction, leaf
+        del epoch, leaf
         return self
 
     def __call__(
@@ -50,7 +51,7 @@ class Rule:
         step: jax.Array,
         differences: jax.Array,
         reference: jax.Array,
-        horizon: int,
+        horizon: int | jax.Array,
     ) -> jax.Array:
         raise NotImplementedError
 
@@ -59,19 +60,21 @@ def _total(rows: jax.Array) -> jax.Array:
     return functools.reduce(operator.add, list(rows))
 
 
-def moves_far_enough(increments: jax.Array, step: jax.Array, horizon: int) -> jax.Array:
+def moves_far_enough(increments: jax.Array, step: jax.Array, horizon: int | jax.Array) -> jax.Array:
     """Eq. 6: the jump is at least `horizon` optimizer steps long."""
     return jnp.abs(_total(increments)) >= horizon * jnp.abs(step)
 
 
-def moves_not_too_far(increments: jax.Array, step: jax.Array, horizon: int) -> jax.Array:
+def moves_not_too_far(increments: jax.Array, step: jax.Array, horizon: int | jax.Array) -> jax.Array:
     """Eq. 8: the jump is at most `horizon` optimizer steps long."""
     return jnp.abs(_total(increments)) <= horizon * jnp.abs(step)
 
 
-def every_step_agrees(increments: jax.Array, step: jax.Array) -> jax.Array:
+def every_step_agrees(increments: jax.Array, step: jax.Array, horizon: int | jax.Array) -> jax.Array:
     """Eq. 7: every predicted step has the sign of the optimizer's step."""
-    agrees = [jnp.sign(increment) == jnp.sign(step) for increment in increments]
+    agrees = [
+        (jnp.sign(increment) == jnp.sign(step)) | (k >= horizon) for k, increment in enumerate(increments)
+    ]
     return functools.reduce(operator.and_, agrees)
 
 
@@ -93,7 +96,7 @@ class paper_rule(Rule):  # noqa: N801
     """
 
     def __call__(self, increments, step, differences, reference, horizon):
-        return moves_far_enough(increments, step, horizon) & every_step_agrees(increments, step)
+        return moves_far_enough(increments, step, horizon) & every_step_agrees(increments, step, horizon)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,7 +108,7 @@ class bounded_rule(Rule):  # noqa: N801
     """
 
     def __call__(self, increments, step, differences, reference, horizon):
-        return moves_not_too_far(increments, step, horizon) & every_step_agrees(increments, step)
+        return moves_not_too_far(increments, step, horizon) & every_step_agrees(increments, step, horizon)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,7 +131,7 @@ class agree(Rule):  # noqa: N801
     """Eq. 7 alone: every predicted step has the sign of the optimizer's step."""
 
     def __call__(self, increments, step, differences, reference, horizon):
-        return every_step_agrees(increments, step)
+        return every_step_agrees(increments, step, horizon)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -222,8 +225,8 @@ class random_subset(Rule):  # noqa: N801
         if isinstance(self.like, Rule):
             self.like.check(dynamics)
 
-    def at(self, prediction: jax.Array | int, leaf: int) -> Any:
-        key = jax.random.fold_in(jax.random.fold_in(jax.random.key(self.seed), prediction), leaf)
+    def at(self, epoch: jax.Array | int, leaf: int) -> Any:
+        key = jax.random.fold_in(jax.random.fold_in(jax.random.key(self.seed), epoch), leaf)
 
         def draw(increments, step, differences, reference, horizon):
             if self.like is None:

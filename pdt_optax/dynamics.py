@@ -7,6 +7,7 @@ coefficients in that same basis. Everything here is `window` x `window`.
 """
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import jax
@@ -52,7 +53,9 @@ class Dynamics(Protocol):
         """The fewest snapshots that the model can be fitted to."""
         ...
 
-    def __call__(self, gram: jax.Array, horizon: int, size: int, epsilon: float) -> Forecast:
+    def __call__(
+        self, gram: jax.Array, horizon: int, *, size: int, epsilon: float, epoch: jax.Array
+    ) -> Forecast:
         """Forecasts from the (window, window) Gram matrix of the difference basis.
 
         Args:
@@ -60,6 +63,7 @@ class Dynamics(Protocol):
           horizon: how many snapshots to predict ahead.
           size: how many weights the inner products ran over.
           epsilon: machine epsilon of the weights.
+          epoch: (), int32; the epoch just trained, counted from 0.
         """
         ...
 
@@ -220,7 +224,10 @@ class dmd:  # noqa: N801 - used like a function, printed like a value
     def minimum_window(self) -> int:
         return self.rank + 1 if isinstance(self.rank, int) else 2
 
-    def __call__(self, gram: jax.Array, horizon: int, size: int, epsilon: float) -> Forecast:
+    def __call__(
+        self, gram: jax.Array, horizon: int, *, size: int, epsilon: float, epoch: jax.Array
+    ) -> Forecast:
+        del epoch
         w = _decompose(gram)
         keep = _kept(self.rank, w, size, epsilon)
         inverse = jnp.where(keep, 1 / jnp.where(keep, w.singular_values, 1), 0)
@@ -255,39 +262,79 @@ class drift:  # noqa: N801 - used like a function, printed like a value
     variance than DMD on the few, noisy snapshots of real training, whose
     fitted eigenvalues are biased towards decay.
 
+    With `learning_rate` it is the velocity per unit of learning rate that
+    stays: a jump near the end of a schedule then does not assume the speed of
+    its middle, and none reaches past its end.
+
     Args:
       fit: as in `dmd`; the default starts from the newest weights.
+      learning_rate: the schedule given to the optimizer, a function of the
+        update count.
+      steps_per_epoch: how many updates an epoch has; goes with `learning_rate`.
 
     Raises:
-      ValueError: for an unknown `fit`.
+      ValueError: for an unknown `fit`, or one of the other two without the other.
 
     Example:
-      >>> import jax.numpy as jnp, pdt_optax
-      >>> snapshots = [{"w": jnp.array([0.0])}, {"w": jnp.array([1.0])}]
-      >>> prediction = pdt_optax.predict_and_mask(
-      ...     snapshots, {"w": jnp.array([2.0])},
-      ...     dynamics=pdt_optax.drift(), accept=pdt_optax.agree(), horizon=3)
-      >>> prediction.params["w"]
+      >>> import jax.numpy as jnp, optax, pdt_optax
+      >>> snapshots, params = [jnp.array([0.0]), jnp.array([1.0])], jnp.array([2.0])
+      >>> def predict(dynamics):
+      ...     return pdt_optax.predict_and_mask(
+      ...         snapshots, params, dynamics=dynamics, accept=pdt_optax.agree(), horizon=3, step=5).params
+      >>> predict(pdt_optax.drift())
       Array([5.], dtype=float32)
+      >>> halving = optax.exponential_decay(0.1, 10, 0.5)  # per epoch of 10 updates
+      >>> predict(pdt_optax.drift(learning_rate=halving, steps_per_epoch=10))
+      Array([2.875], dtype=float32)
     """
 
     fit: Fit = "current"
+    learning_rate: Callable[[Any], Any] | None = dataclasses.field(default=None, repr=False)
+    steps_per_epoch: int | None = None
 
     def __post_init__(self) -> None:
         check_fit(self.fit)
+        if (self.learning_rate is None) != (self.steps_per_epoch is None):
+            raise ValueError(
+                "`learning_rate` is a schedule over updates, so `drift` needs `steps_per_epoch` with it, and "
+                f"the other way round. Got {self.learning_rate=}, {self.steps_per_epoch=}."
+            )
+        if self.learning_rate is not None and not callable(self.learning_rate):
+            raise ValueError(
+                "`learning_rate` must be a schedule, a function of the update count; for a constant rate "
+                f"leave it out. Got {self.learning_rate!r}."
+            )
+        steps = self.steps_per_epoch
+        if steps is not None and (isinstance(steps, bool) or not isinstance(steps, int) or steps < 1):
+            raise ValueError(f"`steps_per_epoch` must be a whole number >= 1. Got {steps!r}.")
 
     @property
     def minimum_window(self) -> int:
         return 2
 
-    def __call__(self, gram: jax.Array, horizon: int, size: int, epsilon: float) -> Forecast:
+    def __call__(
+        self, gram: jax.Array, horizon: int, *, size: int, epsilon: float, epoch: jax.Array
+    ) -> Forecast:
         del size, epsilon
         window = gram.shape[0]
-        velocity = jnp.full(window, 1 / (window - 1), gram.dtype).at[0].set(0)
+        newest = epoch if self.fit == "current" else epoch - 1  # the last epoch in the window
+        past = self._rates(newest + jnp.arange(2 - window, 1), gram.dtype)
+        coming = self._rates(newest + jnp.arange(1, horizon + 1), gram.dtype)
+        travelled = past.sum()
+        per_difference = coming / jnp.where(travelled > 0, travelled, 1)
+        increments = jnp.broadcast_to(per_difference[:, None], (horizon, window)).at[:, 0].set(0)
         eigenvalues = jnp.full(window - 1, jnp.nan, jnp.complex64).at[0].set(1)
         return Forecast(
-            jnp.broadcast_to(velocity, (horizon, window)),
+            increments,
             _decompose(gram).singular_values,
             jnp.ones((), jnp.int32),
             lax.convert_element_type(eigenvalues, jnp.complex64),
         )
+
+    def _rates(self, epochs: jax.Array, dtype: Any) -> jax.Array:
+        """The learning rate in the middle of each epoch; 1 without a schedule."""
+        if self.learning_rate is None or self.steps_per_epoch is None:
+            return jnp.ones(epochs.shape, dtype)
+        rate: Any = self.learning_rate
+        counts = jnp.maximum((epochs + 0.5) * self.steps_per_epoch, 0).astype(jnp.int32)
+        return jax.vmap(lambda count: jnp.asarray(rate(count), dtype))(counts)

@@ -1,0 +1,42 @@
+"""A guard against predictions that ruin a run, judged one epoch after the jump."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+
+@dataclasses.dataclass(frozen=True)
+class rollback:  # noqa: N801
+    """Takes a jump back when the epoch after it is worse than the epoch before it.
+
+    Worse means: not finite, or value > before + tolerance * |before|, where the
+    values are the epochs' mean training losses. The optimizer's own weights, its
+    state and the snapshots from before the jump then come back, the horizon
+    halves and the interval doubles. Good jumps often raise the loss at first and
+    pay off an epoch later, so nothing is judged at the jump itself.
+
+    It holds one more copy of the weights and of the optimizer's state, and
+    passes both, and the snapshots, through the end of every epoch. With `every`,
+    the weights come back within one ulp, since updates are added.
+
+    Args:
+      tolerance: how much worse an epoch may be, relative to the one before; >= 0.
+
+    Raises:
+      ValueError: for a negative tolerance.
+    """
+
+    tolerance: float = 0.5
+
+    def __post_init__(self) -> None:
+        valid = isinstance(self.tolerance, int | float) and not isinstance(self.tolerance, bool)
+        if not (valid and self.tolerance >= 0):
+            raise ValueError(
+                "`tolerance` must be a number >= 0: it is how much worse than before an epoch may be. "
+                f"Got tolerance={self.tolerance!r}."
+            )
+
+    def failed(self, value: jax.Array, before: jax.Array) -> jax.Array:
+        """Whether the epoch after a jump is too much worse than the one before."""
+        return ~jnp.isfinite(value) | (value > before + self.tolerance * jnp.abs(before))

@@ -1,0 +1,110 @@
+"""The acceleration scheduler: how far to look ahead and how often, as training goes."""
+
+import dataclasses
+from typing import NamedTuple, Protocol, runtime_checkable
+
+import jax
+import jax.numpy as jnp
+
+
+class Pace(NamedTuple):
+    """The schedule's numbers, part of the wrapper's state.
+
+    Attributes:
+      horizon_now: (), int32; how many epochs the next prediction looks ahead.
+      interval_now: (), int32; plain epochs between two predictions.
+      value_before, value_before_that: (), float32; the last two epochs' values
+        (mean training losses), NaN until they are known.
+    """
+
+    horizon_now: jax.Array
+    interval_now: jax.Array
+    value_before: jax.Array
+    value_before_that: jax.Array
+
+    @classmethod
+    def start(cls, horizon: int, interval: int) -> "Pace":
+        """The pace that the wrapper was given."""
+        # Two arrays, not one twice: a state's buffers must all be its own to be donated.
+        unknown = [jnp.full((), jnp.nan, jnp.float32) for _ in range(2)]
+        return cls(jnp.int32(horizon), jnp.int32(interval), *unknown)
+
+
+@runtime_checkable
+class Schedule(Protocol):
+    """How the pace changes: hashable, with these members."""
+
+    @property
+    def needs_value(self) -> bool:
+        """Whether `next` looks at the epochs' values."""
+        ...
+
+    def longest(self, horizon: int) -> int:
+        """The longest horizon that the schedule can come to from `horizon`."""
+        ...
+
+    def next(self, pace: Pace, value: jax.Array, jumped: jax.Array) -> Pace:
+        """The horizon and interval after an epoch.
+
+        Args:
+          pace: before it; the values of the two epochs before are in it.
+          value: (), float32; the epoch's value.
+          jumped: (), bool; whether the epoch started from a prediction.
+        """
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class fixed:  # noqa: N801
+    """The horizon and the interval stay as they are."""
+
+    needs_value = False
+
+    def longest(self, horizon: int) -> int:
+        return horizon
+
+    def next(self, pace: Pace, value: jax.Array, jumped: jax.Array) -> Pace:
+        del value, jumped
+        return pace
+
+
+@dataclasses.dataclass(frozen=True)
+class released_schedule:  # noqa: N801
+    """The released code's rule: look less far, or less often, when the loss rises.
+
+    When an epoch's value is above the last one's and the one before that, the
+    horizon shrinks by 2 (from more than 4), or from 4 to 3 with one more epoch
+    between predictions, or stays and the interval grows by 2. When it is above
+    the last one's only, the horizon shrinks by 1 (from more than 3), or stays
+    and the interval grows by 1.
+    """
+
+    needs_value = True
+
+    def longest(self, horizon: int) -> int:
+        return horizon
+
+    def next(self, pace: Pace, value: jax.Array, jumped: jax.Array) -> Pace:
+        del jumped
+        horizon, interval = pace.horizon_now, pace.interval_now
+        rises = value > pace.value_before
+        above_both = rises & (value > pace.value_before_that)
+        above_last = rises & ~above_both
+        shorter = jnp.select(
+            [above_both & (horizon > 4), above_both & (horizon == 4), above_last & (horizon > 3)],
+            [2, 1, 1],
+            0,
+        )
+        longer = jnp.select(
+            [
+                above_both & (horizon == 4),
+                above_both & (horizon < 4),
+                above_last & (horizon <= 3),
+            ],
+            [1, 2, 1],
+            0,
+        )
+        return pace._replace(
+            horizon_now=(horizon - shorter).astype(jnp.int32),
+            interval_now=(interval + longer).astype(jnp.int32),
+        )

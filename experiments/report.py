@@ -173,8 +173,18 @@ def _stack(epochs: str, seconds: str, saved: str) -> str:
 
 def markdown_table(runs: Sequence[Run]) -> str:
     """The table as Markdown."""
-    lines = [HEADER, tuple("---" for _ in HEADER), *rows(runs)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
+    return _markdown([HEADER, *rows(runs)])
+
+
+def markdown_summary(runs: Sequence[Run]) -> str:
+    """The columns that matter most, as Markdown."""
+    lines = [HEADER, *rows(runs)]
+    return _markdown([(r.rule, r.loss_epochs, r.loss_saved, r.best_loss, r.final_accuracy) for r in lines])
+
+
+def _markdown(lines: Sequence[Sequence[str]]) -> str:
+    head, *body = [f"| {' | '.join(line)} |\n" for line in lines]
+    return head + "|" + " --- |" * len(lines[0]) + "\n" + "".join(body)
 
 
 def picture(runs: Sequence[Run], path: Path, title: str) -> None:

@@ -24,7 +24,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 import pdt_optax
 from experiments import data, records, report
-from experiments.training import BASELINE, OPTIMIZERS, SCHEDULES, Config
+from experiments.arms import BASELINE, preset
+from experiments.optimizers import OPTIMIZERS, SCHEDULES
+from experiments.training import Config
+from experiments.workloads import AlexNetImages
 
 
 def parser() -> argparse.ArgumentParser:
@@ -73,36 +76,31 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = p.parse_args(argv)
     console = Console()
     try:
+        workload = AlexNetImages(
+            data=args.data, image_size=args.image_size, width=args.width, batch_size=args.batch_size
+        )
         configs = [
             Config(
-                data=args.data,
-                rule=rule,
+                workload=workload,
+                arm=preset(rule),
                 optimizer=args.optimizer,
                 learning_rate=args.learning_rate,
                 schedule=args.schedule,
                 epochs=args.epochs,
-                batch_size=args.batch_size,
-                image_size=args.image_size,
-                width=args.width,
                 seed=seed,
             )
             for seed in dict.fromkeys(args.seeds)  # seeds outermost: an interrupted run still has pairs
             for rule in dict.fromkeys([BASELINE, *args.rules])
         ]
-        dataset = data.load(args.data, args.data_dir, args.download)
-        if args.batch_size > len(dataset.train.labels):
-            raise ValueError(
-                "`batch_size` must not exceed the number of training examples. "
-                f"Got {args.batch_size}, {len(dataset.train.labels)} examples."
-            )
+        dataset = workload.load(args.data_dir, args.download)
     except (ValueError, data.DataUnavailableError) as e:
         print(f"{p.prog}: {e}", file=sys.stderr)
         return 2
 
     device = jax.devices()[0]
     console.print(
-        f"{len(configs)} runs of {args.epochs} epochs, {len(dataset.train.labels):,} training and "
-        f"{len(dataset.test.labels):,} validation images, on {device.device_kind} ({device.platform})."
+        f"{len(configs)} runs of {args.epochs} epochs, {len(dataset.train.targets):,} training and "
+        f"{len(dataset.test.targets):,} validation images, on {device.device_kind} ({device.platform})."
     )
     interrupted = False
     try:

@@ -1,4 +1,4 @@
-"""Real image data as uint8 arrays: digits, Fashion-MNIST, CIFAR-10. Never a silent stand-in."""
+"""Real images as uint8 arrays: digits, Fashion-MNIST, CIFAR-10. Never a silent stand-in."""
 
 import contextlib
 import gzip
@@ -11,7 +11,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-NAMES = ("cifar10", "fashion_mnist", "digits")
+# The data sets and how many examples each has to train on.
+EXAMPLES = {"cifar10": 50_000, "fashion_mnist": 60_000, "digits": 1_437}
+NAMES = tuple(EXAMPLES)
 CLASSES = 10
 
 # Where Debian's package dataset-fashion-mnist puts its IDX files.
@@ -23,10 +25,19 @@ class DataUnavailableError(Exception):
 
 
 class Split(NamedTuple):
-    """Images (n, height, width, channels), uint8, and labels (n,), int32."""
+    """What a model sees and what it should say.
 
-    images: np.ndarray
-    labels: np.ndarray
+    Attributes:
+      inputs: (n, ...), uint8; images are (n, height, width, channels).
+      targets: (n, ...), int32, the right classes: one an image, or one a position.
+    """
+
+    inputs: np.ndarray
+    targets: np.ndarray
+
+    def first(self, count: int) -> "Split":
+        """The first `count` examples."""
+        return Split(self.inputs[:count], self.targets[:count])
 
 
 class Dataset(NamedTuple):
@@ -62,9 +73,14 @@ def load(name: str, data_dir: Path | None = None, download: bool = False) -> Dat
     raise ValueError(f"There is no data set {name!r}. The data sets are {', '.join(NAMES)}.")
 
 
+def scale(images: jax.Array) -> jax.Array:
+    """uint8 images to float32 in [-1, 1]: [0, 1], then (x - 0.5) / 0.5."""
+    return (images.astype(jnp.float32) / 255 - 0.5) / 0.5
+
+
 def prepare(images: jax.Array, size: int) -> jax.Array:
-    """uint8 images to (n, size, size, 3), float32 in [-1, 1]: [0, 1], then (x - 0.5) / 0.5."""
-    x = (images.astype(jnp.float32) / 255 - 0.5) / 0.5
+    """uint8 images to (n, size, size, 3), float32 in [-1, 1]."""
+    x = scale(images)
     n, _, _, channels = x.shape
     if x.shape[1:3] != (size, size):
         x = jax.image.resize(x, (n, size, size, channels), "bilinear")

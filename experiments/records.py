@@ -1,27 +1,35 @@
 """Records on disk: one JSON-lines file per run, named by the hash of its config."""
 
-import dataclasses
 import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import pdt_optax
+from experiments.arms import BASELINE
 from experiments.data import Dataset
-from experiments.training import BASELINE, Config, train
+from experiments.training import Config, train
 
 Record = dict[str, Any]
 
 
 class Run(NamedTuple):
-    """A config and what it recorded, one record per epoch; `complete` if all epochs are there."""
+    """A config's plain fields and what it recorded, one record per epoch."""
 
-    config: Config
+    fields: dict[str, Any]
     epochs: list[Record]
 
     @property
+    def rule(self) -> str:
+        return self.fields["rule"]
+
+    @property
+    def seed(self) -> int:
+        return self.fields["seed"]
+
+    @property
     def complete(self) -> bool:
-        return len(self.epochs) == self.config.epochs
+        """Whether all epochs are there."""
+        return len(self.epochs) == self.fields["epochs"]
 
 
 def path_of(folder: Path, config: Config) -> Path:
@@ -32,27 +40,25 @@ def path_of(folder: Path, config: Config) -> Path:
 def read(folder: Path, config: Config) -> Run:
     """What is on disk for a config; no epochs if nothing is."""
     path = path_of(folder, config)
-    lines = path.read_text().splitlines() if path.exists() else []
-    return Run(config, [json.loads(line) for line in lines[1:]])
+    return _read(path) if path.exists() else Run(config.fields, [])
 
 
 def read_all(folder: Path) -> list[Run]:
-    """All runs in a folder, by seed, then by rule."""
-    runs = []
-    for path in folder.glob("*.jsonl"):
-        first, *lines = path.read_text().splitlines()
-        fields = json.loads(first)
-        del fields["settings"]
-        runs.append(Run(Config(**fields), [json.loads(line) for line in lines]))
-    rules = [BASELINE, *pdt_optax.presets.names()]
-    return sorted(runs, key=lambda run: (run.config.seed, rules.index(run.config.rule)))
+    """All runs in a folder, by seed, then by rule, the baseline first."""
+    runs = [_read(path) for path in folder.glob("*.jsonl")]
+    return sorted(runs, key=lambda run: (run.seed, run.rule != BASELINE, run.rule))
+
+
+def _read(path: Path) -> Run:
+    first, *lines = map(json.loads, path.read_text().splitlines())
+    return Run(first, lines)
 
 
 def record(folder: Path, config: Config, dataset: Dataset) -> Iterator[Record]:
     """Trains a config, writing each epoch's record as soon as it is there, and yields it.
 
-    The first line of the file is the config; numbers that are not finite are
-    written as NaN and Infinity, as Python's json does.
+    The first line of the file is the config; numbers keep six digits, and those
+    that are not finite are written as NaN and Infinity, as Python's json does.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with path_of(folder, config).open("w") as file:
@@ -64,5 +70,6 @@ def record(folder: Path, config: Config, dataset: Dataset) -> Iterator[Record]:
 
 
 def _lines(config: Config, dataset: Dataset) -> Iterator[Record]:
-    yield dataclasses.asdict(config) | {"settings": {k: repr(v) for k, v in config.settings.items()}}
-    yield from train(config, dataset)
+    yield config.fields | {"settings": {k: repr(v) for k, v in config.settings.items()}}
+    for epoch in train(config, dataset):
+        yield {k: float(f"{v:.6g}") if isinstance(v, float) else v for k, v in epoch.items()}

@@ -3,15 +3,15 @@
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.figure import Figure
 from rich import box
 from rich.table import Table
 
+from experiments.arms import BASELINE
 from experiments.records import Record, Run
-from experiments.training import BASELINE
 
 
 class Crossing(NamedTuple):
@@ -34,6 +34,13 @@ def first_crossing(run: Run, reached: Callable[[Record], bool]) -> Crossing:
     return Crossing(math.inf, math.inf)
 
 
+def to_best(run: Run, baseline: Run, field: str) -> Crossing:
+    """When a run is first as good as the baseline's best: the least, of an accuracy the greatest."""
+    sign = -1 if field.endswith("accuracy") else 1
+    best = min(sign * e[field] for e in baseline.epochs)
+    return first_crossing(run, lambda e: sign * e[field] <= best)
+
+
 class Result(NamedTuple):
     """One run against the baseline of the same seed; ratios are (rule / baseline) seconds."""
 
@@ -48,16 +55,8 @@ class Result(NamedTuple):
 
 def compare(run: Run, baseline: Run) -> Result:
     """Both targets are the baseline's own best; its time is its first crossing."""
-    best_loss = min(e["train_loss"] for e in baseline.epochs)
-    best_accuracy = max(e["validation_accuracy"] for e in baseline.epochs)
-
-    def crossings(x: Run) -> tuple[Crossing, Crossing]:
-        return (
-            first_crossing(x, lambda e: e["train_loss"] <= best_loss),
-            first_crossing(x, lambda e: e["validation_accuracy"] >= best_accuracy),
-        )
-
-    (to_loss, to_accuracy), (base_loss, base_accuracy) = crossings(run), crossings(baseline)
+    to_loss, base_loss = (to_best(x, baseline, "train_loss") for x in (run, baseline))
+    to_accuracy, base_accuracy = (to_best(x, baseline, "validation_accuracy") for x in (run, baseline))
     return Result(
         to_loss,
         to_accuracy,
@@ -106,15 +105,15 @@ def rows(runs: Sequence[Run]) -> list[Row]:
     A miss is infinite and counted, never dropped: with any miss, a mean is
     replaced by how many seeds reached the target.
     """
-    baselines = {r.config.seed: r for r in runs if r.config.rule == BASELINE and r.complete}
+    baselines = {r.seed: r for r in runs if r.rule == BASELINE and r.complete}
     table = []
-    for rule in dict.fromkeys(run.config.rule for run in runs):
-        chosen = [r for r in runs if r.config.rule == rule and r.config.seed in baselines]
+    for rule in dict.fromkeys(run.rule for run in runs):
+        chosen = [r for r in runs if r.rule == rule and r.seed in baselines]
         if not chosen:
             continue
         least = min(len(r.epochs) for r in chosen)
         name = rule if all(r.complete for r in chosen) else f"{rule} (stopped at epoch {least})"
-        results = [compare(r, baselines[r.config.seed]) for r in chosen]
+        results = [compare(r, baselines[r.seed]) for r in chosen]
         table.append(
             Row(
                 name,
@@ -134,10 +133,12 @@ def rows(runs: Sequence[Run]) -> list[Row]:
 
 
 def _saved(ratios: Sequence[float]) -> str:
+    """The mean saving that ratios to the baseline mean; "-" with any miss."""
     return f"{100 * (1 - float(np.mean(ratios))):.0f}%" if np.all(np.isfinite(ratios)) else "-"
 
 
 def _mean(values: Sequence[float], form: str) -> str:
+    """Mean and deviation; with any miss, how many there are instead."""
     reached = np.isfinite(values)
     if not reached.all():
         return f"never ({reached.sum()} of {len(values)} did)" if reached.any() else "never"
@@ -173,18 +174,19 @@ def _stack(epochs: str, seconds: str, saved: str) -> str:
 
 def markdown_table(runs: Sequence[Run]) -> str:
     """The table as Markdown."""
-    return _markdown([HEADER, *rows(runs)])
+    return markdown([HEADER, *rows(runs)])
 
 
 def markdown_summary(runs: Sequence[Run]) -> str:
     """The columns that matter most, as Markdown."""
     lines = [HEADER, *rows(runs)]
-    return _markdown([(r.rule, r.loss_epochs, r.loss_saved, r.best_loss, r.final_accuracy) for r in lines])
+    return markdown([(r.rule, r.loss_epochs, r.loss_saved, r.best_loss, r.final_accuracy) for r in lines])
 
 
-def _markdown(lines: Sequence[Sequence[str]]) -> str:
-    head, *body = [f"| {' | '.join(line)} |\n" for line in lines]
-    return head + "|" + " --- |" * len(lines[0]) + "\n" + "".join(body)
+def markdown(lines: Sequence[Sequence[str]]) -> str:
+    """A Markdown table; the first line is its header."""
+    header, *rest = lines
+    return "\n".join(f"| {' | '.join(line)} |" for line in (header, ["---"] * len(header), *rest)) + "\n"
 
 
 def picture(runs: Sequence[Run], path: Path, title: str) -> None:
@@ -200,13 +202,11 @@ def picture(runs: Sequence[Run], path: Path, title: str) -> None:
         ("accepted_share", "accepted share of weights"),
     )
     for axis, (field, label) in zip(axes, panels, strict=True):
-        for i, rule in enumerate(dict.fromkeys(run.config.rule for run in runs)):
-            _curve(axis, [r for r in runs if r.config.rule == rule and r.epochs], field, rule, f"C{i}")
+        for i, rule in enumerate(dict.fromkeys(run.rule for run in runs)):
+            curve(axis, [r for r in runs if r.rule == rule and r.epochs], field, rule, f"C{i}")
         axis.set(xlabel="epoch", ylabel=label)
         axis.grid(alpha=0.3)
-    baselines = [
-        min(e["train_loss"] for e in r.epochs) for r in runs if r.config.rule == BASELINE and r.epochs
-    ]
+    baselines = [min(e["train_loss"] for e in r.epochs) for r in runs if r.rule == BASELINE and r.epochs]
     if baselines:
         axes[0].axhline(float(np.mean(baselines)), color="0.3", ls="--", lw=1, label="baseline's best")
     axes[0].set_yscale("log")
@@ -216,7 +216,8 @@ def picture(runs: Sequence[Run], path: Path, title: str) -> None:
     figure.savefig(path, dpi=120)
 
 
-def _curve(axis, runs: Sequence[Run], field: str, label: str, color: str) -> None:
+def curve(axis: Any, runs: Sequence[Run], field: str, label: str, color: str) -> None:
+    """One field over epochs: the mean over seeds, and a band from the least to the greatest."""
     if field == "accepted_share":
         if label == BASELINE:
             return

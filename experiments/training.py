@@ -1,11 +1,12 @@
 """The one trainer: a config in, one record per epoch out."""
 
 import dataclasses
+import functools
 import hashlib
 import json
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,25 +14,10 @@ import numpy as np
 import optax
 from flax import nnx
 
-import pdt_optax
-from experiments import models
-from experiments.data import CLASSES, Dataset, Split, prepare
-
-BASELINE = "baseline"
-
-OPTIMIZERS: dict[str, Callable[..., optax.GradientTransformation]] = {
-    "sgd": optax.sgd,
-    "momentum": lambda rate: optax.sgd(rate, momentum=0.9),
-    "adam": optax.adam,
-    "adamw": optax.adamw,
-    "rmsprop": optax.rmsprop,
-    "lamb": optax.lamb,
-}
-
-SCHEDULES: dict[str, Callable[[float, int], optax.Schedule]] = {
-    "cosine": optax.cosine_decay_schedule,
-    "constant": lambda rate, _: optax.constant_schedule(rate),
-}
+from experiments.arms import Arm, Method, Recipe
+from experiments.data import Dataset, Split
+from experiments.optimizers import OPTIMIZERS, SCHEDULES, Schedule
+from experiments.workloads import Workload
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,47 +25,55 @@ class Config:
     """Everything that a run depends on.
 
     Attributes:
-      data: the data set's name.
-      rule: a preset of `pdt_optax`, or "baseline" for the optimizer alone.
-      optimizer, learning_rate, schedule: names in this module, and the peak rate.
-      epochs, batch_size: a last, smaller batch is dropped.
-      image_size, width: of AlexNet.
+      workload: data, model and batch size.
+      arm: what is done besides the optimizer; "baseline" is nothing.
+      optimizer, learning_rate, schedule: names in `optimizers`, and the peak rate.
+      epochs: of `workload.epoch_steps` steps each.
       seed: of the initial weights, the data order and the dropout.
     """
 
-    data: str
-    rule: str
+    workload: Workload
+    arm: Arm
     optimizer: str
     learning_rate: float
     schedule: str
     epochs: int
-    batch_size: int
-    image_size: int
-    width: float
     seed: int
 
     def __post_init__(self) -> None:
-        _check_name("rule", self.rule, (BASELINE, *pdt_optax.presets.names()))
         _check_name("optimizer", self.optimizer, OPTIMIZERS)
         _check_name("schedule", self.schedule, SCHEDULES)
-        for name in ("learning_rate", "epochs", "batch_size", "width"):
+        for name in ("learning_rate", "epochs"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"`{name}` must be positive. Got {getattr(self, name)}.")
-        if self.image_size < models.AlexNet.smallest_image:
-            raise ValueError(
-                f"`image_size` must be at least {models.AlexNet.smallest_image}: AlexNet's strides and pools "
-                f"leave nothing of a smaller image. Got {self.image_size}."
-            )
+
+    @property
+    def rule(self) -> str:
+        """The arm's name."""
+        return self.arm.name
+
+    @property
+    def recipe(self) -> Recipe:
+        """What the arm may know of the run."""
+        steps = self.workload.epoch_steps
+        schedule = SCHEDULES[self.schedule](self.learning_rate, self.epochs * steps)
+        return Recipe(self.optimizer, schedule, self.epochs, steps)
 
     @property
     def settings(self) -> dict[str, Any]:
-        """The settings of `pdt`; empty for the baseline."""
-        return {} if self.rule == BASELINE else dict(pdt_optax.presets.named(self.rule))
+        """What the arm means here; empty for the baseline."""
+        return self.arm.settings(self.recipe)
+
+    @property
+    def fields(self) -> dict[str, Any]:
+        """The config as plain values, without the arm's settings."""
+        own = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)[2:]}
+        return self.workload.fields | {"rule": self.rule} | own
 
     @property
     def key(self) -> str:
-        """A hash of the config and of what its rule means today."""
-        text = json.dumps(dataclasses.asdict(self) | {"settings": repr(self.settings)}, sort_keys=True)
+        """A hash of the config and of what its arm means today."""
+        text = json.dumps(self.fields | {"settings": repr(self.settings)}, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
@@ -88,89 +82,135 @@ def _check_name(name: str, value: str, known: Any) -> None:
         raise ValueError(f"There is no {name} {value!r}. There are {', '.join(known)}.")
 
 
+class _State(NamedTuple):
+    """What a run carries from step to step: weights, optimizer state, the rest of the model, summed loss."""
+
+    params: Any
+    opt_state: Any
+    rest: Any
+    losses: jax.Array
+
+
+class _Program(NamedTuple):
+    """A config's functions, seeds apart; every seed of a config shares their compiled code."""
+
+    method: Method
+    init: Callable[[jax.Array], _State]
+    step: Callable[..., _State]
+    evaluate: Callable[..., jax.Array]
+    evaluated: Callable[[Any, Any], Any]
+
+
+@functools.lru_cache(maxsize=1)
+def _program(config: Config) -> _Program:
+    workload, method = config.workload, config.arm.method(config.recipe)
+    graph = nnx.split(nnx.eval_shape(lambda: workload.model(nnx.Rngs(0))), nnx.Param, ...)[0]
+
+    def init(key: jax.Array) -> _State:
+        _, params, rest = nnx.split(workload.model(nnx.Rngs(key)), nnx.Param, ...)
+        return _State(params, method.tx.init(params), rest, jnp.zeros(()))
+
+    def losses(params: Any, rest: Any, x: jax.Array, y: jax.Array, key: Any = None) -> Any:
+        model = nnx.merge(graph, params, rest, copy=True)  # the model may change the rest
+        logits = model(workload.prepare(x), key)
+        values = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.maximum(y, 0))
+        return values, (logits, nnx.split(model, nnx.Param, ...)[2])
+
+    def step(state: _State, inputs: jax.Array, targets: jax.Array, index: jax.Array, key: jax.Array) -> Any:
+        def loss(params: Any) -> Any:
+            values, (_, rest) = losses(params, state.rest, inputs[index], targets[index], key)
+            return values.mean(), rest
+
+        (value, rest), grads = jax.value_and_grad(loss, has_aux=True)(state.params)
+        updates, opt_state = method.tx.update(grads, state.opt_state, state.params)
+        return _State(optax.apply_updates(state.params, updates), opt_state, rest, state.losses + value)
+
+    def evaluate(params: Any, rest: Any, inputs: jax.Array, targets: jax.Array, start: jax.Array) -> Any:
+        x, y = (jax.lax.dynamic_slice_in_dim(a, start, _evaluation_size(a)) for a in (inputs, targets))
+        values, (logits, _) = losses(params, rest, x, y)
+        real = y >= 0
+        return jnp.stack([jnp.sum(values * real), jnp.sum((logits.argmax(-1) == y) & real)])
+
+    evaluated = jax.jit(method.evaluated) if method.evaluated else lambda params, _: params
+    return _Program(method, init, jax.jit(step, donate_argnums=0), jax.jit(evaluate), evaluated)
+
+
 def train(config: Config, dataset: Dataset) -> Iterator[dict[str, Any]]:
     """Trains a model and yields one record after each epoch.
 
     Compilation is done and timed beforehand; the clock of an epoch runs over
-    its training steps and, apart, over all that PDT does at its end.
+    its training steps and, apart, over all that the arm does at its end.
 
     Yields:
       Dictionaries of plain numbers: `epoch` (from 1), `train_loss` (mean over
       the epoch's batches, dropout on), `validation_loss`, `validation_accuracy`,
       `learning_rate` (of the epoch's last step), `train_seconds`, `pdt_seconds`,
       `compile_seconds` (in the first record, else 0), `predicted`,
-      `accepted_share`, `horizon`.
+      `accepted_share`, `horizon`; and, where the workload has a probe,
+      `probe_loss`: at the epoch's end on the first training examples, at the
+      weights that are validated.
 
     Raises:
-      ValueError: if the data has fewer examples than a batch.
+      ValueError: if the data is not of the size that the workload expects.
     """
-    steps = len(dataset.train.labels) // config.batch_size
-    if steps == 0:
+    workload, steps = config.workload, config.workload.epoch_steps
+    examples = len(dataset.train.targets)
+    if examples != workload.train_examples or steps * workload.batch_size > examples:
         raise ValueError(
-            "`batch_size` must not exceed the number of training examples. "
-            f"Got batch_size={config.batch_size}, {len(dataset.train.labels)} examples."
+            "The data must have the training examples that the workload takes: "
+            f"{max(workload.train_examples, steps * workload.batch_size)}. Got {examples}."
         )
-    schedule = SCHEDULES[config.schedule](config.learning_rate, config.epochs * steps)
-    inner = OPTIMIZERS[config.optimizer](schedule)
-    tx = pdt_optax.pdt(inner, **config.settings) if config.settings else inner
+    program = _program(dataclasses.replace(config, seed=0))
+    method = program.method
 
     model_key, order_key, dropout_key = jax.random.split(jax.random.key(config.seed), 3)
-    model = models.AlexNet(CLASSES, width=config.width, rngs=nnx.Rngs(model_key))
-    graph, params, rest = nnx.split(model, nnx.Param, ...)
-    opt_state = tx.init(params)
-    images, labels = (jax.device_put(x) for x in dataset.train)
+    state = program.init(model_key)
+    inputs, targets = (jax.device_put(x) for x in dataset.train)
+    validation = _evaluation_arrays(dataset.test)
+    probe = _evaluation_arrays(dataset.train.first(workload.probe_examples))
 
-    def loss_fn(params: Any, index: jax.Array, key: jax.Array) -> jax.Array:
-        logits = nnx.merge(graph, params, rest)(prepare(images[index], config.image_size), key)
-        return optax.softmax_cross_entropy_with_integer_labels(logits, labels[index]).mean()
+    def end_epoch(state: _State) -> tuple[_State, Any, Any]:
+        value, report = state.losses / steps, None
+        if method.end_epoch is not None:
+            params, opt_state, report = method.end_epoch(state.params, state.opt_state, value)
+            state = state._replace(params=params, opt_state=opt_state)
+        return state._replace(losses=jnp.zeros(())), value, report
 
-    def step(params: Any, opt_state: Any, losses: jax.Array, index: jax.Array, key: jax.Array) -> Any:
-        value, grads = jax.value_and_grad(loss_fn)(params, index, key)
-        updates, opt_state = tx.update(grads, opt_state, params)
-        return optax.apply_updates(params, updates), opt_state, losses + value
-
-    jitted_step = jax.jit(step, donate_argnums=(0, 1, 2))
-    evaluate = _evaluator(graph, rest, dataset.test, config)
-
-    def end_epoch(params: Any, opt_state: Any, value: jax.Array) -> Any:
-        if not isinstance(tx, pdt_optax.PDT):
-            return params, opt_state, None
-        return tx.end_epoch(params, opt_state, value=value, donate=True)
+    def evaluate(state: _State) -> dict[str, float]:
+        weights = program.evaluated(state.params, state.opt_state)
+        loss, accuracy = _means(program.evaluate, weights, state.rest, validation)
+        probed = {"probe_loss": _means(program.evaluate, weights, state.rest, probe)[0]} if probe else {}
+        return {"validation_loss": loss, "validation_accuracy": accuracy} | probed
 
     def epoch_batches(epoch: int) -> tuple[jax.Array, jax.Array]:
         key = jax.random.fold_in(order_key, epoch)
-        order = jax.random.permutation(key, len(labels))[: steps * config.batch_size]
+        order = jax.random.permutation(key, examples)[: steps * workload.batch_size]
         return order.reshape(steps, -1), jax.random.split(jax.random.fold_in(dropout_key, epoch), steps)
 
     # One rehearsal on copies compiles everything.
     started = time.perf_counter()
     batches = epoch_batches(0)
-    rehearsal = jitted_step(
-        *jax.tree.map(jnp.copy, (params, opt_state)), jnp.zeros(()), batches[0][0], batches[1][0]
-    )
-    rehearsal = end_epoch(rehearsal[0], rehearsal[1], rehearsal[2] / steps)
-    jax.block_until_ready((evaluate(rehearsal[0]), rehearsal))
+    rehearsal = program.step(jax.tree.map(jnp.copy, state), inputs, targets, batches[0][0], batches[1][0])
+    rehearsal, _, _ = end_epoch(rehearsal)
+    evaluate(rehearsal)
     del rehearsal
     compile_seconds = time.perf_counter() - started
 
     for epoch in range(config.epochs):
         started = time.perf_counter()
-        loss = jnp.zeros(())
         for index, key in zip(*epoch_batches(epoch), strict=True):
-            params, opt_state, loss = jitted_step(params, opt_state, loss, index, key)
-        value = jax.block_until_ready(loss / steps)
+            state = program.step(state, inputs, targets, index, key)
+        jax.block_until_ready(state.losses)
         trained = time.perf_counter()
-        params, opt_state, report = jax.block_until_ready(end_epoch(params, opt_state, value))
+        state, value, report = jax.block_until_ready(end_epoch(state))
         ended = time.perf_counter()
-        validation_loss, accuracy = evaluate(params)
         yield {
             "epoch": epoch + 1,
             "train_loss": float(value),
-            "validation_loss": float(validation_loss),
-            "validation_accuracy": float(accuracy),
-            "learning_rate": float(np.asarray(schedule((epoch + 1) * steps - 1))),
+            **evaluate(state),
+            "learning_rate": _rate(method.schedule, (epoch + 1) * steps - 1),
             "train_seconds": trained - started,
-            "pdt_seconds": ended - trained if report is not None else 0.0,
+            "pdt_seconds": ended - trained if method.end_epoch is not None else 0.0,
             "compile_seconds": compile_seconds if epoch == 0 else 0.0,
             "predicted": bool(report.predicted) if report is not None else False,
             "accepted_share": float(report.accepted_share) if report is not None else 0.0,
@@ -178,24 +218,30 @@ def train(config: Config, dataset: Dataset) -> Iterator[dict[str, Any]]:
         }
 
 
-def _evaluator(graph: Any, rest: Any, split: Split, config: Config) -> Callable[[Any], tuple[float, float]]:
-    """Mean loss and accuracy over a split, in batches of one shape."""
-    count = len(split.labels)
-    size = min(count, 512)
-    padding = -count % size
-    images = jax.device_put(np.pad(split.images, [(0, padding), (0, 0), (0, 0), (0, 0)]))
-    labels = jax.device_put(np.pad(split.labels, (0, padding), constant_values=-1))
+def _rate(schedule: Schedule, step: int) -> float:
+    return float(np.asarray(schedule(step)))
 
-    @jax.jit
-    def batch(params: Any, start: jax.Array) -> jax.Array:
-        x, y = (jax.lax.dynamic_slice_in_dim(a, start, size) for a in (images, labels))
-        logits = nnx.merge(graph, params, rest)(prepare(x, config.image_size))
-        real = y >= 0
-        losses = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.maximum(y, 0))
-        return jnp.stack([jnp.sum(losses * real), jnp.sum((logits.argmax(-1) == y) & real)])
 
-    def evaluate(params: Any) -> tuple[float, float]:
-        totals = np.sum([batch(params, i) for i in range(0, count, size)], axis=0)
-        return totals[0] / count, totals[1] / count
+def _evaluation_size(array: jax.Array) -> int:
+    return min(len(array), 512)
 
-    return evaluate
+
+def _evaluation_arrays(split: Split) -> tuple[int, jax.Array, jax.Array] | None:
+    """How many targets there are, and a split padded to batches of one shape; None if it is empty."""
+    if len(split.targets) == 0:
+        return None
+    padding = -len(split.targets) % min(len(split.targets), 512)
+
+    def pad(x: np.ndarray, value: int) -> jax.Array:
+        widths = [(0, padding)] + [(0, 0)] * (x.ndim - 1)
+        return jax.device_put(np.pad(x, widths, constant_values=value))
+
+    return split.targets.size, pad(split.inputs, 0), pad(split.targets, -1)
+
+
+def _means(evaluate: Callable[..., jax.Array], params: Any, rest: Any, arrays: Any) -> tuple[float, float]:
+    """Mean loss and accuracy over a split."""
+    count, inputs, targets = arrays
+    starts = range(0, len(targets), _evaluation_size(targets))
+    totals = np.sum([evaluate(params, rest, inputs, targets, i) for i in starts], axis=0)
+    return float(totals[0] / count), float(totals[1] / count)

@@ -289,7 +289,7 @@ class drift:  # noqa: N801 - used like a function, printed like a value
     """
 
     fit: Fit = "current"
-    learning_rate: Callable[[Any], Any] | None = dataclasses.field(default=None, repr=False)
+    learning_rate: Callable[[Any], Any] | None = None
     steps_per_epoch: int | None = None
 
     def __post_init__(self) -> None:

@@ -12,25 +12,23 @@ import tensorflow_datasets as tfds
 from flax import nnx
 
 from experiments import cifar_alexnet, data, models, records, report, toy
-from experiments.training import BASELINE, Config
+from experiments.arms import BASELINE, preset
+from experiments.training import Config
+from experiments.workloads import AlexNetImages
 
 TINY = ["--data", "digits", "--width", "0.05", "--image-size", "63", "--batch-size", "512"]
 
 
-def config(**changes) -> Config:
-    settings = {
-        "data": "digits",
-        "rule": BASELINE,
-        "optimizer": "adamw",
-        "learning_rate": 1e-3,
-        "schedule": "cosine",
-        "epochs": 7,
-        "batch_size": 512,
-        "image_size": 63,
-        "width": 0.05,
-        "seed": 0,
-    }
-    return Config(**(settings | changes))
+def config(rule: str = BASELINE, epochs: int = 7, seed: int = 0) -> Config:
+    return Config(
+        workload=AlexNetImages(data="digits", image_size=63, width=0.05, batch_size=512),
+        arm=preset(rule),
+        optimizer="adamw",
+        learning_rate=1e-3,
+        schedule="cosine",
+        epochs=epochs,
+        seed=seed,
+    )
 
 
 def test_alexnet_has_the_parameters_of_torchvisions():
@@ -65,12 +63,12 @@ def test_adaptive_mean_pool_averages_the_bins(size):
 
 def test_digits_are_split_once_and_for_all():
     first, second = data.load("digits"), data.load("digits")
-    assert first.train.images.shape == (1437, 8, 8, 1)
-    assert first.test.images.shape == (360, 8, 8, 1)
-    assert first.train.images.dtype == np.uint8
-    assert first.train.images.max() == 255
-    np.testing.assert_array_equal(first.train.labels, second.train.labels)
-    assert np.bincount(first.test.labels).min() >= 34  # stratified
+    assert first.train.inputs.shape == (1437, 8, 8, 1)
+    assert first.test.inputs.shape == (360, 8, 8, 1)
+    assert first.train.inputs.dtype == np.uint8
+    assert first.train.inputs.max() == 255
+    np.testing.assert_array_equal(first.train.targets, second.train.targets)
+    assert np.bincount(first.test.targets).min() >= 34  # stratified
 
 
 def write_idx(path, array):
@@ -87,8 +85,8 @@ def test_fashion_mnist_is_read_from_a_folder_of_idx_files(tmp_path):
         write_idx(tmp_path / f"{part}-images-idx3-ubyte.gz", images)
         write_idx(tmp_path / f"{part}-labels-idx1-ubyte.gz", labels)
     loaded = data.load("fashion_mnist", tmp_path)
-    np.testing.assert_array_equal(loaded.train.images[..., 0], images)
-    np.testing.assert_array_equal(loaded.test.labels, labels)
+    np.testing.assert_array_equal(loaded.train.inputs[..., 0], images)
+    np.testing.assert_array_equal(loaded.test.targets, labels)
 
     (tmp_path / "t10k-labels-idx1-ubyte.gz").write_bytes(b"not gzip")
     with pytest.raises(data.DataUnavailableError, match=r"t10k-labels-idx1-ubyte\.gz is missing or broken"):
@@ -98,9 +96,9 @@ def test_fashion_mnist_is_read_from_a_folder_of_idx_files(tmp_path):
 def test_cifar10_is_read_through_tfds():
     with tfds.testing.mock_data(num_examples=7):
         loaded = data.load("cifar10")
-    assert loaded.train.images.shape == (7, 32, 32, 3)
-    assert loaded.train.images.dtype == np.uint8
-    assert loaded.train.labels.dtype == np.int32
+    assert loaded.train.inputs.shape == (7, 32, 32, 3)
+    assert loaded.train.inputs.dtype == np.uint8
+    assert loaded.train.targets.dtype == np.int32
 
 
 def test_prepare_scales_to_one_and_repeats_grey():
@@ -153,7 +151,7 @@ def run_of(rule, losses, accuracies, seconds=1.0, pdt=0.0, seed=0):
         }
         for i, (loss, accuracy) in enumerate(zip(losses, accuracies, strict=True))
     ]
-    return records.Run(config(rule=rule, seed=seed, epochs=len(losses)), epochs)
+    return records.Run(config(rule=rule, seed=seed, epochs=len(losses)).fields, epochs)
 
 
 def test_times_are_first_crossings_with_pdt_on_the_clock_and_misses_infinite():

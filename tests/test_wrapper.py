@@ -243,7 +243,7 @@ def test_end_epoch_is_predict_and_mask(name: str) -> None:
             dynamics=preset["dynamics"],
             accept=preset["accept"],
             horizon=preset["horizon"],
-            step=epoch.before.predictions_made,
+            step=epoch.before.snapshots_seen - 1,
         )
         assert_close(epoch.params, prediction.params)
         for new, old, mask in zip(
@@ -640,14 +640,13 @@ def test_a_function_is_an_acceptance_rule() -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Quarter(pdt_optax.Rule):
-    """A soft rule of one's own, that differs between predictions."""
+    """A soft rule of one's own, that differs between epochs."""
 
     minimum_window = 3
-    prediction: Any = 0
 
-    def at(self, prediction: Any, leaf: int) -> Any:
+    def at(self, epoch: Any, leaf: int) -> Any:
         def rule(increments: Any, step: Any, differences: Any, reference: Any, horizon: int) -> Any:
-            return jnp.full(step.shape, 0.25) * (prediction + 1)
+            return jnp.full(step.shape, 0.125) * (epoch - 1)
 
         return rule
 
@@ -672,7 +671,9 @@ class LastStep:
     fit: Any = "current"
     minimum_window: int = 2
 
-    def __call__(self, gram: Any, horizon: int, size: int, epsilon: float) -> pdt_optax.Forecast:
+    def __call__(
+        self, gram: Any, horizon: int, *, size: int, epsilon: float, epoch: Any
+    ) -> pdt_optax.Forecast:
         window = gram.shape[0]
         assert gram.shape == (window, window)
         assert size == 11
@@ -781,7 +782,9 @@ def test_a_model_that_returns_the_wrong_shape_is_told_so(increments: tuple[int, 
         fit: Any = "past"
         minimum_window: int = 2
 
-        def __call__(self, gram: Any, horizon: int, size: int, epsilon: float) -> pdt_optax.Forecast:
+        def __call__(
+            self, gram: Any, horizon: int, *, size: int, epsilon: float, epoch: Any
+        ) -> pdt_optax.Forecast:
             nan = jnp.full(3, jnp.nan)
             return pdt_optax.Forecast(jnp.zeros(increments), nan, jnp.int32(1), nan.astype(complex))
 

@@ -1,0 +1,230 @@
+"""Arms: what a run does besides its optimizer, from nothing over PDT to the controls.
+
+An arm is a frozen description with a name. Given the recipe of a run (its
+optimizer, its schedule, its steps per epoch) it says what it means
+(`settings`, hashed into the record's key) and how it is done (`method`).
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+import optax.contrib
+
+import pdt_optax
+from experiments.optimizers import OPTIMIZERS, Schedule, Warmup
+
+BASELINE = "baseline"
+
+
+class Recipe(NamedTuple):
+    """What an arm may know of its run."""
+
+    optimizer: str
+    schedule: Schedule
+    epochs: int
+    steps_per_epoch: int
+
+    def inner(self) -> optax.GradientTransformation:
+        """The optimizer itself."""
+        return OPTIMIZERS[self.optimizer](self.schedule, True)
+
+
+class Method(NamedTuple):
+    """How an arm is done.
+
+    Attributes:
+      tx: the transformation that the training steps use.
+      schedule: the learning rate that it follows.
+      end_epoch: None, or called after an epoch with the parameters, the state
+        and the mean loss; returns both, and a `PDTReport` or None. It may
+        donate what it is given, and is on the clock.
+      evaluated: None, or which weights to evaluate, given the parameters and
+        the state.
+    """
+
+    tx: optax.GradientTransformation
+    schedule: Schedule
+    end_epoch: Callable[[Any, Any, jax.Array], tuple[Any, Any, Any]] | None = None
+    evaluated: Callable[[Any, Any], Any] | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Arm:
+    """The optimizer alone."""
+
+    name: str
+
+    def settings(self, recipe: Recipe) -> dict[str, Any]:
+        """What the arm means in this run; values whose `repr` says all."""
+        del recipe
+        return {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "name"}
+
+    def method(self, recipe: Recipe) -> Method:
+        """How the arm is done in this run."""
+        return Method(recipe.inner(), recipe.schedule)
+
+
+@dataclasses.dataclass(frozen=True)
+class Predictive(Arm):
+    """PDT around the optimizer.
+
+    Attributes:
+      given: the settings of `pdt_optax.pdt` as pairs, or a function of the
+        recipe that returns them, for rules that know the learning rates.
+    """
+
+    given: tuple[tuple[str, Any], ...] | Callable[[Recipe], Mapping[str, Any]]
+
+    def settings(self, recipe: Recipe) -> dict[str, Any]:
+        return dict(self.given(recipe) if callable(self.given) else self.given)
+
+    def method(self, recipe: Recipe) -> Method:
+        tx = pdt_optax.pdt(recipe.inner(), **self.settings(recipe))
+
+        def end_epoch(params: Any, opt_state: Any, value: jax.Array) -> tuple[Any, Any, Any]:
+            return tx.end_epoch(params, opt_state, value=value, donate=True)
+
+        return Method(tx, recipe.schedule, end_epoch)
+
+
+def predictive(name: str, **settings: Any) -> Predictive:
+    """PDT with these settings over those that `pdt` recommends."""
+    return Predictive(name, tuple({**pdt_optax.presets.recommended, **settings}.items()))
+
+
+def preset(name: str) -> Arm:
+    """The preset of `pdt_optax` with this name, or the baseline."""
+    return Arm(name) if name == BASELINE else Predictive(name, tuple(pdt_optax.presets.named(name).items()))
+
+
+class AverageState(NamedTuple):
+    """The wrapped optimizer's state, and averages of the weights so far."""
+
+    inner_state: Any
+    averages: tuple[Any, ...]
+    seen: jax.Array
+
+
+def _averaging(tx: optax.GradientTransformation, copies: int, average: Callable[..., Any]) -> Any:
+    """`tx`, with `average(averages, new weights, seen)` kept in its state at every step."""
+
+    def init(params: Any) -> Any:
+        averages = tuple(jax.tree.map(jnp.copy, params) for _ in range(copies))
+        return AverageState(tx.init(params), averages, jnp.zeros((), jnp.int32))
+
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        updates, inner_state = tx.update(updates, state.inner_state, params)
+        averages, seen = average(state.averages, optax.apply_updates(params, updates), state.seen)
+        return updates, AverageState(inner_state, averages, seen)
+
+    return optax.GradientTransformation(init, update)
+
+
+@dataclasses.dataclass(frozen=True)
+class Ema(Arm):
+    """The baseline, evaluated at an exponential moving average of its weights.
+
+    Attributes:
+      memory: how far back the average looks, in epochs.
+    """
+
+    memory: float = 1.0
+
+    def method(self, recipe: Recipe) -> Method:
+        least = min(1.0, 1 / (self.memory * recipe.steps_per_epoch))
+
+        def average(averages: tuple[Any], new: Any, seen: jax.Array) -> tuple[tuple[Any], jax.Array]:
+            weight = jnp.maximum(
+                1 / (seen + 1.0), least
+            )  # a plain mean first: no trace of the initial weights
+            return (jax.tree.map(lambda a, w: a + weight * (w - a), averages[0], new),), seen + 1
+
+        tx = _averaging(recipe.inner(), 1, average)
+        return Method(tx, recipe.schedule, evaluated=lambda params, state: state.averages[0])
+
+
+@dataclasses.dataclass(frozen=True)
+class Lawa(Arm):
+    """The baseline, evaluated at the mean of the weights at its last epochs' ends.
+
+    References:
+      Kaddour, Stop wasting my time! Saving days of ImageNet and BERT training
+      with latest weight averaging, 2022.
+    """
+
+    snapshots: int = 5
+
+    def method(self, recipe: Recipe) -> Method:
+        def keep(averages: tuple[Any, ...], new: Any, seen: jax.Array) -> tuple[tuple[Any, ...], jax.Array]:
+            del new
+            return averages, seen
+
+        def end_epoch(params: Any, state: AverageState, value: jax.Array) -> tuple[Any, Any, None]:
+            del value
+            averages = (*state.averages[1:], jax.tree.map(jnp.copy, params))
+            return params, state._replace(averages=averages, seen=state.seen + 1), None
+
+        def evaluated(params: Any, state: AverageState) -> Any:
+            del params
+            count = jnp.clip(state.seen, 1, self.snapshots)
+            real = jnp.arange(self.snapshots) >= self.snapshots - count
+            return jax.tree.map(lambda *w: jnp.tensordot(real / count, jnp.stack(w), 1), *state.averages)
+
+        tx = _averaging(recipe.inner(), self.snapshots, keep)
+        return Method(tx, recipe.schedule, end_epoch, evaluated)
+
+
+@dataclasses.dataclass(frozen=True)
+class Lookahead(Arm):
+    """`optax.lookahead` around the optimizer, evaluated at its slow weights."""
+
+    sync_period: int = 5
+    slow_step_size: float = 0.5
+
+    def method(self, recipe: Recipe) -> Method:
+        lookahead: Any = optax.lookahead(recipe.inner(), self.sync_period, self.slow_step_size)
+
+        # The slow weights live in the state, so that the trainer sees the fast ones alone.
+        def init(params: Any) -> Any:
+            slow = jax.tree.map(jnp.copy, params)
+            state = lookahead.init(optax.LookaheadParams(fast=params, slow=slow))
+            return AverageState(state, (slow,), jnp.zeros((), jnp.int32))
+
+        def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+            pair = optax.LookaheadParams(fast=params, slow=state.averages[0])
+            both, inner_state = lookahead.update(updates, state.inner_state, pair)
+            slow = optax.apply_updates(state.averages[0], both.slow)
+            return both.fast, AverageState(inner_state, (slow,), state.seen + 1)
+
+        tx = optax.GradientTransformation(init, update)
+        return Method(tx, recipe.schedule, evaluated=lambda params, state: state.averages[0])
+
+
+@dataclasses.dataclass(frozen=True)
+class ScheduleFree(Arm):
+    """`optax.contrib.schedule_free`: a constant rate after a warmup, averaging instead of a first moment.
+
+    Attributes:
+      rate: the peak rate as a multiple of the run's.
+      warmup: the share of all steps that it takes to reach it.
+      b1: how far the gradients are taken from the fast weights.
+    """
+
+    rate: float = 1.0
+    warmup: float = 0.05
+    b1: float = 0.9
+
+    def method(self, recipe: Recipe) -> Method:
+        steps = recipe.epochs * recipe.steps_per_epoch
+        schedule = Warmup(self.rate * recipe.schedule.peak, max(1, round(self.warmup * steps)))
+        inner = OPTIMIZERS[recipe.optimizer](schedule, False)
+        tx = optax.contrib.schedule_free(inner, schedule, b1=self.b1)
+
+        def evaluated(params: Any, state: Any) -> Any:
+            return optax.contrib.schedule_free_eval_params(state, params)
+
+        return Method(tx, schedule, evaluated=evaluated)

@@ -1,0 +1,282 @@
+"""PDT at tuned learning rates: workloads x optimizers x arms x seeds, to records, tables and pictures.
+
+  tune    the baseline's learning rate for each pair, on seeds 1 to 3: the best
+          mean final train loss, never at the edge of the grid (it is extended)
+  screen  many arms on a few pairs, on a tuning seed; its tables go to OUT/screen
+  final   the reported arms on seeds that nothing was tuned on, and shorter
+          schedules of the baseline, `released` and `recommended`
+  table   final's tables and pictures from what is recorded; trains nothing
+
+A finished run is never trained again; after Ctrl-C the next start goes on.
+
+examples:
+  python -m experiments.bench tune
+  python -m experiments.bench screen --workloads mlp cnn --arms baseline agree-h3 shrink-h5
+  python -m experiments.bench final
+  python -m experiments.bench table
+"""
+
+import argparse
+import json
+import math
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from experiments import bench_configs as configs
+from experiments import bench_report, pool, records
+from experiments.arms import BASELINE, Arm
+from experiments.bench_configs import Pair
+from experiments.data import DataUnavailableError
+from experiments.training import Config
+
+WIDEST_GRID = 16
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+
+    class Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+        pass
+
+    p = argparse.ArgumentParser("bench", description=__doc__, formatter_class=Formatter)
+    p.add_argument("what", choices=("tune", "screen", "final", "table"), help="see above")
+    p.add_argument(
+        "--workloads",
+        nargs="+",
+        metavar="NAME",
+        default=list(configs.PAIRS),
+        help="pairs, such as mlp-sgd, or workloads, such as mlp for all its pairs",
+    )
+    p.add_argument("--arms", nargs="+", metavar="NAME", help="arms, by default those of the command")
+    p.add_argument("--seeds", nargs="+", type=int, help="by default those of the command")
+    p.add_argument("--jobs", type=int, default=2, help="runs side by side, one core each; 0: in this process")
+    p.add_argument(
+        "--out", type=Path, default=Path("experiments/results/bench"), help="folder for all results"
+    )
+    p.add_argument("--list", action="store_true", help="name the pairs and the arms, and stop")
+    return p
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line. Returns 0; 2 for bad input or missing data; 130 after Ctrl-C."""
+    p = parser()
+    args = p.parse_args(argv)
+    console = Console()
+    if args.list:
+        console.print("pairs:", *configs.PAIRS, highlight=False)
+        for name, arms in (("final", configs.FINAL), ("screen", configs.SCREEN)):
+            console.print(f"arms of {name}:", *(arm.name for arm in arms), highlight=False)
+        return 0
+    try:
+        if args.jobs < 0:
+            raise ValueError(f"`--jobs` must be 0 or more. Got {args.jobs}.")
+        pairs = _pairs(args.workloads)
+        seeds = tuple(dict.fromkeys(args.seeds or _SEEDS[args.what]))
+        if args.what == "tune":
+            tune(pairs, seeds, args.out, args.jobs, console)
+            return 0
+        arms = _arms(args.arms or [arm.name for arm in _ARMS[args.what]])
+        plan = _plan(pairs, _tuned_rates(args.out, pairs), arms, seeds, shorter=args.what != "screen")
+        if args.what != "table":
+            _train(plan, args.out, args.jobs, console)
+    except (ValueError, DataUnavailableError, pool.WorkerError) as e:
+        print(f"{p.prog}: {e}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        console.print("Interrupted: finished runs are kept, the next start goes on with the rest.")
+        return 130
+    folder = args.out / "screen" if args.what == "screen" else args.out
+    return _show(plan, args.out, folder, console)
+
+
+_SEEDS = {
+    "tune": configs.TUNING_SEEDS,
+    "screen": configs.TUNING_SEEDS[:1],
+    "final": configs.REPORTED_SEEDS,
+    "table": configs.REPORTED_SEEDS,
+}
+_ARMS = {"screen": configs.SCREEN, "final": configs.FINAL, "table": configs.FINAL}
+
+
+class Entry(NamedTuple):
+    """One run of a plan; `share` is of the pair's full schedule."""
+
+    pair: Pair
+    share: float
+    config: Config
+
+
+def _pairs(names: Sequence[str]) -> list[Pair]:
+    chosen = []
+    for name in dict.fromkeys(names):
+        found = [pair for pair in configs.PAIRS.values() if name in (pair.name, pair.workload.workload)]
+        if not found:
+            raise ValueError(f"There is no workload {name!r}. There are {', '.join(configs.PAIRS)}.")
+        chosen += [pair for pair in found if pair not in chosen]
+    return chosen
+
+
+def _arms(names: Sequence[str]) -> list[Arm]:
+    """The arms by name, the baseline first whether or not it is named."""
+    for name in names:
+        if name not in configs.ARMS:
+            raise ValueError(f"There is no arm {name!r}. There are {', '.join(configs.ARMS)}.")
+    return [configs.ARMS[name] for name in dict.fromkeys([BASELINE, *names])]
+
+
+def _entry(pair: Pair, arm: Arm, rate: float, seed: int, share: float = 1.0) -> Entry:
+    epochs = round(share * pair.epochs)
+    return Entry(pair, share, Config(pair.workload, arm, pair.optimizer, rate, "cosine", epochs, seed))
+
+
+def _plan(
+    pairs: Sequence[Pair], rates: dict[str, float], arms: Sequence[Arm], seeds: Sequence[int], shorter: bool
+) -> list[Entry]:
+    """All runs, seeds innermost: they share compiled code."""
+    return [
+        _entry(pair, arm, rates[pair.name], seed, share)
+        for pair in pairs
+        for arm in arms
+        for share in (1.0, *(configs.SHARES if shorter and arm.name in configs.SHORTENED else ()))
+        for seed in seeds
+    ]
+
+
+def _folder(out: Path, pair: Pair) -> Path:
+    return out / "records" / pair.name
+
+
+def _train(plan: Sequence[Entry], out: Path, jobs: int, console: Console) -> None:
+    """Trains what is not recorded yet, with a progress bar over runs."""
+    runs = {e.config: e for e in plan}.values()  # two shares of a short schedule may be one run
+    left = [e for e in runs if not records.read(_folder(out, e.pair), e.config).complete]
+    console.print(f"{len(runs)} runs, {len(runs) - len(left)} already recorded.")
+    if not left:
+        return
+    for pair in dict.fromkeys(e.pair for e in left):
+        pair.workload.load()  # missing data is the user's to hear of, once
+    cost = {e.config: e.share * e.pair.seconds for e in left}
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.fields[done]}/{task.fields[runs]} runs"),
+        TimeElapsedColumn(),
+        TextColumn("elapsed,"),
+        TimeRemainingColumn(),
+        TextColumn("to go"),
+    )
+    tasks = [pool.Task(_folder(out, e.pair), e.config) for e in left]
+    # The estimate weighs runs by their known cost and learns the machine's speed from ten minutes.
+    with Progress(*columns, console=console, speed_estimate_period=600) as progress:
+        bar = progress.add_task("starting", total=sum(cost.values()), done=0, runs=len(left))
+        for done, task in enumerate(pool.train_all(tasks, jobs), start=1):
+            name = f"{task.folder.name} {task.config.rule} seed {task.config.seed}"
+            progress.update(bar, advance=cost[task.config], done=done, description=name)
+
+
+def tune(pairs: Sequence[Pair], seeds: Sequence[int], out: Path, jobs: int, console: Console) -> None:
+    """Finds each pair's learning rate for the baseline and writes it to OUT/tuned.json."""
+    grids = {pair.name: sorted(pair.rates) for pair in pairs}
+    unsettled = list(pairs)
+    while unsettled:
+        plan = {
+            pair.name: [
+                _entry(pair, Arm(BASELINE), rate, seed) for rate in grids[pair.name] for seed in seeds
+            ]
+            for pair in unsettled
+        }
+        _train([entry for entries in plan.values() for entry in entries], out, jobs, console)
+        for pair in list(unsettled):
+            result = _tuning_result(plan[pair.name], out)
+            wider = wider_grid(grids[pair.name], result["learning_rate"])
+            if wider == grids[pair.name]:
+                unsettled.remove(pair)
+                _write_tuned(out, pair.name, result)
+                console.print(f"{pair.name}: learning rate {result['learning_rate']:g}", highlight=False)
+            elif len(wider) > WIDEST_GRID:
+                raise ValueError(
+                    f"The best learning rate of {pair.name} is still at the edge of a grid from {wider[0]:g} "
+                    f"to {wider[-1]:g}: start it elsewhere."
+                )
+            grids[pair.name] = wider
+
+
+def wider_grid(grid: Sequence[float], best: float) -> list[float]:
+    """The grid, a factor of 2 longer at the edge where the best rate is, if it is at one."""
+    grid = sorted(grid)
+    lower = [grid[0] / 2] if best == grid[0] else []
+    upper = [2 * grid[-1]] if best == grid[-1] else []
+    return [*lower, *grid, *upper]
+
+
+def _tuning_result(entries: Sequence[Entry], out: Path) -> dict[str, Any]:
+    """The grid, its final train losses, the best rate, and what it cost to find."""
+    losses: dict[float, list[float]] = {}
+    seconds = 0.0
+    for entry in entries:
+        epochs = records.read(_folder(out, entry.pair), entry.config).epochs
+        losses.setdefault(entry.config.learning_rate, []).append(epochs[-1]["train_loss"])
+        seconds += sum(e["train_seconds"] for e in epochs)
+    means = {rate: float(np.mean(values)) for rate, values in losses.items()}
+    return {
+        "learning_rate": min(means, key=lambda rate: means[rate] if math.isfinite(means[rate]) else math.inf),
+        "seeds": list(dict.fromkeys(entry.config.seed for entry in entries)),
+        "epochs": entries[0].config.epochs,
+        "mean_final_train_loss": {f"{rate:g}": means[rate] for rate in sorted(means)},
+        "final_train_losses": {f"{rate:g}": losses[rate] for rate in sorted(losses)},
+        "runs": len(entries),
+        "train_seconds": round(seconds, 1),
+    }
+
+
+def _read_tuned(out: Path) -> dict[str, Any]:
+    path = out / "tuned.json"
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
+def _write_tuned(out: Path, pair: str, result: dict[str, Any]) -> None:
+    tuned = _read_tuned(out) | {pair: result}
+    (out / "tuned.json").write_text(json.dumps(dict(sorted(tuned.items())), indent=2) + "\n")
+
+
+def _tuned_rates(out: Path, pairs: Sequence[Pair]) -> dict[str, float]:
+    tuned = _read_tuned(out)
+    missing = [pair.name for pair in pairs if pair.name not in tuned]
+    if missing:
+        raise ValueError(
+            f"There is no tuned learning rate for {', '.join(missing)} in {out / 'tuned.json'}: "
+            f"run `python -m experiments.bench tune --workloads {' '.join(missing)}` first."
+        )
+    return {pair.name: tuned[pair.name]["learning_rate"] for pair in pairs}
+
+
+def _show(plan: Sequence[Entry], out: Path, folder: Path, console: Console) -> int:
+    """Writes and names the tables and pictures of what is recorded of a plan."""
+    pairs: dict[str, dict[str, dict[float, list[records.Run]]]] = {}
+    for entry in plan:
+        run = records.read(_folder(out, entry.pair), entry.config)
+        if run.complete:
+            arms = pairs.setdefault(entry.pair.name, {})
+            arms.setdefault(run.rule, {}).setdefault(entry.share, []).append(run)
+    table = {pair: scored for pair, scored in bench_report.scores(pairs).items() if scored}
+    if not table:
+        console.print("Nothing is recorded yet.")
+        return 0
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "table.md").write_text(bench_report.page(table, "PDT at tuned learning rates"))
+    bench_report.summary_picture(table, folder / "summary.png")
+    for pair in table:
+        bench_report.pair_picture(pairs[pair], folder / f"{pair}.png", pair)
+    console.print(bench_report.summary_terminal(table))
+    console.print(f"Look at {folder / 'table.md'}, summary.png and one picture per pair beside it.")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,70 @@
+"""Optimizers and learning-rate schedules by name.
+
+A schedule is a frozen dataclass: it prints what it is, so that a record's key
+can hash it, and equal ones share compiled code.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import optax
+import optax.contrib
+
+# Each takes a rate and whether its first moment is on (schedule-free averaging
+# takes its place); an optimizer without one ignores it.
+OPTIMIZERS: dict[str, Callable[[Any, bool], optax.GradientTransformation]] = {
+    "sgd": lambda rate, moment: optax.sgd(rate),
+    "momentum": lambda rate, moment: optax.sgd(rate, momentum=0.9 if moment else None),
+    "adam": lambda rate, moment: optax.adam(rate, b1=0.9 if moment else 0.0),
+    "adamw": lambda rate, moment: optax.adamw(rate, b1=0.9 if moment else 0.0),
+    "rmsprop": lambda rate, moment: optax.rmsprop(rate),
+    "lamb": lambda rate, moment: optax.lamb(rate, b1=0.9 if moment else 0.0),
+    "muon": lambda rate, moment: optax.contrib.muon(
+        rate, beta=0.95 if moment else 0.0, adam_b1=0.9 if moment else 0.0
+    ),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Schedule:
+    """The learning rate of each step, counted from 0; never more than `peak`."""
+
+    peak: float
+
+    def __call__(self, count: jax.typing.ArrayLike) -> Any:
+        raise NotImplementedError
+
+
+@dataclasses.dataclass(frozen=True)
+class Cosine(Schedule):
+    """From `peak` to 0 in `steps` steps."""
+
+    steps: int
+
+    def __call__(self, count: jax.typing.ArrayLike) -> Any:
+        return optax.cosine_decay_schedule(self.peak, self.steps)(count)
+
+
+@dataclasses.dataclass(frozen=True)
+class Constant(Schedule):
+    """Always `peak`."""
+
+    steps: int
+
+    def __call__(self, count: jax.typing.ArrayLike) -> Any:
+        return optax.constant_schedule(self.peak)(count)
+
+
+@dataclasses.dataclass(frozen=True)
+class Warmup(Schedule):
+    """Linearly from 0 to `peak` in `warmup` steps, constant from then on."""
+
+    warmup: int
+
+    def __call__(self, count: jax.typing.ArrayLike) -> Any:
+        return optax.warmup_constant_schedule(0.0, self.peak, self.warmup)(count)
+
+
+SCHEDULES: dict[str, Callable[[float, int], Schedule]] = {"cosine": Cosine, "constant": Constant}

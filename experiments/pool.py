@@ -1,0 +1,107 @@
+"""Runs side by side: each worker process trains on one core and writes its own records."""
+
+import contextlib
+import dataclasses
+import itertools
+import multiprocessing
+import os
+import signal
+from collections.abc import Iterator, Sequence
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from typing import NamedTuple
+
+from experiments import records
+from experiments.training import Config
+
+# XLA on one thread: two runs side by side finish sooner than one after the other
+# on two threads, and their seconds can be compared.
+ONE_THREAD = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
+
+
+class Task(NamedTuple):
+    """A run to train and the folder for its record."""
+
+    folder: Path
+    config: Config
+
+
+class WorkerError(Exception):
+    """A worker process ended before its work did; its own message is on stderr."""
+
+
+def train_all(tasks: Sequence[Task], jobs: int) -> Iterator[Task]:
+    """Trains all tasks, yielding each when its record is on disk.
+
+    Neighbours that differ only in their seed go to the same worker and share
+    compiled code. Stopping the iteration ends the workers; the records that
+    they finished stay.
+
+    Args:
+      tasks: what to train.
+      jobs: worker processes; 0 trains in this process, on as many threads as it has.
+
+    Raises:
+      WorkerError: if a worker ends early.
+    """
+    groups = [list(g) for _, g in itertools.groupby(tasks, lambda t: dataclasses.replace(t.config, seed=0))]
+    if jobs == 0:
+        for task in itertools.chain.from_iterable(groups):
+            _train(task)
+            yield task
+        return
+    with _workers(min(jobs, len(groups))) as idle:
+        busy: list[Connection] = []
+        while groups or busy:
+            while groups and idle:
+                busy.append(idle.pop())
+                busy[-1].send(groups.pop(0))
+            for connection in wait(busy):
+                assert isinstance(connection, Connection)
+                try:
+                    done = connection.recv()
+                except EOFError:
+                    raise WorkerError("A worker process ended early; finished runs are kept.") from None
+                if done is not None:
+                    yield done
+                else:
+                    busy.remove(connection)
+                    idle.append(connection)
+
+
+@contextlib.contextmanager
+def _workers(count: int) -> Iterator[list[Connection]]:
+    """Connections to `count` new processes, which end with the block."""
+    context = multiprocessing.get_context("spawn")
+    pipes = [context.Pipe() for _ in range(count)]
+    processes = [context.Process(target=_work, args=(theirs,), daemon=True) for _, theirs in pipes]
+    flags = os.environ.get("XLA_FLAGS")
+    os.environ["XLA_FLAGS"] = f"{flags or ''} {ONE_THREAD}".strip()  # read when a worker imports jax
+    try:
+        for process in processes:
+            process.start()
+        if flags is None:
+            del os.environ["XLA_FLAGS"]
+        else:
+            os.environ["XLA_FLAGS"] = flags
+        for _, theirs in pipes:
+            theirs.close()  # or its end would never be seen when the worker dies
+        yield [ours for ours, _ in pipes]
+    finally:
+        for process in processes:
+            process.terminate()
+            process.join()
+
+
+def _work(connection: Connection) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    while True:
+        for task in connection.recv():
+            _train(task)
+            connection.send(task)
+        connection.send(None)
+
+
+def _train(task: Task) -> None:
+    for _ in records.record(task.folder, task.config, task.config.workload.load()):
+        pass

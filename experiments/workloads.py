@@ -1,0 +1,195 @@
+"""Workloads: real data, a model and a batch size. The small ones take seconds a run."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+from flax import nnx
+
+from experiments import data as datasets
+from experiments import models, small_models, text
+from experiments.data import Dataset
+
+Model = Any  # an nnx.Module; pyright does not know that those of ours can be called
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Workload:
+    """What is trained on what.
+
+    Attributes:
+      batch_size: examples per step.
+    """
+
+    batch_size: int
+
+    def __post_init__(self) -> None:
+        if self.batch_size <= 0:
+            raise ValueError(f"`batch_size` must be positive. Got {self.batch_size}.")
+        if self.batch_size > self.train_examples:
+            raise ValueError(
+                "`batch_size` must not exceed the number of training examples. "
+                f"Got {self.batch_size}, {self.train_examples} examples."
+            )
+
+    @property
+    def train_examples(self) -> int:
+        """How many examples there are to train on."""
+        raise NotImplementedError
+
+    @property
+    def epoch_steps(self) -> int:
+        """Steps in an epoch; by default each example once, less a last, smaller batch."""
+        return self.train_examples // self.batch_size
+
+    @property
+    def probe_examples(self) -> int:
+        """How many training examples every epoch's end is evaluated on; 0 for none."""
+        return 0
+
+    @property
+    def fields(self) -> dict[str, Any]:
+        """What the workload is, for records; plain values."""
+        return dataclasses.asdict(self)
+
+    def load(self, data_dir: Path | None = None, download: bool = False) -> Dataset:
+        """The data. See `data.load`."""
+        raise NotImplementedError
+
+    def model(self, rngs: nnx.Rngs) -> Model:
+        """A new model: called with prepared inputs for logits, and with a key when it trains."""
+        raise NotImplementedError
+
+    def prepare(self, inputs: jax.Array) -> jax.Array:
+        """From stored inputs to what the model takes."""
+        raise NotImplementedError
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AlexNetImages(Workload):
+    """AlexNet on an image data set, the paper's main experiment.
+
+    Attributes:
+      data: the data set's name.
+      image_size: images are resized to this.
+      width: scales AlexNet's features.
+    """
+
+    data: str
+    image_size: int
+    width: float
+
+    def __post_init__(self) -> None:
+        if not self.width > 0:
+            raise ValueError(f"`width` must be positive. Got {self.width}.")
+        if self.image_size < models.AlexNet.smallest_image:
+            raise ValueError(
+                f"`image_size` must be at least {models.AlexNet.smallest_image}: AlexNet's strides and pools "
+                f"leave nothing of a smaller image. Got {self.image_size}."
+            )
+        super().__post_init__()
+
+    @property
+    def train_examples(self) -> int:
+        return datasets.EXAMPLES[self.data]
+
+    def load(self, data_dir: Path | None = None, download: bool = False) -> Dataset:
+        return datasets.load(self.data, data_dir, download)
+
+    def model(self, rngs: nnx.Rngs) -> Model:
+        return models.AlexNet(datasets.CLASSES, width=self.width, rngs=rngs)
+
+    def prepare(self, inputs: jax.Array) -> jax.Array:
+        return datasets.prepare(inputs, self.image_size)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Small(Workload):
+    """One of the benchmark's workloads: a part of a data set, held-out data, a small model.
+
+    Attributes:
+      workload: its name, which is its model's in `MODELS`.
+      examples, validation_examples: the first so many of each split.
+      size: the model's settings, as pairs.
+    """
+
+    workload: str
+    examples: int
+    validation_examples: int
+    size: tuple[tuple[str, Any], ...]
+
+    @property
+    def train_examples(self) -> int:
+        return self.examples
+
+    @property
+    def probe_examples(self) -> int:
+        return min(self.examples, self.validation_examples)
+
+    @property
+    def fields(self) -> dict[str, Any]:
+        return super().fields | {"size": dict(self.size)}
+
+    def parts(self, dataset: Dataset) -> Dataset:
+        """The parts of a whole data set that the workload takes."""
+        return Dataset(dataset.train.first(self.examples), dataset.test.first(self.validation_examples))
+
+    def model(self, rngs: nnx.Rngs) -> Model:
+        return MODELS[self.workload](**dict(self.size), rngs=rngs)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Images(Small):
+    """Image classification.
+
+    Attributes:
+      data: the data set's name.
+    """
+
+    data: str
+
+    def load(self, data_dir: Path | None = None, download: bool = False) -> Dataset:
+        return self.parts(datasets.load(self.data, data_dir, download))
+
+    def prepare(self, inputs: jax.Array) -> jax.Array:
+        return datasets.scale(inputs)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Characters(Small):
+    """Next-character prediction; accuracy is the share of characters predicted.
+
+    Attributes:
+      length: of a window, in characters.
+      steps: in an epoch, each on windows drawn without replacement. A pass over
+        all the text would be too long to stand between two snapshots.
+    """
+
+    length: int
+    steps: int
+
+    @property
+    def epoch_steps(self) -> int:
+        return self.steps
+
+    def load(self, data_dir: Path | None = None, download: bool = False) -> Dataset:
+        del data_dir, download
+        return self.parts(text.load(self.length))
+
+    def model(self, rngs: nnx.Rngs) -> Model:
+        return MODELS[self.workload](length=self.length, **dict(self.size), rngs=rngs)
+
+    def prepare(self, inputs: jax.Array) -> jax.Array:
+        return inputs
+
+
+MODELS: Mapping[str, Callable[..., Model]] = {
+    "mlp": functools.partial(small_models.MLP, classes=datasets.CLASSES),
+    "cnn": functools.partial(small_models.ConvNet, classes=datasets.CLASSES),
+    "vit": functools.partial(small_models.ViT, classes=datasets.CLASSES),
+    "resnet": functools.partial(small_models.ResNet, classes=datasets.CLASSES),
+    "char_lm": functools.partial(small_models.CharacterModel, characters=len(text.ALPHABET)),
+}

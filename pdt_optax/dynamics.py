@@ -337,4 +337,5 @@ class drift:  # noqa: N801 - used like a function, printed like a value
             return jnp.ones(epochs.shape, dtype)
         rate: Any = self.learning_rate
         counts = jnp.maximum((epochs + 0.5) * self.steps_per_epoch, 0).astype(jnp.int32)
-        return jax.vmap(lambda count: jnp.asarray(rate(count), dtype))(counts)
+        # Past its end a schedule can round to just below zero.
+        return jax.vmap(lambda count: jnp.maximum(jnp.asarray(rate(count), dtype), 0))(counts)

@@ -365,7 +365,7 @@ TWICE = optax.chain(OUTSIDE, OUTSIDE)
             ValueError,
             end(PARAMS, INSIDE.init(PARAMS)),
             STATE_RULE,
-            "Expected 2 snapshots and no report, got 2 snapshots and a report",
+            "Expected 2 snapshots, no report, no backup; got 2 snapshots, a report",
             id="the state of a wrapper with every",
         ),
         case(

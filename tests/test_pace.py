@@ -1,0 +1,269 @@
+"""What follows the run: learning-rate-aware drift, acceleration schedules, the guard."""
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import pdt_optax
+
+SETTINGS: Any = {"window": 3, "horizon": 4, "dynamics": pdt_optax.drift(), "accept": pdt_optax.everything()}
+
+
+def start() -> dict[str, jax.Array]:
+    return {"w": jnp.linspace(-1.0, 2.0, 6), "frozen": jnp.ones(2)}
+
+
+def train(tx: Any, params: Any, state: Any, **extra: Any) -> tuple[Any, Any]:
+    """One step on 0.5 |p|^2: an epoch."""
+    updates, state = tx.update(params, state, params, **extra)
+    return optax.apply_updates(params, updates), state
+
+
+def assert_equal(a: Any, b: Any) -> None:
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+# --- drift per unit of learning rate ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("fit", "epoch"), [("current", 5), ("past", 5), ("current", 17), ("past", 18)])
+def test_rate_aware_drift_is_velocity_per_rate_times_the_coming_rates(fit, epoch):
+    steps, epochs = 10, 20
+    schedule = optax.cosine_decay_schedule(0.3, steps * epochs)
+    rng = np.random.default_rng(0)
+    points = np.cumsum(rng.normal(size=(5, 7)), axis=0)
+    got = pdt_optax.predict_and_mask(
+        [jnp.asarray(w, jnp.float32) for w in points[:-1]],
+        jnp.asarray(points[-1], jnp.float32),
+        dynamics=pdt_optax.drift(fit=fit, learning_rate=schedule, steps_per_epoch=steps),
+        accept=pdt_optax.everything(),
+        horizon=4,
+        step=epoch,
+    )
+    seen = points[1:] if fit == "current" else points[:-1]
+    last = epoch if fit == "current" else epoch - 1
+
+    def rate(e: int) -> float:
+        return 0.15 * (1 + math.cos(math.pi * min((e + 0.5) / epochs, 1)))
+
+    past = sum(rate(e) for e in (last - 2, last - 1, last))
+    coming = sum(rate(last + k) for k in range(1, 5) if last + k < epochs)
+    expected = seen[-1] + (seen[-1] - seen[0]) / past * coming
+    np.testing.assert_allclose(np.asarray(got.params), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_rate_aware_drift_does_not_jump_past_the_end_of_the_schedule():
+    points = [jnp.arange(3.0) * k for k in range(4)]
+    drift = pdt_optax.drift(learning_rate=optax.linear_schedule(1.0, 0.0, 10), steps_per_epoch=1)
+    got = pdt_optax.predict_and_mask(
+        points[:-1], points[-1], dynamics=drift, accept=pdt_optax.everything(), horizon=3, step=10
+    )
+    np.testing.assert_allclose(np.asarray(got.params), points[-1], rtol=1e-6)
+
+
+# --- schedules --------------------------------------------------------------------------------------------
+
+
+def next_in_the_released_code(horizon: int, interval: int, values: list[float]) -> tuple[int, int]:
+    """The rule in plain Python: `values` are the epochs' so far, the newest last."""
+    last, before, before_that = values[-1], values[-2], values[-3]
+    if last > before and last > before_that:
+        if horizon > 4:
+            return horizon - 2, interval
+        if horizon == 4:
+            return horizon - 1, interval + 1
+        return horizon, interval + 2
+    if last > before:
+        return (horizon - 1, interval) if horizon > 3 else (horizon, interval + 1)
+    return horizon, interval
+
+
+@pytest.mark.parametrize("every", [None, 1])
+def test_released_schedule_follows_the_losses(every):
+    values = [5, 4, 3, 4.5, 2, 2.5, 3.5, 1, 2, 1.5, 1.75, 1.2, 3, 4, 5, 0.5]
+    tx: Any = pdt_optax.pdt(
+        optax.sgd(0.01), **(SETTINGS | {"horizon": 9}), schedule=pdt_optax.released_schedule(), every=every
+    )
+    params = start()
+    state = tx.init(params)
+    horizon, interval, plain, made = 9, 1, 0, 0
+    for t, value in enumerate(values):
+        params, state = train(tx, params, state, value=value)
+        if every is None:
+            params, state, report = tx.end_epoch(params, state)
+        else:
+            report = state.last_report
+        if t >= 2:
+            horizon, interval = next_in_the_released_code(horizon, interval, values[: t + 1])
+        elif t == 1:
+            horizon, interval = next_in_the_released_code(horizon, interval, [math.inf, *values[:2]])
+        assert (int(state.pace.horizon_now), int(state.pace.interval_now)) == (horizon, interval), t
+        due = t >= 3 and (made == 0 or plain >= interval)
+        assert bool(report.predicted) == due, t
+        assert int(report.horizon) == (horizon if due else 0)
+        plain, made = (0, made + 1) if due else (plain + 1, made)
+    assert horizon == 3  # every branch was on the way
+    assert made >= 2
+
+
+def test_a_shorter_horizon_is_what_a_wrapper_with_that_horizon_does():
+    """The jump, Eq. 7 included, at a horizon that the schedule has brought down from 5 to 3."""
+    values = [3.0, 2.0, 1.0, 4.0]  # rises above both at the end of epoch 3: 5 - 2
+    settings = SETTINGS | {"accept": pdt_optax.paper_rule(), "dynamics": pdt_optax.dmd(rank=2)}
+    adaptive: Any = pdt_optax.pdt(
+        optax.sgd(0.1), **(settings | {"horizon": 5}), schedule=pdt_optax.released_schedule()
+    )
+    shorter: Any = pdt_optax.pdt(optax.sgd(0.1), **(settings | {"horizon": 3}))
+    results = []
+    for tx in (adaptive, shorter):
+        params: Any = start()
+        state, report = tx.init(params), None
+        for value in values:
+            params, state = train(tx, params, state)
+            params, state, report = tx.end_epoch(params, state, value=value)
+        assert report is not None
+        assert report.predicted
+        assert report.horizon == 3
+        results.append((params, report.accepted_share))
+    assert_equal(*results)
+
+
+# --- the guard --------------------------------------------------------------------------------------------
+
+
+def guarded(**changes: Any) -> Any:
+    return pdt_optax.pdt(
+        optax.adam(0.1),
+        **(SETTINGS | {"guard": pdt_optax.rollback(tolerance=0.5)} | changes),
+        labels=lambda path: path == "frozen",
+    )
+
+
+def plain_epochs(count: int) -> tuple[Any, Any]:
+    """Parameters and state of a wrapper that has not jumped after `count` epochs."""
+    tx: Any = guarded(guard=None, start=100)
+    params = start()
+    state = tx.init(params)
+    for _ in range(count):
+        params, state = train(tx, params, state)
+        params, state, _ = tx.end_epoch(params, state)
+    return params, state
+
+
+@pytest.mark.parametrize("failing", [1.6, math.nan, math.inf])
+@pytest.mark.parametrize("donate", [False, True])
+def test_a_failed_jump_is_taken_back_to_the_last_bit(failing, donate):
+    tx = guarded()
+    params = start()
+    state = tx.init(params)
+    for value in (1.0, 1.0, 1.0, 1.0):
+        params, state = train(tx, params, state)
+        params, state, report = tx.end_epoch(params, state, value=value, donate=donate)
+    assert report.predicted
+    expected, expected_state = plain_epochs(4)
+    assert not np.array_equal(params["w"], expected["w"])
+
+    params, state = train(tx, params, state)  # moves `frozen` and the optimizer's state too
+    params, state, report = tx.end_epoch(params, state, value=failing, donate=donate)
+    assert report.rolled_back
+    assert not report.predicted
+    assert_equal(params, expected)
+    assert_equal(state.inner_state, expected_state.inner_state)
+    assert_equal(state.snapshots, expected_state.snapshots)
+    assert state.snapshots_seen == expected_state.snapshots_seen
+    assert (int(state.pace.horizon_now), int(state.pace.interval_now)) == (2, 2)
+
+    # Training goes on: two plain epochs with the one before, then a prediction half as long.
+    for predicted in (False, True):
+        params, state = train(tx, params, state)
+        params, state, report = tx.end_epoch(params, state, value=1.0, donate=donate)
+        assert report.predicted == predicted
+    assert report.horizon == 2
+
+
+@pytest.mark.parametrize("value", [0.9, 1.49])
+def test_a_jump_within_the_tolerance_stays(value):
+    tx = guarded()
+    params = start()
+    state = tx.init(params)
+    for v in (1.0, 1.0, 1.0, 1.0, value):
+        params, state = train(tx, params, state)
+        before = params
+        params, state, report = tx.end_epoch(params, state, value=v)
+    assert not report.rolled_back
+    assert_equal(params, before)
+    # And once it has been judged, a later rise is the optimizer's own affair.
+    params, state = train(tx, params, state)
+    params, state, report = tx.end_epoch(params, state, value=1.0)
+    assert report.predicted
+
+
+def test_the_guard_inside_update_takes_back_within_an_ulp():
+    tx = guarded(every=1)
+    params = start()
+    state = tx.init(params)
+    for value in (1.0, 1.0, 1.0, 1.0, 9.0):
+        params, state = train(tx, params, state, value=value)
+    assert state.last_report.rolled_back
+    expected, expected_state = plain_epochs(4)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=3e-7, atol=3e-7), params, expected)
+    assert_equal(state.inner_state, expected_state.inner_state)
+    assert_equal(state.snapshots[-1]["w"], params["w"])
+
+
+def test_a_rule_made_to_fail_ends_where_the_optimizer_does():
+    def final(**settings: Any) -> float:
+        tx: Any = pdt_optax.pdt(optax.sgd(0.3), **settings)
+        params: Any = start()
+        state = tx.init(params)
+        for _ in range(60):
+            loss = 0.5 * sum(float(jnp.sum(w**2)) for w in params.values()) + 1.0
+            params, state = train(tx, params, state)
+            params, state, _ = tx.end_epoch(params, state, value=loss)
+        return 0.5 * sum(float(jnp.sum(w**2)) for w in params.values()) + 1.0
+
+    ruinous = {"accept": pdt_optax.everything(), "horizon": 20}
+    baseline = final(start=1000)
+    assert not final(**ruinous) < 1.05 * baseline
+    assert final(**ruinous, guard=pdt_optax.rollback(tolerance=0.1)) < 1.05 * baseline
+
+
+# --- errors -----------------------------------------------------------------------------------------------
+
+
+def test_values_that_never_come_are_an_error():
+    for settings in ({"guard": pdt_optax.rollback()}, {"schedule": pdt_optax.released_schedule()}):
+        tx: Any = pdt_optax.pdt(optax.sgd(0.1), **settings)
+        params = start()
+        with pytest.raises(ValueError, match=r"none came: pass the training loss, tx\.end_epoch"):
+            tx.end_epoch(params, tx.init(params))
+        inside: Any = pdt_optax.pdt(optax.sgd(0.1), every=2, **settings)
+        with pytest.raises(ValueError, match=r"none came: pass the training loss, tx\.update"):
+            inside.update(params, inside.init(params), params)
+
+
+@pytest.mark.parametrize(
+    ("error", "make", "message"),
+    [
+        (ValueError, lambda: pdt_optax.rollback(-0.1), "`tolerance` must be a number >= 0.*-0.1"),
+        (ValueError, lambda: pdt_optax.rollback(math.nan), "`tolerance` must be a number >= 0.*nan"),
+        (TypeError, lambda: pdt_optax.pdt(optax.sgd(0.1), guard=0.5), "`guard` must be None or .*0.5"),
+        (TypeError, lambda: pdt_optax.pdt(optax.sgd(0.1), schedule=pdt_optax.fixed), "`schedule` must be"),
+        (ValueError, lambda: pdt_optax.drift(steps_per_epoch=3), "`steps_per_epoch` with it"),
+        (ValueError, lambda: pdt_optax.drift(learning_rate=abs), "`steps_per_epoch` with it"),
+        (
+            ValueError,
+            lambda: pdt_optax.drift(learning_rate=0.1, steps_per_epoch=3),
+            "must be a schedule.*0.1",
+        ),
+        (ValueError, lambda: pdt_optax.drift(learning_rate=abs, steps_per_epoch=0), "whole number >= 1.*0"),
+    ],
+)
+def test_bad_input(error, make, message):
+    with pytest.raises(error, match=message):
+        make()

@@ -237,7 +237,11 @@ def test_a_rule_made_to_fail_ends_where_the_optimizer_does():
 
 
 def test_values_that_never_come_are_an_error():
-    for settings in ({"guard": pdt_optax.rollback()}, {"schedule": pdt_optax.released_schedule()}):
+    needs: list[dict[str, Any]] = [
+        {"guard": pdt_optax.rollback()},
+        {"schedule": pdt_optax.released_schedule()},
+    ]
+    for settings in needs:
         tx: Any = pdt_optax.pdt(optax.sgd(0.1), **settings)
         params = start()
         with pytest.raises(ValueError, match=r"none came: pass the training loss, tx\.end_epoch"):
@@ -247,18 +251,21 @@ def test_values_that_never_come_are_an_error():
             inside.update(params, inside.init(params), params)
 
 
+untyped: Any = pdt_optax  # what a type checker would already refuse
+
+
 @pytest.mark.parametrize(
     ("error", "make", "message"),
     [
         (ValueError, lambda: pdt_optax.rollback(-0.1), "`tolerance` must be a number >= 0.*-0.1"),
         (ValueError, lambda: pdt_optax.rollback(math.nan), "`tolerance` must be a number >= 0.*nan"),
-        (TypeError, lambda: pdt_optax.pdt(optax.sgd(0.1), guard=0.5), "`guard` must be None or .*0.5"),
-        (TypeError, lambda: pdt_optax.pdt(optax.sgd(0.1), schedule=pdt_optax.fixed), "`schedule` must be"),
+        (TypeError, lambda: untyped.pdt(optax.sgd(0.1), guard=0.5), "`guard` must be None or .*0.5"),
+        (TypeError, lambda: untyped.pdt(optax.sgd(0.1), schedule=pdt_optax.fixed), "`schedule` must be"),
         (ValueError, lambda: pdt_optax.drift(steps_per_epoch=3), "`steps_per_epoch` with it"),
         (ValueError, lambda: pdt_optax.drift(learning_rate=abs), "`steps_per_epoch` with it"),
         (
             ValueError,
-            lambda: pdt_optax.drift(learning_rate=0.1, steps_per_epoch=3),
+            lambda: untyped.drift(learning_rate=0.1, steps_per_epoch=3),
             "must be a schedule.*0.1",
         ),
         (ValueError, lambda: pdt_optax.drift(learning_rate=abs, steps_per_epoch=0), "whole number >= 1.*0"),

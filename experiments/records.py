@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import pdt_optax
 from experiments.arms import BASELINE
 from experiments.data import Dataset
 from experiments.training import Config, train
@@ -44,9 +45,10 @@ def read(folder: Path, config: Config) -> Run:
 
 
 def read_all(folder: Path) -> list[Run]:
-    """All runs in a folder, by seed, then by rule, the baseline first."""
+    """All runs in a folder, by seed, then by rule: the baseline, the presets, all others."""
     runs = [_read(path) for path in folder.glob("*.jsonl")]
-    return sorted(runs, key=lambda run: (run.seed, run.rule != BASELINE, run.rule))
+    known = [BASELINE, *pdt_optax.presets.names()]
+    return sorted(runs, key=lambda run: (run.seed, [run.rule != rule for rule in known], run.rule))
 
 
 def _read(path: Path) -> Run:

@@ -6,6 +6,7 @@
   final   the reported arms on seeds that nothing was tuned on, and shorter
           schedules of the baseline, `released` and `recommended`
   table   final's tables and pictures from what is recorded; trains nothing
+  list    the names of pairs and arms
 
 A finished run is never trained again; after Ctrl-C the next start goes on.
 
@@ -45,7 +46,7 @@ def parser() -> argparse.ArgumentParser:
         pass
 
     p = argparse.ArgumentParser("bench", description=__doc__, formatter_class=Formatter)
-    p.add_argument("what", choices=("tune", "screen", "final", "table"), help="see above")
+    p.add_argument("what", choices=("tune", "screen", "final", "table", "list"), help="see above")
     p.add_argument(
         "--workloads",
         nargs="+",
@@ -59,7 +60,6 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--out", type=Path, default=Path("experiments/results/bench"), help="folder for all results"
     )
-    p.add_argument("--list", action="store_true", help="name the pairs and the arms, and stop")
     return p
 
 
@@ -68,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     p = parser()
     args = p.parse_args(argv)
     console = Console()
-    if args.list:
+    if args.what == "list":
         console.print("pairs:", *configs.PAIRS, highlight=False)
         for name, arms in (("final", configs.FINAL), ("screen", configs.SCREEN)):
             console.print(f"arms of {name}:", *(arm.name for arm in arms), highlight=False)

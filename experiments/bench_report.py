@@ -250,11 +250,12 @@ def summary_rows(table: Scores) -> list[tuple[str, ...]]:
 def summary_terminal(table: Scores) -> Table:
     """The summary for a terminal of 80 columns."""
     shown = Table(title="Saved against the baseline, over pairs", box=box.SIMPLE, padding=(0, 1, 0, 0))
-    short = ("arm", "pairs", "", "loss\ntime", "loss\nepochs", "at eval.\nweights", "accuracy\ntime")
-    for column in (*short, "points", "budget", "div."):
-        shown.add_column(column, no_wrap=True)
+    columns = {"arm": 0, "": 2, "loss\ntime": 3, "loss\nepochs": 4, "accuracy\ntime": 6}
+    columns |= {"points": 7, "equal-quality\nbudget": 8, "diverged": 9}
+    for name in columns:
+        shown.add_column(name, no_wrap=True)
     for line in summary_rows(table):
-        shown.add_row(*line)
+        shown.add_row(*(line[i] for i in columns.values()))
     return shown
 
 

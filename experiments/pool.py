@@ -51,21 +51,21 @@ def train_all(tasks: Sequence[Task], jobs: int) -> Iterator[Task]:
             yield task
         return
     with _workers(min(jobs, len(groups))) as idle:
-        busy: list[Connection] = []
+        busy: dict[Connection, list[Task]] = {}  # and what each still has to do
         while groups or busy:
             while groups and idle:
-                busy.append(idle.pop())
-                busy[-1].send(groups.pop(0))
-            for connection in wait(busy):
+                connection = idle.pop()
+                busy[connection] = groups.pop(0)
+                connection.send(busy[connection])
+            for connection in wait(list(busy)):
                 assert isinstance(connection, Connection)
                 try:
-                    done = connection.recv()
+                    connection.recv()
                 except EOFError:
                     raise WorkerError("A worker process ended early; finished runs are kept.") from None
-                if done is not None:
-                    yield done
-                else:
-                    busy.remove(connection)
+                yield busy[connection].pop(0)
+                if not busy[connection]:
+                    del busy[connection]
                     idle.append(connection)
 
 
@@ -98,8 +98,7 @@ def _work(connection: Connection) -> None:
     while True:
         for task in connection.recv():
             _train(task)
-            connection.send(task)
-        connection.send(None)
+            connection.send("done")
 
 
 def _train(task: Task) -> None:

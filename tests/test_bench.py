@@ -1,6 +1,7 @@
 """The benchmark: workloads, arms, resuming, its arithmetic on hand-made records, its command line."""
 
 import dataclasses
+import functools
 import json
 import math
 import re
@@ -168,10 +169,11 @@ def test_every_final_arm_trains(arm):
     assert any(e["predicted"] for e in epochs) == isinstance(arm, Predictive)
 
 
-def test_an_arm_may_depend_on_the_recipe_and_the_key_hashes_what_it_means():
-    def aware(recipe: Recipe):
-        return {**pdt_optax.presets.recommended, "horizon": 1 + int(10 * recipe.schedule(0))}
+def aware(recipe: Recipe, factor: int = 10):
+    return {**pdt_optax.presets.recommended, "horizon": 1 + int(factor * recipe.schedule(0))}
 
+
+def test_an_arm_may_depend_on_the_recipe_and_the_key_hashes_what_it_means():
     run = config(Predictive("aware", aware))
     assert run.settings["horizon"] == 2
     assert run.key == config(Predictive("aware", aware)).key
@@ -357,8 +359,10 @@ def test_ctrl_c_keeps_finished_runs(tiny_pair, tmp_path, monkeypatch, capsys):
 
 
 def test_workers_train_and_write_records(tmp_path):
-    tasks = [pool.Task(tmp_path, config(epochs=1, seed=seed)) for seed in (1, 2)]
-    assert list(pool.train_all(tasks, 2)) == tasks
+    # A partial is not equal to its copy in another process; what comes back is the caller's task.
+    arms = (Arm(BASELINE), Predictive("function", functools.partial(aware, factor=10)))
+    tasks = [pool.Task(tmp_path, config(arm, epochs=1, seed=seed)) for arm in arms for seed in (1, 2)]
+    assert sorted(pool.train_all(tasks, 2), key=tasks.index) == tasks
     assert all(records.read(tmp_path, task.config).complete for task in tasks)
 
 
@@ -382,6 +386,12 @@ def test_bad_input_is_one_sentence_and_exit_code_2(arguments, message, tiny_pair
     error = capsys.readouterr().err
     assert re.search(message, error)
     assert len(error.splitlines()) == 1
+
+
+def test_list_names_pairs_and_arms(capsys):
+    assert bench.main(["list"]) == 0
+    printed = capsys.readouterr().out
+    assert all(name in printed for name in (*PAIRS, "random-mask", "agree-h3"))
 
 
 def test_presets_are_arms():

@@ -178,6 +178,8 @@ def _train(plan: Sequence[Entry], out: Path, jobs: int, console: Console) -> Non
         for done, task in enumerate(pool.train_all(tasks, jobs), start=1):
             name = f"{task.folder.name} {task.config.rule} seed {task.config.seed}"
             progress.update(bar, advance=cost[task.config], done=done, description=name)
+            if not console.is_terminal:  # a log shows no bar
+                console.print(f"{done}/{len(left)} {name}", highlight=False)
 
 
 def tune(pairs: Sequence[Pair], seeds: Sequence[int], out: Path, jobs: int, console: Console) -> None:

@@ -6,7 +6,7 @@ table (table.md) and a picture (curves.png) into the --out folder. A run whose
 records are complete is not trained again.
 
 examples:
-  the paper's setting, on a GPU with CIFAR-10 (about 1 h per run of 60 epochs on one A6000):
+  the paper's setting, on a GPU with CIFAR-10 (the paper reports 684 s for its baseline on one A6000):
     python -m experiments.cifar_alexnet --download
   minutes on two CPU cores, real data, no download:
     python -m experiments.cifar_alexnet --data digits --width 0.25 --image-size 64 --batch-size 64 \\

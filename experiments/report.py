@@ -124,7 +124,7 @@ def rows(runs: Sequence[Run]) -> list[Row]:
                 _mean([r.to_accuracy.epochs for r in results], ".1f"),
                 _mean([r.to_accuracy.seconds for r in results], ".1f"),
                 _saved([r.accuracy_ratio for r in results]),
-                _mean([r.best_loss for r in results], ".4f"),
+                _mean([r.best_loss for r in results], ".2g"),
                 _mean([r.final_accuracy for r in results], ".4f"),
                 _mean([r.pdt_seconds for r in results], ".2f"),
             )

@@ -114,7 +114,7 @@ def test_released_schedule_follows_the_losses(every):
 def test_a_shorter_horizon_is_what_a_wrapper_with_that_horizon_does():
     """The jump, Eq. 7 included, at a horizon that the schedule has brought down from 5 to 3."""
     values = [3.0, 2.0, 1.0, 4.0]  # rises above both at the end of epoch 3: 5 - 2
-    settings = SETTINGS | {"accept": pdt_optax.paper_rule(), "dynamics": pdt_optax.dmd(rank=2)}
+    settings = SETTINGS | {"accept": pdt_optax.bounded_rule(), "dynamics": pdt_optax.dmd(rank=2)}
     adaptive: Any = pdt_optax.pdt(
         optax.sgd(0.1), **(settings | {"horizon": 5}), schedule=pdt_optax.released_schedule()
     )
@@ -129,6 +129,7 @@ def test_a_shorter_horizon_is_what_a_wrapper_with_that_horizon_does():
         assert report is not None
         assert report.predicted
         assert report.horizon == 3
+        assert report.accepted_share > 0.3
         results.append((params, report.accepted_share))
     assert_equal(*results)
 

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import pdt_optax
+from experiments import rules
 from experiments.arms import (
     BASELINE,
     Arm,
@@ -55,35 +56,38 @@ MLP = Images(
 CNN = Images(
     workload="cnn",
     data="fashion_mnist",
-    examples=4_000,
+    examples=16_000,
     validation_examples=2_000,
+    steps=64,
     batch_size=64,
     size=(("image_size", 28), ("channels", (16, 32, 64))),
 )
 VIT = Images(
     workload="vit",
     data="fashion_mnist",
-    examples=4_000,
+    examples=16_000,
     validation_examples=2_000,
+    steps=64,
     batch_size=64,
-    size=(("image_size", 28), ("patch", 7), ("features", 48), ("depth", 2), ("heads", 3)),
+    size=(("image_size", 28), ("patch", 7), ("features", 32), ("depth", 2), ("heads", 2)),
 )
 RESNET = Images(
     workload="resnet",
     data="fashion_mnist",
-    examples=2_560,
+    examples=8_000,
     validation_examples=2_000,
+    steps=32,
     batch_size=64,
     size=(("patch", 4), ("channels", (16, 32, 64))),
 )
 CHAR_LM = Characters(
     workload="char_lm",
     length=64,
-    steps=20,
+    steps=32,
     examples=4_700,
     validation_examples=256,
     batch_size=16,
-    size=(("features", 64), ("depth", 2), ("heads", 4)),
+    size=(("features", 48), ("depth", 2), ("heads", 4)),
 )
 
 PAIRS = {
@@ -91,10 +95,10 @@ PAIRS = {
     for pair in (
         Pair(MLP, "sgd", (0.04, 0.08, 0.16, 0.32), seconds=4),
         Pair(CNN, "momentum", (0.0125, 0.025, 0.05, 0.1), seconds=9),
-        Pair(VIT, "adamw", (1e-3, 2e-3, 4e-3, 8e-3), seconds=30),
-        Pair(RESNET, "adamw", (1e-3, 2e-3, 4e-3, 8e-3), seconds=16),
-        Pair(CHAR_LM, "adamw", (2e-3, 4e-3, 8e-3, 1.6e-2), seconds=18),
-        Pair(MLP, "muon", (5e-3, 1e-2, 2e-2, 4e-2), seconds=28),
+        Pair(VIT, "adamw", (1e-3, 2e-3, 4e-3, 8e-3), seconds=12),
+        Pair(RESNET, "adamw", (2e-3, 4e-3, 8e-3, 1.6e-2), seconds=8),
+        Pair(CHAR_LM, "adamw", (2e-3, 4e-3, 8e-3, 1.6e-2), seconds=12),
+        Pair(CHAR_LM, "muon", (4e-3, 8e-3, 1.6e-2, 3.2e-2), seconds=14),
     )
 }
 
@@ -114,39 +118,60 @@ FINAL = (*(preset(name) for name in (BASELINE, *pdt_optax.presets.names())), *CO
 SHORTENED = (BASELINE, "released", "recommended")  # also trained on the shorter schedules
 
 
-def rate_aware(recipe: Recipe, **settings: Any) -> Mapping[str, Any]:
-    """The recommended settings with a drift that follows the run's learning rates, over `settings`."""
+def _rate_aware(recipe: Recipe, **settings: Any) -> Mapping[str, Any]:
+    """A drift that follows the run's learning rates."""
     dynamics = pdt_optax.drift(learning_rate=recipe.schedule, steps_per_epoch=recipe.steps_per_epoch)
     return {**RECOMMENDED, "dynamics": dynamics, **settings}
 
 
-RATE_AWARE = tuple(
-    Predictive(f"{name}-lr-h{horizon}", functools.partial(rate_aware, accept=accept, horizon=horizon))
-    for name, accept in (("agree", pdt_optax.agree()), ("shrink", pdt_optax.shrink()))
-    for horizon in (3, 5, 8)
-)
+def _stopping(recipe: Recipe, share: float, **settings: Any) -> Mapping[str, Any]:
+    """No jump after a share of the schedule."""
+    rule = rules.until(settings.pop("accept", RECOMMENDED["accept"]), round(share * recipe.epochs))
+    return {**RECOMMENDED, "accept": rule, **settings}
 
-# One choice at a time: how to accept, how far ahead, how far back, how often.
+
+AGREE, SHRINK = pdt_optax.agree(), pdt_optax.shrink()
+PAIRED = tuple(pdt_optax.presets.released.items())
+
+# One choice at a time around a drift of two epochs where signs agree: how far, how to
+# accept, how far back, how often, which dynamics, when to stop, what else at a jump.
+_try = functools.partial(predictive, dynamics=pdt_optax.drift(), window=5, start=None)
 SCREEN = (
-    *(preset(name) for name in (BASELINE, *pdt_optax.presets.names())),
+    *(preset(name) for name in (BASELINE, "paper", "released")),
+    *(_try(f"agree-h{h}", accept=AGREE, horizon=h) for h in (1, 2, 3, 5)),
+    *(_try(f"shrink-h{h}", accept=SHRINK, horizon=h) for h in (2, 3, 5)),
+    *(_try(f"agree-h2-w{w}", accept=AGREE, horizon=2, window=w) for w in (3, 8)),
+    *(_try(f"agree-h{h}-i{i}", accept=AGREE, horizon=h, interval=i) for h, i in ((3, 2), (4, 4))),
+    _try("majority-h2", accept=rules.votes(3), horizon=2),
+    _try("whole-window-h3", accept=rules.votes(4), horizon=3),
+    *(_try(f"snr{t}-h3", accept=rules.signal_to_noise(t), horizon=3) for t in (1.0, 2.0)),
+    _try("backtest-h3", accept=rules.backtest(1.0), horizon=3),
     *(
-        predictive(f"{name}-h{horizon}", dynamics=pdt_optax.drift(), accept=accept, horizon=horizon)
-        for name, accept in (("agree", pdt_optax.agree()), ("shrink", pdt_optax.shrink()))
-        for horizon in (1, 2, 3, 5, 8)
+        Predictive(f"{name}-lr-h{h}", functools.partial(_rate_aware, accept=accept, horizon=h))
+        for name, accept, h in (("agree", AGREE, 3), ("agree", AGREE, 5), ("shrink", SHRINK, 5))
     ),
     *(
-        predictive(f"{name}-w{window}", dynamics=pdt_optax.drift(), accept=accept, window=window, start=8)
-        for name, accept in (("agree", pdt_optax.agree()), ("shrink", pdt_optax.shrink()))
-        for window in (3, 4, 6, 8)
+        Predictive(f"agree-h{h}-stop", functools.partial(_stopping, share=0.9, accept=AGREE, horizon=h))
+        for h in (2, 3)
     ),
     *(
-        predictive(f"{name}-i{interval}", dynamics=pdt_optax.drift(), accept=accept, interval=interval)
-        for name, accept in (("agree", pdt_optax.agree()), ("shrink", pdt_optax.shrink()))
-        for interval in (2, 4)
+        _try(f"dmd-{kind}-h5", dynamics=rules.difference_dmd(kind), accept=AGREE, horizon=5)
+        for kind in ("plain", "total", "forward-backward", "disc")
     ),
-    *RATE_AWARE,
+    rules.LeafByLeaf("released-by-leaf", PAIRED),
+    rules.AtJump("agree-h2-reset", _try("", accept=AGREE, horizon=2).given, moments="reset"),
+    rules.AtJump("agree-h2-advance", _try("", accept=AGREE, horizon=2).given, advance=1),
+    _try("agree-adaptive", accept=AGREE, horizon=2, schedule=pdt_optax.adaptive()),
+    _try("agree-h5-guard", accept=AGREE, horizon=5, guard=pdt_optax.rollback()),
+    _try("all-h1", accept=pdt_optax.everything(), horizon=1),
     *CONTROLS[2:],
     *(ScheduleFree(f"schedule-free-x{rate:g}", rate=rate) for rate in (2.0, 4.0)),
 )
 
-ARMS: dict[str, Arm] = {arm.name: arm for arm in (*FINAL, *SCREEN)}
+# A rule made to fail, alone and under the guard.
+RUNAWAY = tuple(
+    predictive(name, dynamics=pdt_optax.drift(), accept=pdt_optax.everything(), horizon=20, guard=guard)
+    for name, guard in (("runaway", None), ("runaway-guarded", pdt_optax.rollback()))
+)
+
+ARMS: dict[str, Arm] = {arm.name: arm for arm in (*FINAL, *SCREEN, *RUNAWAY)}

@@ -113,12 +113,15 @@ class Small(Workload):
     Attributes:
       workload: its name, which is its model's in `MODELS`.
       examples, validation_examples: the first so many of each split.
+      steps: in an epoch, each on examples drawn without replacement; None for a
+        pass over all of them, which may be too long to stand between two snapshots.
       size: the model's settings, as pairs.
     """
 
     workload: str
     examples: int
     validation_examples: int
+    steps: int | None = None
     size: tuple[tuple[str, Any], ...]
 
     @property
@@ -126,8 +129,12 @@ class Small(Workload):
         return self.examples
 
     @property
+    def epoch_steps(self) -> int:
+        return super().epoch_steps if self.steps is None else self.steps
+
+    @property
     def probe_examples(self) -> int:
-        return min(self.examples, self.validation_examples)
+        return min(self.examples, 1_000)
 
     @property
     def fields(self) -> dict[str, Any]:
@@ -164,16 +171,9 @@ class Characters(Small):
 
     Attributes:
       length: of a window, in characters.
-      steps: in an epoch, each on windows drawn without replacement. A pass over
-        all the text would be too long to stand between two snapshots.
     """
 
     length: int
-    steps: int
-
-    @property
-    def epoch_steps(self) -> int:
-        return self.steps
 
     def load(self, data_dir: Path | None = None, download: bool = False) -> Dataset:
         del data_dir, download

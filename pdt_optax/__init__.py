@@ -16,7 +16,7 @@ from pdt_optax.accept import (
 )
 from pdt_optax.dynamics import Dynamics, Forecast, dmd, drift
 from pdt_optax.guard import rollback
-from pdt_optax.schedule import Schedule, fixed, released_schedule
+from pdt_optax.schedule import Schedule, adaptive, fixed, released_schedule
 
 __version__ = "0.1.0"
 
@@ -29,6 +29,7 @@ __all__ = [
     "Prediction",
     "Rule",
     "Schedule",
+    "adaptive",
     "agree",
     "bounded_rule",
     "dmd",

@@ -72,8 +72,8 @@ def pdt(
       start: the first epoch, counted from 0, whose end may predict; at least
         `window`, the default.
       interval: plain epochs between two predictions, >= 1.
-      schedule: how horizon and interval change as training goes: `fixed()` or
-        `released_schedule()`.
+      schedule: how horizon and interval change as training goes: `fixed()`,
+        `adaptive()` or `released_schedule()`.
       guard: `rollback(...)` takes a jump back when the epoch after it is too
         much worse. It and all schedules but `fixed` look at the epochs'
         values: pass them to `end_epoch` or `update` as `value`.
@@ -139,9 +139,10 @@ def pdt(
     check_model(dynamics, accept, window)
     if not isinstance(schedule, Schedule) or isinstance(schedule, type):
         raise TypeError(
-            "`schedule` must be an acceleration schedule, such as `fixed()` or `released_schedule()` (with its "
+            "`schedule` must be an acceleration schedule, such as `fixed()` or `adaptive()` (with its "
             f"parentheses). Got {schedule!r}."
         )
+    schedule.longest(horizon)  # raises if it cannot start from there
     if guard is not None and not isinstance(guard, rollback):
         raise TypeError(f"`guard` must be None or `rollback(...)`. Got {guard!r}.")
     settings = Settings(dynamics, accept, window, horizon, start, interval, schedule, guard, dry_run)

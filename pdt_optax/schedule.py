@@ -6,6 +6,8 @@ from typing import NamedTuple, Protocol, runtime_checkable
 import jax
 import jax.numpy as jnp
 
+from pdt_optax._predict import count
+
 
 class Pace(NamedTuple):
     """The schedule's numbers, part of the wrapper's state.
@@ -107,4 +109,51 @@ class released_schedule:  # noqa: N801
         return pace._replace(
             horizon_now=(horizon - shorter).astype(jnp.int32),
             interval_now=(interval + longer).astype(jnp.int32),
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class adaptive:  # noqa: N801
+    """Looks further while jumps pay off, less far, then less often, when they do not.
+
+    Judged by the epoch after a jump. When its value is no higher than that of
+    the epoch before the jump, the horizon grows by 1. When it is higher, the
+    horizon halves; from 1, the interval grows by 1 instead.
+
+    Args:
+      longest_horizon: how far the horizon may grow; at least the one to start from.
+
+    Raises:
+      ValueError: unless it is a whole number >= 1.
+
+    Example:
+      >>> import optax, pdt_optax
+      >>> tx = pdt_optax.pdt(optax.adamw(1e-3), horizon=2, schedule=pdt_optax.adaptive(longest_horizon=6))
+    """
+
+    longest_horizon: int = 5
+
+    needs_value = True
+
+    def __post_init__(self) -> None:
+        count("longest_horizon", self.longest_horizon, 1, "a prediction looks at least one snapshot ahead")
+
+    def longest(self, horizon: int) -> int:
+        if horizon > self.longest_horizon:
+            raise ValueError(
+                "`horizon` starts an adaptive schedule, so it must not exceed `longest_horizon`. "
+                f"Got {horizon=}, longest_horizon={self.longest_horizon}."
+            )
+        return self.longest_horizon
+
+    def next(self, pace: Pace, value: jax.Array, jumped: jax.Array) -> Pace:
+        horizon, interval = pace.horizon_now, pace.interval_now
+        paid_off = jumped & (value <= pace.value_before)
+        failed = jumped & ~paid_off
+        further = jnp.minimum(horizon + 1, self.longest_horizon)
+        return pace._replace(
+            horizon_now=jnp.where(
+                paid_off, further, jnp.where(failed, jnp.maximum(horizon // 2, 1), horizon)
+            ).astype(jnp.int32),
+            interval_now=jnp.where(failed & (horizon == 1), interval + 1, interval).astype(jnp.int32),
         )

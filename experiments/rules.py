@@ -1,0 +1,192 @@
+"""Ideas that were tried against the library's rules and did not earn a place in it.
+
+They stay here, small, so that their records in the screen can be made again:
+acceptance rules, models of the dynamics, and what else could happen at a jump.
+"""
+
+import dataclasses
+import functools
+import operator
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import optax
+
+import pdt_optax
+from experiments.arms import Method, Predictive, Recipe
+
+
+def _sum(rows: Sequence[Any]) -> Any:
+    return functools.reduce(operator.add, list(rows))
+
+
+@dataclasses.dataclass(frozen=True)
+class votes(pdt_optax.Rule):  # noqa: N801
+    """At least `least` of the window's differences, the last among them, have the sign of their mean."""
+
+    least: int
+
+    def __call__(self, increments, step, differences, reference, horizon):
+        sign = jnp.sign(_sum(differences))
+        count = _sum([(jnp.sign(d) == sign).astype(jnp.int32) for d in differences])
+        return (count >= self.least) & (jnp.sign(step) == sign)
+
+
+@dataclasses.dataclass(frozen=True)
+class signal_to_noise(pdt_optax.Rule):  # noqa: N801
+    """The window's mean difference is at least `least` standard errors from 0."""
+
+    least: float
+    minimum_window = 3
+
+    def __call__(self, increments, step, differences, reference, horizon):
+        count = len(differences)
+        mean = _sum(differences) / count
+        variance = _sum([(d - mean) ** 2 for d in differences]) / (count - 1)
+        return count * mean**2 > self.least**2 * variance
+
+
+@dataclasses.dataclass(frozen=True)
+class backtest(pdt_optax.Rule):  # noqa: N801
+    """The mean of the earlier differences would have predicted the last within `error` of its size."""
+
+    error: float
+    minimum_window = 3
+
+    def __call__(self, increments, step, differences, reference, horizon):
+        *earlier, last = list(differences)
+        return jnp.abs(_sum(earlier) / len(earlier) - last) <= self.error * jnp.abs(last)
+
+
+@dataclasses.dataclass(frozen=True)
+class until(pdt_optax.Rule):  # noqa: N801
+    """Another rule, but nothing from epoch `end` on."""
+
+    rule: pdt_optax.Rule
+    end: int
+
+    def at(self, epoch: Any, leaf: int) -> Any:
+        rule = self.rule.at(epoch, leaf)
+
+        def stopped(*given: Any) -> jax.Array:
+            mask = rule(*given)
+            return jnp.where(epoch < self.end, mask, jnp.zeros_like(mask))
+
+        return stopped
+
+
+@dataclasses.dataclass(frozen=True)
+class difference_dmd:  # noqa: N801
+    """DMD on the differences alone, rank 1: a direction and one eigenvalue.
+
+    Attributes:
+      kind: "plain"; "total" least squares (Hemati et al., 2017); "forward-backward"
+        (Dawson et al., 2016); "disc": plain, with the eigenvalue held to [0, 1].
+    """
+
+    kind: Literal["plain", "total", "forward-backward", "disc"]
+    fit: Literal["past", "current"] = "current"
+    minimum_window = 3
+
+    def __call__(
+        self, gram: jax.Array, horizon: int, *, size: int, epsilon: float, epoch: jax.Array
+    ) -> pdt_optax.Forecast:
+        del size, epsilon, epoch
+        differences = gram[1:, 1:]
+        older, cross, newer = differences[:-1, :-1], differences[:-1, 1:], differences[1:, 1:]
+        last = differences[:-1, -1]
+        if self.kind == "total":
+            direction = jnp.linalg.eigh(older + newer)[1][:, -1]
+            projection = jnp.outer(direction, direction)
+            older, cross = projection @ older @ projection, projection @ cross @ projection
+        values, vectors = jnp.linalg.eigh(older)
+        right, square = vectors[:, -1], jnp.where(values[-1] > 0, values[-1], 1)
+        seen = right @ cross  # U^T Y, times the singular value
+        eigenvalue = seen @ right / square
+        if self.kind == "forward-backward":
+            length = seen @ seen
+            backward = square * (right @ seen) / jnp.where(length > 0, length, 1)
+            ratio = eigenvalue / jnp.where(backward != 0, backward, 1)
+            eigenvalue = jnp.sign(eigenvalue) * jnp.sqrt(jnp.abs(ratio))
+        elif self.kind == "disc":
+            eigenvalue = jnp.clip(eigenvalue, 0, 1)
+        amplitude = right @ last / square
+        powers = eigenvalue ** jnp.arange(1, horizon + 1)
+        increments = jnp.zeros((horizon, len(gram)), gram.dtype)
+        increments = increments.at[:, 1:-1].set(powers[:, None] * amplitude * right)
+        eigenvalues = jnp.full(len(gram) - 1, jnp.nan, jnp.complex64).at[0].set(eigenvalue.astype(jnp.complex64))
+        singular_values = jnp.zeros(len(gram) - 1, gram.dtype).at[: len(values)].set(values[::-1])
+        return pdt_optax.Forecast(
+            increments, jnp.sqrt(jnp.maximum(singular_values, 0)), jnp.ones((), jnp.int32), eigenvalues
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class AtJump(Predictive):
+    """PDT, and something more at every jump.
+
+    Attributes:
+      moments: "reset" sets the optimizer's moments to zero.
+      advance: the learning-rate schedule's count moves on by so many epochs.
+    """
+
+    moments: Literal["keep", "reset"] = "keep"
+    advance: int = 0
+
+    def settings(self, recipe: Recipe) -> dict[str, Any]:
+        return super().settings(recipe) | {"moments": self.moments, "advance": self.advance}
+
+    def method(self, recipe: Recipe) -> Method:
+        inner = recipe.inner()
+        tx = pdt_optax.pdt(inner, **super().settings(recipe))
+
+        def end_epoch(params: Any, state: Any, value: jax.Array) -> tuple[Any, Any, Any]:
+            params, state, report = tx.end_epoch(params, state, value=value)
+            after: Any = state.inner_state
+            if self.moments == "reset":
+                after = optax.tree.map_params(inner, lambda m: jnp.where(report.predicted, 0, m), after)
+            if self.advance:
+                ahead = jnp.where(report.predicted, self.advance * recipe.steps_per_epoch, 0)
+                after = _advanced(after, ahead)
+            return params, state._replace(inner_state=after), report
+
+        return Method(tx, recipe.schedule, jax.jit(end_epoch))
+
+
+def _advanced(state: Any, steps: jax.Array) -> Any:
+    def is_schedule(x: Any) -> bool:
+        return isinstance(x, optax.ScaleByScheduleState)
+
+    def move(x: Any) -> Any:
+        return x._replace(count=x.count + steps) if is_schedule(x) else x
+
+    return jax.tree.map(move, state, is_leaf=is_schedule)
+
+
+@dataclasses.dataclass(frozen=True)
+class LeafByLeaf(Predictive):
+    """PDT with a model of its own for every leaf, instead of one for all."""
+
+    def settings(self, recipe: Recipe) -> dict[str, Any]:
+        return super().settings(recipe) | {"groups": "leaf"}
+
+    def method(self, recipe: Recipe) -> Method:
+        settings = super().settings(recipe)
+        tx = pdt_optax.pdt(recipe.inner(), **settings, dry_run=True)  # the clock and the window
+        choice = {name: settings[name] for name in ("dynamics", "accept", "horizon")}
+
+        def end_epoch(params: Any, state: Any, value: jax.Array) -> tuple[Any, Any, Any]:
+            epoch, window = state.snapshots_seen - 1, state.snapshots
+            _, state, report = tx.end_epoch(params, state, value=value)
+
+            def leaf(new: Any, *old: Any) -> Any:
+                moved = pdt_optax.predict_and_mask(old, new, step=epoch, **choice).params
+                return jnp.where(report.predicted, moved, new)
+
+            params = jax.tree.map(leaf, params, *window)
+            copy = jax.tree.map(jnp.copy, params)
+            return params, state._replace(snapshots=(*state.snapshots[:-1], copy)), report
+
+        return Method(tx, recipe.schedule, jax.jit(end_epoch))

@@ -98,7 +98,7 @@ PAIRS = {
         Pair(VIT, "adamw", (1e-3, 2e-3, 4e-3, 8e-3), seconds=12),
         Pair(RESNET, "adamw", (2e-3, 4e-3, 8e-3, 1.6e-2), seconds=8),
         Pair(CHAR_LM, "adamw", (2e-3, 4e-3, 8e-3, 1.6e-2), seconds=12),
-        Pair(CHAR_LM, "muon", (4e-3, 8e-3, 1.6e-2, 3.2e-2), seconds=14),
+        Pair(MLP, "lamb", (5e-3, 1e-2, 2e-2, 4e-2), seconds=5),
     )
 }
 

@@ -138,13 +138,13 @@ def _entry(pair: Pair, arm: Arm, rate: float, seed: int, share: float = 1.0) -> 
 def _plan(
     pairs: Sequence[Pair], rates: dict[str, float], arms: Sequence[Arm], seeds: Sequence[int], shorter: bool
 ) -> list[Entry]:
-    """All runs, seeds innermost: they share compiled code."""
+    """All runs. Those of a seed follow each other: their seconds are compared, and machines' speeds drift."""
     return [
         _entry(pair, arm, rates[pair.name], seed, share)
         for pair in pairs
+        for seed in seeds
         for arm in arms
         for share in (1.0, *(configs.SHARES if shorter and arm.name in configs.SHORTENED else ()))
-        for seed in seeds
     ]
 
 

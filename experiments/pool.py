@@ -6,6 +6,7 @@ import itertools
 import multiprocessing
 import os
 import signal
+import tempfile
 from collections.abc import Iterator, Sequence
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -75,15 +76,19 @@ def _workers(count: int) -> Iterator[list[Connection]]:
     context = multiprocessing.get_context("spawn")
     pipes = [context.Pipe() for _ in range(count)]
     processes = [context.Process(target=_work, args=(theirs,), daemon=True) for _, theirs in pipes]
-    flags = os.environ.get("XLA_FLAGS")
-    os.environ["XLA_FLAGS"] = f"{flags or ''} {ONE_THREAD}".strip()  # read when a worker imports jax
+    scratch = tempfile.TemporaryDirectory(prefix="compiled-")
+    environment = dict(os.environ)
+    os.environ |= {  # read when a worker imports jax
+        "XLA_FLAGS": f"{environment.get('XLA_FLAGS', '')} {ONE_THREAD}".strip(),
+        "JAX_COMPILATION_CACHE_DIR": scratch.name,  # runs that differ in their seed compile once
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
+        "JAX_PERSISTENT_CACHE_ENABLE_XLA_CACHES": "none",
+    }
     try:
         for process in processes:
             process.start()
-        if flags is None:
-            del os.environ["XLA_FLAGS"]
-        else:
-            os.environ["XLA_FLAGS"] = flags
+        os.environ.clear()
+        os.environ.update(environment)
         for _, theirs in pipes:
             theirs.close()  # or its end would never be seen when the worker dies
         yield [ours for ours, _ in pipes]
@@ -91,6 +96,7 @@ def _workers(count: int) -> Iterator[list[Connection]]:
         for process in processes:
             process.terminate()
             process.join()
+        scratch.cleanup()
 
 
 def _work(connection: Connection) -> None:

@@ -38,7 +38,7 @@ released: Preset = MappingProxyType(
 )
 
 recommended: Preset = MappingProxyType(
-    {"dynamics": drift(), "accept": agree(), "horizon": 3, **_EVERY_OTHER_EPOCH}
+    {"dynamics": drift(), "accept": agree(), "horizon": 1, **_EVERY_OTHER_EPOCH}
 )
 
 _BY_NAME = {"paper": paper, "released": released, "recommended": recommended}

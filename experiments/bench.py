@@ -3,6 +3,10 @@
   tune    the baseline's learning rate for each pair, on seeds 1 to 3: the best
           mean final train loss, never at the edge of the grid (it is extended)
   screen  many arms on a few pairs, on a tuning seed; its tables go to OUT/screen
+  jumps   one jump in a run, at several epochs and of several lengths, on a tuning
+          seed; its table and picture go to OUT/jumps
+  guard   a rule made to fail, alone and under `rollback`, on a tuning seed; its
+          tables go to OUT/guard
   final   the reported arms on seeds that nothing was tuned on, and shorter
           schedules of the baseline, `released` and `recommended`
   table   final's tables and pictures from what is recorded; trains nothing
@@ -46,7 +50,9 @@ def parser() -> argparse.ArgumentParser:
         pass
 
     p = argparse.ArgumentParser("bench", description=__doc__, formatter_class=Formatter)
-    p.add_argument("what", choices=("tune", "screen", "final", "table", "list"), help="see above")
+    p.add_argument(
+        "what", choices=("tune", "screen", "jumps", "guard", "final", "table", "list"), help="see above"
+    )
     p.add_argument(
         "--workloads",
         nargs="+",
@@ -70,8 +76,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     console = Console()
     if args.what == "list":
         console.print("pairs:", *configs.PAIRS, highlight=False)
-        for name, arms in (("final", configs.FINAL), ("screen", configs.SCREEN)):
-            console.print(f"arms of {name}:", *(arm.name for arm in arms), highlight=False)
+        for name in ("final", "screen", "jumps", "guard"):
+            console.print(f"arms of {name}:", *(arm.name for arm in _ARMS[name]), highlight=False)
         return 0
     try:
         if args.jobs < 0:
@@ -82,7 +88,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             tune(pairs, seeds, args.out, args.jobs, console)
             return 0
         arms = _arms(args.arms or [arm.name for arm in _ARMS[args.what]])
-        plan = _plan(pairs, _tuned_rates(args.out, pairs), arms, seeds, shorter=args.what != "screen")
+        plan = _plan(
+            pairs, _tuned_rates(args.out, pairs), arms, seeds, shorter=args.what in ("final", "table")
+        )
         if args.what != "table":
             _train(plan, args.out, args.jobs, console)
     except (ValueError, DataUnavailableError, pool.WorkerError) as e:
@@ -91,17 +99,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         console.print("Interrupted: finished runs are kept, the next start goes on with the rest.")
         return 130
-    folder = args.out / "screen" if args.what == "screen" else args.out
+    folder = args.out if args.what in ("final", "table") else args.out / args.what
     return _show(plan, args.out, folder, console)
 
 
 _SEEDS = {
     "tune": configs.TUNING_SEEDS,
     "screen": configs.TUNING_SEEDS[:1],
+    "jumps": configs.TUNING_SEEDS[:1],
+    "guard": configs.TUNING_SEEDS[:1],
     "final": configs.REPORTED_SEEDS,
     "table": configs.REPORTED_SEEDS,
 }
-_ARMS = {"screen": configs.SCREEN, "final": configs.FINAL, "table": configs.FINAL}
+_ARMS = {
+    "screen": configs.SCREEN,
+    "jumps": tuple(configs.JUMPS.values()),
+    "guard": configs.RUNAWAY,
+    "final": configs.FINAL,
+    "table": configs.FINAL,
+}
 
 
 class Entry(NamedTuple):
@@ -258,14 +274,27 @@ def _tuned_rates(out: Path, pairs: Sequence[Pair]) -> dict[str, float]:
     return {pair.name: tuned[pair.name]["learning_rate"] for pair in pairs}
 
 
-def _show(plan: Sequence[Entry], out: Path, folder: Path, console: Console) -> int:
-    """Writes and names the tables and pictures of what is recorded of a plan."""
+def _recorded(plan: Sequence[Entry], out: Path) -> dict[str, dict[str, dict[float, list[records.Run]]]]:
+    """The complete runs of a plan: by pair, arm and share of the schedule."""
     pairs: dict[str, dict[str, dict[float, list[records.Run]]]] = {}
     for entry in plan:
         run = records.read(_folder(out, entry.pair), entry.config)
         if run.complete:
             arms = pairs.setdefault(entry.pair.name, {})
             arms.setdefault(run.rule, {}).setdefault(entry.share, []).append(run)
+    return pairs
+
+
+def read_scores(out: Path) -> bench_report.Scores:
+    """What is recorded of the final table."""
+    pairs = list(configs.PAIRS.values())
+    plan = _plan(pairs, _tuned_rates(out, pairs), configs.FINAL, configs.REPORTED_SEEDS, shorter=True)
+    return bench_report.scores(_recorded(plan, out))
+
+
+def _show(plan: Sequence[Entry], out: Path, folder: Path, console: Console) -> int:
+    """Writes and names the tables and pictures of what is recorded of a plan."""
+    pairs = _recorded(plan, out)
     table = {pair: scored for pair, scored in bench_report.scores(pairs).items() if scored}
     if not table:
         console.print("Nothing is recorded yet.")
@@ -273,10 +302,14 @@ def _show(plan: Sequence[Entry], out: Path, folder: Path, console: Console) -> i
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "table.md").write_text(bench_report.page(table, "PDT at tuned learning rates"))
     bench_report.summary_picture(table, folder / "summary.png")
-    for pair in table:
-        bench_report.pair_picture(pairs[pair], folder / f"{pair}.png", pair)
+    if folder.name == "jumps":
+        jumps = {key: arm.name for key, arm in configs.JUMPS.items()}
+        bench_report.jumps_picture(pairs, jumps, folder / "jumps.png")
+    else:
+        for pair in table:
+            bench_report.pair_picture(pairs[pair], folder / f"{pair}.png", pair)
     console.print(bench_report.summary_terminal(table))
-    console.print(f"Look at {folder / 'table.md'}, summary.png and one picture per pair beside it.")
+    console.print(f"Look at {folder / 'table.md'}, and the pictures beside it.")
     return 0
 
 

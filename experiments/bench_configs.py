@@ -116,6 +116,7 @@ CONTROLS = (
 )
 FINAL = (*(preset(name) for name in (BASELINE, *pdt_optax.presets.names())), *CONTROLS)
 SHORTENED = (BASELINE, "released", "recommended")  # also trained on the shorter schedules
+README_ARMS = ("released", "recommended", "last-step", "random-mask", "lookahead", "schedule-free")
 
 
 def _rate_aware(recipe: Recipe, **settings: Any) -> Mapping[str, Any]:
@@ -168,10 +169,19 @@ SCREEN = (
     *(ScheduleFree(f"schedule-free-x{rate:g}", rate=rate) for rate in (2.0, 4.0)),
 )
 
+# A single jump: when, and how far.
+JUMPS = {
+    (start, horizon): _try(
+        f"jump-{start}-h{horizon}", accept=AGREE, horizon=horizon, start=start, interval=99
+    )
+    for start in (8, 16, 24, 32)
+    for horizon in (1, 2, 4, 8)
+}
+
 # A rule made to fail, alone and under the guard.
 RUNAWAY = tuple(
     predictive(name, dynamics=pdt_optax.drift(), accept=pdt_optax.everything(), horizon=20, guard=guard)
     for name, guard in (("runaway", None), ("runaway-guarded", pdt_optax.rollback()))
 )
 
-ARMS: dict[str, Arm] = {arm.name: arm for arm in (*FINAL, *SCREEN, *RUNAWAY)}
+ARMS: dict[str, Arm] = {arm.name: arm for arm in (*FINAL, *SCREEN, *RUNAWAY, *JUMPS.values())}

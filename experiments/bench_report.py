@@ -38,6 +38,7 @@ class Score(NamedTuple):
         of the paired 95% interval.
       budget: the equal-quality budget; NaN without shortened schedules.
       diverged: seeds that did.
+      overhead: what the arm does at the ends of epochs, over its training steps, in seconds.
     """
 
     seeds: int
@@ -56,6 +57,7 @@ class Score(NamedTuple):
     gain_interval: float
     budget: float
     diverged: int
+    overhead: float
 
 
 def paired_interval(differences: Sequence[float]) -> tuple[float, float]:
@@ -102,6 +104,10 @@ def _last(run: Run, field: str) -> float:
     return run.epochs[-1][field]
 
 
+def _sum(run: Run, field: str) -> float:
+    return sum(e[field] for e in run.epochs)
+
+
 def score(runs: Runs, baselines: Sequence[Run]) -> Score | None:
     """An arm against the full-length baseline; None without a full-length run of a common seed."""
     pairs = _paired(runs.get(1.0, ()), baselines)
@@ -127,6 +133,7 @@ def score(runs: Runs, baselines: Sequence[Run]) -> Score | None:
         *paired_interval(differences),
         equal_quality_budget(runs, baselines) if len(runs) > 1 else math.nan,
         sum(diverged(r, b) for r, b in pairs),
+        float(np.mean([_sum(r, "pdt_seconds") / _sum(r, "train_seconds") for r, _ in pairs])),
     )
 
 
@@ -172,6 +179,7 @@ PAIR_HEADER = (
     "difference in points",
     "equal-quality budget",
     "diverged",
+    "overhead",
 )
 
 
@@ -193,6 +201,7 @@ def pair_table(arms: Mapping[str, Score]) -> str:
             "" if arm == BASELINE else _points(s.gain, s.gain_interval),
             _number(s.budget, ".0%"),
             str(s.diverged),
+            f"{s.overhead:.1%}",
         )
         for arm, s in arms.items()
     ]
@@ -247,6 +256,17 @@ def summary_rows(table: Scores) -> list[tuple[str, ...]]:
     return lines
 
 
+BRIEF = {"arm": 0, "": 2, "epochs saved": 4, "time saved": 3, "accuracy, points": 7}
+BRIEF |= {"equal-quality budget": 8, "diverged": 9}
+
+
+def brief(table: Scores, arms: Sequence[str]) -> str:
+    """The summary of a few arms as Markdown, for the README."""
+    chosen = {pair: {arm: scored[arm] for arm in arms if arm in scored} for pair, scored in table.items()}
+    rows = [tuple(line[i] for i in BRIEF.values()) for line in summary_rows(chosen)]
+    return report.markdown([tuple(BRIEF), *rows])
+
+
 def summary_terminal(table: Scores) -> Table:
     """The summary for a terminal of 80 columns."""
     shown = Table(title="Saved against the baseline, over pairs", box=box.SIMPLE, padding=(0, 1, 0, 0))
@@ -271,7 +291,8 @@ def page(table: Scores, title: str) -> str:
         "the weights that are validated (averages are not what training steps see). ± is a paired 95% "
         "t-interval. *Equal-quality budget*: the shortest of the trained schedules whose final train loss is no "
         "higher and whose accuracy is at most 0.1 points lower than the full-length baseline's. *Diverged*: "
-        "runs whose final train loss is not finite or more than twice the baseline's.\n",
+        "runs whose final train loss is not finite or more than twice the baseline's. *Overhead*: seconds at the "
+        "ends of epochs over those of training steps.\n",
         "## Over all pairs\n",
         report.markdown([SUMMARY_HEADER, *summary_rows(table)]),
     ]
@@ -294,6 +315,34 @@ def pair_picture(arms: Mapping[str, Runs], path: Path, title: str) -> None:
     axes[0].set_yscale("log")
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right upper")
     figure.suptitle(title)
+    figure.savefig(path, dpi=110)
+
+
+def jumps_picture(pairs: Pairs, jumps: Mapping[tuple[int, int], str], path: Path) -> None:
+    """Train loss after one jump over the baseline's, by when (columns) and how far (lines) it goes."""
+    starts, horizons = (sorted({key[i] for key in jumps}) for i in (0, 1))
+    figure = Figure(figsize=(14, 3.6 * len(pairs)), layout="constrained")
+    rows = figure.subplots(len(pairs), len(starts), squeeze=False, sharey="row", sharex=True)
+    for axes, (pair, arms) in zip(rows, pairs.items(), strict=True):
+        for axis, start in zip(axes, starts, strict=True):
+            for i, horizon in enumerate(horizons):
+                ratios = [
+                    [r["train_loss"] / b["train_loss"] for r, b in zip(run.epochs, base.epochs, strict=True)]
+                    for run, base in _paired(
+                        arms.get(jumps[start, horizon], {}).get(1.0, ()), arms[BASELINE][1.0]
+                    )
+                ]
+                if ratios:
+                    shown = np.mean(ratios, axis=0)[start + 1 : start + 8]
+                    label = f"{horizon} epochs ahead"
+                    axis.plot(range(1, len(shown) + 1), shown, "o-", ms=3, color=f"C{i}", label=label)
+            axis.axhline(1, color="k", lw=1)
+            axis.set(title=f"{pair}, after epoch {start + 1}", ylim=(0.6, 1.4))
+            axis.grid(alpha=0.3)
+        axes[0].set_ylabel("train loss / baseline's")
+    for axis in rows[-1]:
+        axis.set_xlabel("epochs after the jump")
+    figure.legend(*rows[0][0].get_legend_handles_labels(), loc="outside right upper")
     figure.savefig(path, dpi=110)
 
 

@@ -177,12 +177,6 @@ def markdown_table(runs: Sequence[Run]) -> str:
     return markdown([HEADER, *rows(runs)])
 
 
-def markdown_summary(runs: Sequence[Run]) -> str:
-    """The columns that matter most, as Markdown."""
-    lines = [HEADER, *rows(runs)]
-    return markdown([(r.rule, r.loss_epochs, r.loss_saved, r.best_loss, r.final_accuracy) for r in lines])
-
-
 def markdown(lines: Sequence[Sequence[str]]) -> str:
     """A Markdown table; the first line is its header."""
     header, *rest = lines

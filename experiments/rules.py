@@ -116,7 +116,9 @@ class difference_dmd:  # noqa: N801
         powers = eigenvalue ** jnp.arange(1, horizon + 1)
         increments = jnp.zeros((horizon, len(gram)), gram.dtype)
         increments = increments.at[:, 1:-1].set(powers[:, None] * amplitude * right)
-        eigenvalues = jnp.full(len(gram) - 1, jnp.nan, jnp.complex64).at[0].set(eigenvalue.astype(jnp.complex64))
+        eigenvalues = (
+            jnp.full(len(gram) - 1, jnp.nan, jnp.complex64).at[0].set(eigenvalue.astype(jnp.complex64))
+        )
         singular_values = jnp.zeros(len(gram) - 1, gram.dtype).at[: len(values)].set(values[::-1])
         return pdt_optax.Forecast(
             increments, jnp.sqrt(jnp.maximum(singular_values, 0)), jnp.ones((), jnp.int32), eigenvalues

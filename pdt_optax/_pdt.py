@@ -59,7 +59,7 @@ def pdt(
 
     `update` is `inner`'s and a counter. Between epochs, call `end_epoch`: it
     keeps a snapshot of the weights and, when it is time, predicts where the
-    last `window` snapshots lead in `horizon` epochs and moves the weights whose
+    last `window` snapshots lead in `horizon` more epochs and moves the weights whose
     own last step agrees. All others keep what `inner` gave them.
 
     Args:
@@ -114,8 +114,8 @@ def pdt(
       3 False 2.152
       4 False 1.743
       5 True 1.412
-      6 False 0.421
-      7 True 0.341
+      6 False 0.864
+      7 True 0.700
 
     References:
       Predictive Differential Training Guided by Training Dynamics, Algorithm 1.

@@ -5,6 +5,8 @@ import functools
 import json
 import math
 import re
+import shutil
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -51,7 +53,7 @@ def tiny(pair: Pair):
         changes["data"] = "digits"
         image = {"pixels": 64, "image_size": 8, "patch": 4 if workload.workload == "vit" else 2}
         size |= {name: value for name, value in image.items() if name in size}
-    else:
+    if workload.steps is not None:
         changes["steps"] = 16
     return dataclasses.replace(workload, **changes, size=tuple(size.items()))
 
@@ -392,8 +394,42 @@ def test_bad_input_is_one_sentence_and_exit_code_2(arguments, message, tiny_pair
 def test_list_names_pairs_and_arms(capsys):
     assert bench.main(["list"]) == 0
     printed = capsys.readouterr().out
-    assert all(name in printed for name in (*PAIRS, "random-mask", "agree-h3"))
+    assert all(name in printed for name in (*PAIRS, "random-mask", "agree-h3", "runaway"))
 
 
 def test_presets_are_arms():
     assert preset("released").settings(config().recipe) == dict(pdt_optax.presets.released)
+
+
+# What is committed.
+
+RESULTS = Path(__file__).parent.parent / "experiments" / "results" / "bench"
+
+
+@pytest.mark.parametrize(
+    ("command", "table"),
+    [
+        (["table"], "table.md"),
+        (["screen", "--workloads", "mlp-sgd", "vit-adamw"], "screen/table.md"),
+        (["jumps", "--workloads", "mlp-sgd", "vit-adamw"], "jumps/table.md"),
+        (["guard"], "guard/table.md"),
+    ],
+)
+def test_committed_tables_are_what_the_records_say(command, table, tmp_path, monkeypatch):
+    def missing(*_):
+        raise AssertionError("a record of a committed table is missing")
+
+    shutil.copytree(RESULTS / "records", tmp_path / "records")
+    shutil.copy(RESULTS / "tuned.json", tmp_path)
+    monkeypatch.setattr(bench.pool, "train_all", missing)
+    for draw in ("summary_picture", "pair_picture", "jumps_picture"):
+        monkeypatch.setattr(bench_report, draw, lambda *_: None)
+    monkeypatch.setattr(Images, "load", lambda self: None)
+    assert bench.main([*command, "--out", str(tmp_path)]) == 0
+    assert (tmp_path / table).read_text() == (RESULTS / table).read_text()
+
+
+def test_the_readme_says_what_the_records_say():
+    scored = bench.read_scores(RESULTS)
+    brief = bench_report.brief(scored, bench_configs.README_ARMS)
+    assert brief in (RESULTS.parents[2] / "README.md").read_text()

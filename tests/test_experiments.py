@@ -2,7 +2,6 @@
 
 import json
 import math
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -246,19 +245,3 @@ def test_toy_draws_both_pictures_and_prints_the_steps(tmp_path, capsys):
     for line in ("gradient descent: 53 steps", "three times faster: 25 steps", "PDT: 27 steps"):
         assert line in printed
     assert {p.name for p in tmp_path.iterdir()} == {"trajectory.png", "loss.png"}
-
-
-RESULTS = Path(__file__).parent.parent / "experiments" / "results"
-
-
-@pytest.mark.parametrize("folder", sorted(p.parent.name for p in RESULTS.glob("*/table.md")))
-def test_committed_tables_are_what_the_records_say(folder):
-    runs = records.read_all(RESULTS / folder)
-    assert all(run.complete for run in runs)
-    assert (RESULTS / folder / "table.md").read_text() == report.markdown_table(runs)
-
-
-@pytest.mark.parametrize("folder", ["digits-adamw-3e-4", "digits-adamw-1e-3"])
-def test_the_readme_says_what_the_records_say(folder):
-    readme = (RESULTS.parent.parent / "README.md").read_text()
-    assert report.markdown_summary(records.read_all(RESULTS / folder)) in readme

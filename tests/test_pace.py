@@ -111,6 +111,37 @@ def test_released_schedule_follows_the_losses(every):
     assert made >= 2
 
 
+@pytest.mark.parametrize("every", [None, 1])
+def test_adaptive_schedule_looks_further_after_good_jumps_and_less_far_after_bad_ones(every):
+    # Predictions at the ends of epochs 3, 5, ...: the epochs 4, 6, ... are judged.
+    values = [9, 8, 7, 6, 5, 4, 4, 3, 3.5, 3, 4, 3, 3.5, 3, 2, 1, 0.5]
+    tx: Any = pdt_optax.pdt(
+        optax.sgd(0.01),
+        **(SETTINGS | {"horizon": 2}),
+        schedule=pdt_optax.adaptive(longest_horizon=3),
+        every=every,
+    )
+    params = start()
+    state = tx.init(params)
+    seen = []
+    for t, value in enumerate(values):
+        params, state = train(tx, params, state, value=value)
+        if every is None:
+            params, state, report = tx.end_epoch(params, state)
+        else:
+            report = state.last_report
+        if report.predicted:
+            seen.append((t, int(report.horizon), int(state.pace.interval_now)))
+    assert seen == [
+        (3, 2, 1),
+        (5, 3, 1),  # 5 <= 6: further
+        (7, 3, 1),  # 4 <= 4: no further than the longest
+        (9, 1, 1),  # 3.5 > 3: half as far
+        (12, 1, 2),  # 4 > 3: less often
+        (15, 2, 2),  # 3 <= 3.5: further again
+    ]
+
+
 def test_a_shorter_horizon_is_what_a_wrapper_with_that_horizon_does():
     """The jump, Eq. 7 included, at a horizon that the schedule has brought down from 5 to 3."""
     values = [3.0, 2.0, 1.0, 4.0]  # rises above both at the end of epoch 3: 5 - 2
@@ -241,6 +272,7 @@ def test_values_that_never_come_are_an_error():
     needs: list[dict[str, Any]] = [
         {"guard": pdt_optax.rollback()},
         {"schedule": pdt_optax.released_schedule()},
+        {"schedule": pdt_optax.adaptive()},
     ]
     for settings in needs:
         tx: Any = pdt_optax.pdt(optax.sgd(0.1), **settings)
@@ -262,6 +294,12 @@ untyped: Any = pdt_optax  # what a type checker would already refuse
         (ValueError, lambda: pdt_optax.rollback(math.nan), "`tolerance` must be a number >= 0.*nan"),
         (TypeError, lambda: untyped.pdt(optax.sgd(0.1), guard=0.5), "`guard` must be None or .*0.5"),
         (TypeError, lambda: untyped.pdt(optax.sgd(0.1), schedule=pdt_optax.fixed), "`schedule` must be"),
+        (ValueError, lambda: pdt_optax.adaptive(0), "`longest_horizon` must be a whole number >= 1.*0"),
+        (
+            ValueError,
+            lambda: pdt_optax.pdt(optax.sgd(0.1), horizon=6, schedule=pdt_optax.adaptive()),
+            "`horizon` starts an adaptive schedule.*horizon=6, longest_horizon=5",
+        ),
         (ValueError, lambda: pdt_optax.drift(steps_per_epoch=3), "`steps_per_epoch` with it"),
         (ValueError, lambda: pdt_optax.drift(learning_rate=abs), "`steps_per_epoch` with it"),
         (

@@ -735,7 +735,7 @@ def test_presets_are_what_they_claim() -> None:
     assert dict(presets.recommended) == {
         "dynamics": pdt_optax.drift(),
         "accept": pdt_optax.agree(),
-        "horizon": 3,
+        "horizon": 1,
         **numbers,
     }
     for name in presets.names():

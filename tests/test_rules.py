@@ -1,0 +1,127 @@
+"""The ideas that were tried: each does what it says."""
+
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import pdt_optax
+from experiments import rules
+from experiments.arms import Recipe, predictive
+from experiments.optimizers import Cosine
+
+# One weight a column: steady, one step back, back and forth, still.
+DIFFERENCES = np.array(
+    [[1.0, 2.0, 1.0, 0.0], [1.0, -1.0, -1.0, 0.0], [1.0, 2.0, 1.0, 0.0], [1.0, 2.0, -1.0, 0.0]]
+)
+
+
+def mask(rule: Any) -> list[bool]:
+    points = np.concatenate([np.zeros((2, 4)), np.cumsum(DIFFERENCES, axis=0)])
+    prediction = pdt_optax.predict_and_mask(
+        [jnp.asarray(w, jnp.float32) for w in points[:-1]],
+        jnp.asarray(points[-1], jnp.float32),
+        dynamics=pdt_optax.drift(),
+        accept=rule,
+        horizon=2,
+        step=7,
+    )
+    return [bool(x) for x in prediction.mask]
+
+
+@pytest.mark.parametrize(
+    ("rule", "expected"),
+    [
+        (rules.votes(3), [True, True, False, True]),
+        (rules.votes(4), [True, False, False, True]),
+        (rules.signal_to_noise(1.0), [True, True, False, False]),
+        (rules.signal_to_noise(2.0), [True, False, False, False]),
+        (rules.backtest(0.4), [True, False, False, True]),
+        (rules.backtest(0.6), [True, True, False, True]),
+        (rules.until(rules.votes(3), 8), [True, True, False, True]),
+        (rules.until(rules.votes(3), 7), [False] * 4),
+    ],
+)
+def test_rules_accept(rule, expected):
+    assert mask(rule) == expected
+
+
+@pytest.mark.parametrize("kind", ["plain", "total", "forward-backward", "disc"])
+@pytest.mark.parametrize(("ratio", "seen"), [(0.5, 0.5), (1.5, 1.5), (-0.5, -0.5)])
+def test_difference_dmd_finds_the_ratio_of_a_geometric_motion(kind, ratio, seen):
+    direction = np.random.default_rng(0).normal(size=6)
+    steps = ratio ** np.arange(1, 6)
+    points = np.concatenate([[0], np.cumsum(steps)])[:, None] * direction
+    expected = seen if kind != "disc" else min(max(seen, 0), 1)
+    prediction = pdt_optax.predict_and_mask(
+        [jnp.asarray(w, jnp.float32) for w in points[:-1]],
+        jnp.asarray(points[-1], jnp.float32),
+        dynamics=rules.difference_dmd(kind),
+        accept=pdt_optax.everything(),
+        horizon=3,
+    )
+    assert float(prediction.eigenvalues[0].real) == pytest.approx(expected, abs=1e-5)
+    ahead = steps[-1] * sum(expected**k for k in (1, 2, 3))
+    np.testing.assert_allclose(prediction.params, points[-1] + ahead * direction, rtol=1e-4, atol=1e-5)
+
+
+RECIPE = Recipe("momentum", Cosine(0.1, 80), 40, 2)
+
+
+def trained(arm: Any, epochs: int) -> tuple[Any, Any, Any]:
+    method = arm.method(RECIPE)
+    assert method.end_epoch is not None
+    params = {"w": jnp.array([1.0, -2.0]), "b": jnp.array([3.0])}
+    state, report = method.tx.init(params), None
+    for _ in range(epochs):
+        for _ in range(RECIPE.steps_per_epoch):
+            updates, state = method.tx.update(params, state, params)
+            params = optax.apply_updates(params, updates)
+        params, state, report = method.end_epoch(params, state, jnp.float32(1))
+    assert report is not None
+    return params, state, report
+
+
+GIVEN = predictive("", horizon=2).given
+
+
+@pytest.mark.parametrize("epochs", [5, 6])
+def test_at_a_jump_moments_may_be_reset_and_the_schedule_advanced(epochs):
+    kept, before, report = trained(rules.AtJump("", GIVEN), epochs)
+    assert bool(report.predicted) == (epochs == 6)
+    reset, after, _ = trained(rules.AtJump("", GIVEN, moments="reset"), epochs)
+    _, ahead, _ = trained(rules.AtJump("", GIVEN, advance=3), epochs)
+    for name in ("w", "b"):
+        np.testing.assert_array_equal(kept[name], reset[name])
+    moments = optax.tree.get(before, "trace")
+    assert all(jnp.any(m != 0) for m in moments.values())
+    for name, value in optax.tree.get(after, "trace").items():
+        np.testing.assert_array_equal(value, 0 if epochs == 6 else moments[name])
+    steps = optax.tree.get(ahead, "count") - optax.tree.get(before, "count")
+    assert steps == (6 if epochs == 6 else 0)
+
+
+def test_a_model_for_every_leaf_is_a_prediction_of_each_alone():
+    given = tuple(pdt_optax.presets.released.items())
+    before, _, _ = trained(rules.LeafByLeaf("", given), 5)
+    params, state, report = trained(rules.LeafByLeaf("", given), 6)
+    assert report.predicted
+    _, plain, _ = trained(rules.LeafByLeaf("", given), 5)
+    inner, new = plain.inner_state, before
+    for _ in range(RECIPE.steps_per_epoch):
+        updates, inner = RECIPE.inner().update(new, inner, new)
+        new = optax.apply_updates(new, updates)
+    for name in ("w", "b"):
+        alone = pdt_optax.predict_and_mask(
+            [w[name] for w in plain.snapshots],
+            new[name],
+            dynamics=dict(given)["dynamics"],
+            accept=dict(given)["accept"],
+            horizon=5,
+            step=5,
+        )
+        assert float(alone.accepted_share) == 1
+        np.testing.assert_allclose(params[name], alone.params, rtol=1e-6)
+        np.testing.assert_array_equal(params[name], state.snapshots[-1][name])

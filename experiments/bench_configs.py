@@ -151,14 +151,12 @@ SCREEN = (
         Predictive(f"{name}-lr-h{h}", functools.partial(_rate_aware, accept=accept, horizon=h))
         for name, accept, h in (("agree", AGREE, 3), ("agree", AGREE, 5), ("shrink", SHRINK, 5))
     ),
-    *(
-        Predictive(f"agree-h{h}-stop", functools.partial(_stopping, share=0.9, accept=AGREE, horizon=h))
-        for h in (2, 3)
-    ),
+    Predictive("agree-h2-stop", functools.partial(_stopping, share=0.9, accept=AGREE, horizon=2)),
     *(
         _try(f"dmd-{kind}-h5", dynamics=rules.difference_dmd(kind), accept=AGREE, horizon=5)
         for kind in ("plain", "total", "forward-backward", "disc")
     ),
+    _try("hybrid-h2", dynamics=rules.hybrid(), accept=AGREE, horizon=2),
     rules.LeafByLeaf("released-by-leaf", PAIRED),
     rules.AtJump("agree-h2-reset", _try("", accept=AGREE, horizon=2).given, moments="reset"),
     rules.AtJump("agree-h2-advance", _try("", accept=AGREE, horizon=2).given, advance=1),

@@ -77,6 +77,35 @@ class until(pdt_optax.Rule):  # noqa: N801
         return stopped
 
 
+Kind = Literal["plain", "total", "forward-backward", "disc"]
+
+
+def _rank_one(differences: jax.Array, kind: Kind) -> tuple[jax.Array, jax.Array]:
+    """A rank-1 model from the Gram matrix of the differences: its eigenvalue, and the newest as a sum of the older.
+
+    Returns:
+      The eigenvalue, (), and what the model sees of the last difference, (n - 1,): coefficients
+      of all differences but the last.
+    """
+    older, cross, newer = differences[:-1, :-1], differences[:-1, 1:], differences[1:, 1:]
+    if kind == "total":
+        direction = jnp.linalg.eigh(older + newer)[1][:, -1]
+        projection = jnp.outer(direction, direction)
+        older, cross = projection @ older @ projection, projection @ cross @ projection
+    values, vectors = jnp.linalg.eigh(older)
+    right, square = vectors[:, -1], jnp.where(values[-1] > 0, values[-1], 1)
+    seen = right @ cross  # U^T Y, times the singular value
+    eigenvalue = seen @ right / square
+    if kind == "forward-backward":
+        length = seen @ seen
+        backward = square * (right @ seen) / jnp.where(length > 0, length, 1)
+        ratio = eigenvalue / jnp.where(backward != 0, backward, 1)
+        eigenvalue = jnp.sign(eigenvalue) * jnp.sqrt(jnp.abs(ratio))
+    elif kind == "disc":
+        eigenvalue = jnp.clip(eigenvalue, 0, 1)
+    return eigenvalue, right * (right @ differences[:-1, -1]) / square
+
+
 @dataclasses.dataclass(frozen=True)
 class difference_dmd:  # noqa: N801
     """DMD on the differences alone, rank 1: a direction and one eigenvalue.
@@ -86,43 +115,47 @@ class difference_dmd:  # noqa: N801
         (Dawson et al., 2016); "disc": plain, with the eigenvalue held to [0, 1].
     """
 
-    kind: Literal["plain", "total", "forward-backward", "disc"]
+    kind: Kind
     fit: Literal["past", "current"] = "current"
     minimum_window = 3
 
     def __call__(
         self, gram: jax.Array, horizon: int, *, size: int, epsilon: float, epoch: jax.Array
     ) -> pdt_optax.Forecast:
-        del size, epsilon, epoch
-        differences = gram[1:, 1:]
-        older, cross, newer = differences[:-1, :-1], differences[:-1, 1:], differences[1:, 1:]
-        last = differences[:-1, -1]
-        if self.kind == "total":
-            direction = jnp.linalg.eigh(older + newer)[1][:, -1]
-            projection = jnp.outer(direction, direction)
-            older, cross = projection @ older @ projection, projection @ cross @ projection
-        values, vectors = jnp.linalg.eigh(older)
-        right, square = vectors[:, -1], jnp.where(values[-1] > 0, values[-1], 1)
-        seen = right @ cross  # U^T Y, times the singular value
-        eigenvalue = seen @ right / square
-        if self.kind == "forward-backward":
-            length = seen @ seen
-            backward = square * (right @ seen) / jnp.where(length > 0, length, 1)
-            ratio = eigenvalue / jnp.where(backward != 0, backward, 1)
-            eigenvalue = jnp.sign(eigenvalue) * jnp.sqrt(jnp.abs(ratio))
-        elif self.kind == "disc":
-            eigenvalue = jnp.clip(eigenvalue, 0, 1)
-        amplitude = right @ last / square
+        rest = pdt_optax.drift()(gram, horizon, size=size, epsilon=epsilon, epoch=epoch)
+        eigenvalue, last = _rank_one(gram[1:, 1:], self.kind)
         powers = eigenvalue ** jnp.arange(1, horizon + 1)
-        increments = jnp.zeros((horizon, len(gram)), gram.dtype)
-        increments = increments.at[:, 1:-1].set(powers[:, None] * amplitude * right)
-        eigenvalues = (
-            jnp.full(len(gram) - 1, jnp.nan, jnp.complex64).at[0].set(eigenvalue.astype(jnp.complex64))
+        increments = jnp.zeros_like(rest.increments).at[:, 1:-1].set(powers[:, None] * last)
+        eigenvalues = rest.eigenvalues.at[0].set(eigenvalue.astype(jnp.complex64))
+        return rest._replace(increments=increments, eigenvalues=eigenvalues)
+
+
+@dataclasses.dataclass(frozen=True)
+class hybrid:  # noqa: N801
+    """`difference_dmd` where it would have predicted the last difference better than the mean of the others; else drift."""
+
+    kind: Kind = "disc"
+    fit: Literal["past", "current"] = "current"
+    minimum_window = 4
+
+    def __call__(
+        self, gram: jax.Array, horizon: int, *, size: int, epsilon: float, epoch: jax.Array
+    ) -> pdt_optax.Forecast:
+        known = {"size": size, "epsilon": epsilon, "epoch": epoch}
+        by_dmd, by_drift = (
+            difference_dmd(self.kind)(gram, horizon, **known),
+            pdt_optax.drift()(gram, horizon, **known),
         )
-        singular_values = jnp.zeros(len(gram) - 1, gram.dtype).at[: len(values)].set(values[::-1])
-        return pdt_optax.Forecast(
-            increments, jnp.sqrt(jnp.maximum(singular_values, 0)), jnp.ones((), jnp.int32), eigenvalues
-        )
+        differences = gram[1:, 1:]
+        count = len(differences)
+        eigenvalue, last = _rank_one(differences[:-1, :-1], self.kind)
+
+        def error(prediction: jax.Array) -> jax.Array:
+            residual = jnp.zeros(count, gram.dtype).at[: len(prediction)].set(-prediction).at[-1].set(1)
+            return residual @ differences @ residual
+
+        better = error(eigenvalue * last) < error(jnp.full(count - 1, 1 / (count - 1), gram.dtype))
+        return jax.tree.map(functools.partial(jnp.where, better), by_dmd, by_drift)
 
 
 @dataclasses.dataclass(frozen=True)

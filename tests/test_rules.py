@@ -67,6 +67,24 @@ def test_difference_dmd_finds_the_ratio_of_a_geometric_motion(kind, ratio, seen)
     np.testing.assert_allclose(prediction.params, points[-1] + ahead * direction, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize(("steps", "by_dmd"), [([16, 8, 4, 2], True), ([1, 1.2, 0.8, 1], False)])
+def test_the_hybrid_takes_what_would_have_predicted_the_last_difference(steps, by_dmd):
+    points = np.concatenate([[0, 0], np.cumsum(steps)])[:, None] * np.array([1.0, -2.0])
+
+    def predict(dynamics: Any) -> Any:
+        return pdt_optax.predict_and_mask(
+            [jnp.asarray(w, jnp.float32) for w in points[:-1]],
+            jnp.asarray(points[-1], jnp.float32),
+            dynamics=dynamics,
+            accept=pdt_optax.everything(),
+            horizon=2,
+        ).params
+
+    dmd, drift = predict(rules.difference_dmd("disc")), predict(pdt_optax.drift())
+    assert jnp.all(dmd != drift)
+    np.testing.assert_array_equal(predict(rules.hybrid()), dmd if by_dmd else drift)
+
+
 RECIPE = Recipe("momentum", Cosine(0.1, 80), 40, 2)
 
 

@@ -241,7 +241,8 @@ def summary_rows(table: Scores) -> list[tuple[str, ...]]:
             ]
         )
         for name, pick in (("median", np.median), ("worst", np.max)):
-            loss, epochs, probe, accuracy, lost, budget = pick(columns, axis=0)
+            known = [column[~np.isnan(column)] for column in columns.T]  # a budget may not have been trained
+            loss, epochs, probe, accuracy, lost, budget = (pick(c) if c.size else math.nan for c in known)
             lines.append(
                 (
                     arm if name == "median" else "",

@@ -411,7 +411,7 @@ RESULTS = Path(__file__).parent.parent / "experiments" / "results" / "bench"
     [
         (["table"], "table.md"),
         (["screen", "--workloads", "mlp-sgd", "vit-adamw"], "screen/table.md"),
-        (["jumps", "--workloads", "mlp-sgd", "vit-adamw"], "jumps/table.md"),
+        (["jumps", "--workloads", "mlp-sgd"], "jumps/table.md"),
         (["guard"], "guard/table.md"),
     ],
 )

@@ -335,7 +335,7 @@ def jumps_picture(pairs: Pairs, jumps: Mapping[tuple[int, int], str], path: Path
                 ]
                 if ratios:
                     shown = np.mean(ratios, axis=0)[start + 1 : start + 8]
-                    label = f"{horizon} epochs ahead"
+                    label = f"{horizon} epoch{'s' * (horizon > 1)} ahead"
                     axis.plot(range(1, len(shown) + 1), shown, "o-", ms=3, color=f"C{i}", label=label)
             axis.axhline(1, color="k", lw=1)
             axis.set(title=f"{pair}, after epoch {start + 1}", ylim=(0.6, 1.4))
@@ -357,7 +357,7 @@ def summary_picture(table: Scores, path: Path) -> None:
     axes = figure.subplots(1, 3, sharey=True)
     arms = list(dict.fromkeys(arm for arms in table.values() for arm in arms))
     panels = (
-        ("loss_seconds_ratio", "time to baseline's best train loss"),
+        ("loss_epochs_ratio", "epochs to baseline's best train loss"),
         ("budget", "equal-quality budget"),
         ("gain", "final accuracy against the baseline"),
     )

@@ -7,7 +7,7 @@ acceptance rules, models of the dynamics, and what else could happen at a jump.
 import dataclasses
 import functools
 import operator
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import Any, Literal
 
 import jax
@@ -18,7 +18,7 @@ import pdt_optax
 from experiments.arms import Method, Predictive, Recipe
 
 
-def _sum(rows: Sequence[Any]) -> Any:
+def _sum(rows: Iterable[Any]) -> Any:
     return functools.reduce(operator.add, list(rows))
 
 
@@ -217,7 +217,7 @@ class LeafByLeaf(Predictive):
             _, state, report = tx.end_epoch(params, state, value=value)
 
             def leaf(new: Any, *old: Any) -> Any:
-                moved = pdt_optax.predict_and_mask(old, new, step=epoch, **choice).params
+                moved: Any = pdt_optax.predict_and_mask(old, new, step=epoch, **choice).params
                 return jnp.where(report.predicted, moved, new)
 
             params = jax.tree.map(leaf, params, *window)

@@ -22,12 +22,14 @@ class rollback:  # noqa: N801
 
     Args:
       tolerance: how much worse an epoch may be, relative to the one before; >= 0.
+        The default takes back none of the recommended rule's jumps in the
+        benchmark's runs, and all that ruin one (docs/what-works.md).
 
     Raises:
       ValueError: for a negative tolerance.
     """
 
-    tolerance: float = 0.5
+    tolerance: float = 0.25
 
     def __post_init__(self) -> None:
         valid = isinstance(self.tolerance, int | float) and not isinstance(self.tolerance, bool)

@@ -55,7 +55,7 @@ def test_difference_dmd_finds_the_ratio_of_a_geometric_motion(kind, ratio, seen)
     steps = ratio ** np.arange(1, 6)
     points = np.concatenate([[0], np.cumsum(steps)])[:, None] * direction
     expected = seen if kind != "disc" else min(max(seen, 0), 1)
-    prediction = pdt_optax.predict_and_mask(
+    prediction: Any = pdt_optax.predict_and_mask(
         [jnp.asarray(w, jnp.float32) for w in points[:-1]],
         jnp.asarray(points[-1], jnp.float32),
         dynamics=rules.difference_dmd(kind),
@@ -127,12 +127,13 @@ def test_a_model_for_every_leaf_is_a_prediction_of_each_alone():
     params, state, report = trained(rules.LeafByLeaf("", given), 6)
     assert report.predicted
     _, plain, _ = trained(rules.LeafByLeaf("", given), 5)
-    inner, new = plain.inner_state, before
+    inner: Any = plain.inner_state
+    new: Any = before
     for _ in range(RECIPE.steps_per_epoch):
         updates, inner = RECIPE.inner().update(new, inner, new)
         new = optax.apply_updates(new, updates)
     for name in ("w", "b"):
-        alone = pdt_optax.predict_and_mask(
+        alone: Any = pdt_optax.predict_and_mask(
             [w[name] for w in plain.snapshots],
             new[name],
             dynamics=dict(given)["dynamics"],

@@ -179,7 +179,11 @@ JUMPS = {
 # A rule made to fail, alone and under the guard.
 RUNAWAY = tuple(
     predictive(name, dynamics=pdt_optax.drift(), accept=pdt_optax.everything(), horizon=20, guard=guard)
-    for name, guard in (("runaway", None), ("runaway-guarded", pdt_optax.rollback()))
+    for name, guard in (
+        ("runaway", None),
+        ("runaway-guarded", pdt_optax.rollback()),
+        ("runaway-loosely-guarded", pdt_optax.rollback(0.5)),
+    )
 )
 
 ARMS: dict[str, Arm] = {arm.name: arm for arm in (*FINAL, *SCREEN, *RUNAWAY, *JUMPS.values())}

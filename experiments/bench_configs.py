@@ -45,37 +45,31 @@ class Pair(NamedTuple):
         return f"{self.workload.workload}-{self.optimizer}"
 
 
-MLP = Images(
+_fashion = functools.partial(Images, data="fashion_mnist", validation_examples=2_000)
+
+MLP = _fashion(
     workload="mlp",
-    data="fashion_mnist",
     examples=10_000,
-    validation_examples=2_000,
     batch_size=128,
     size=(("pixels", 784), ("hidden", (256, 128))),
 )
-CNN = Images(
+CNN = _fashion(
     workload="cnn",
-    data="fashion_mnist",
     examples=16_000,
-    validation_examples=2_000,
     steps=64,
     batch_size=64,
     size=(("image_size", 28), ("channels", (16, 32, 64))),
 )
-VIT = Images(
+VIT = _fashion(
     workload="vit",
-    data="fashion_mnist",
     examples=16_000,
-    validation_examples=2_000,
     steps=64,
     batch_size=64,
     size=(("image_size", 28), ("patch", 7), ("features", 32), ("depth", 2), ("heads", 2)),
 )
-RESNET = Images(
+RESNET = _fashion(
     workload="resnet",
-    data="fashion_mnist",
     examples=8_000,
-    validation_examples=2_000,
     steps=32,
     batch_size=64,
     size=(("patch", 4), ("channels", (16, 32, 64))),
@@ -132,7 +126,7 @@ def _stopping(recipe: Recipe, share: float, **settings: Any) -> Mapping[str, Any
 
 
 AGREE, SHRINK = pdt_optax.agree(), pdt_optax.shrink()
-PAIRED = tuple(pdt_optax.presets.released.items())
+RELEASED = tuple(pdt_optax.presets.released.items())
 
 # One choice at a time around a drift of two epochs where signs agree: how far, how to
 # accept, how far back, how often, which dynamics, when to stop, what else at a jump.
@@ -157,7 +151,7 @@ SCREEN = (
         for kind in ("plain", "total", "forward-backward", "disc")
     ),
     _try("hybrid-h2", dynamics=rules.hybrid(), accept=AGREE, horizon=2),
-    rules.LeafByLeaf("released-by-leaf", PAIRED),
+    rules.LeafByLeaf("released-by-leaf", RELEASED),
     rules.AtJump("agree-h2-reset", _try("", accept=AGREE, horizon=2).given, moments="reset"),
     rules.AtJump("agree-h2-advance", _try("", accept=AGREE, horizon=2).given, advance=1),
     _try("agree-adaptive", accept=AGREE, horizon=2, schedule=pdt_optax.adaptive()),

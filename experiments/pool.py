@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import NamedTuple
+from unittest import mock
 
 from experiments import records
 from experiments.training import Config
@@ -77,18 +78,16 @@ def _workers(count: int) -> Iterator[list[Connection]]:
     pipes = [context.Pipe() for _ in range(count)]
     processes = [context.Process(target=_work, args=(theirs,), daemon=True) for _, theirs in pipes]
     scratch = tempfile.TemporaryDirectory(prefix="compiled-")
-    environment = dict(os.environ)
-    os.environ |= {  # read when a worker imports jax
-        "XLA_FLAGS": f"{environment.get('XLA_FLAGS', '')} {ONE_THREAD}".strip(),
+    environment = {  # read when a worker imports jax
+        "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {ONE_THREAD}".strip(),
         "JAX_COMPILATION_CACHE_DIR": scratch.name,  # runs that differ in their seed compile once
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
         "JAX_PERSISTENT_CACHE_ENABLE_XLA_CACHES": "none",
     }
     try:
-        for process in processes:
-            process.start()
-        os.environ.clear()
-        os.environ.update(environment)
+        with mock.patch.dict(os.environ, environment):
+            for process in processes:
+                process.start()
         for _, theirs in pipes:
             theirs.close()  # or its end would never be seen when the worker dies
         yield [ours for ours, _ in pipes]

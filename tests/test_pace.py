@@ -83,21 +83,26 @@ def next_in_the_released_code(horizon: int, interval: int, values: list[float]) 
     return horizon, interval
 
 
+def epochs(tx: Any, values: Any, every: int | None) -> Any:
+    """Trains an epoch for each value, and yields the state and the report after it."""
+    params = start()
+    state = tx.init(params)
+    for value in values:
+        params, state = train(tx, params, state, value=value)
+        report = state.last_report
+        if every is None:
+            params, state, report = tx.end_epoch(params, state)
+        yield state, report
+
+
 @pytest.mark.parametrize("every", [None, 1])
 def test_released_schedule_follows_the_losses(every):
     values = [5, 4, 3, 4.5, 2, 2.5, 3.5, 1, 2, 1.5, 1.75, 1.2, 3, 4, 5, 0.5]
     tx: Any = pdt_optax.pdt(
         optax.sgd(0.01), **(SETTINGS | {"horizon": 9}), schedule=pdt_optax.released_schedule(), every=every
     )
-    params = start()
-    state = tx.init(params)
     horizon, interval, plain, made = 9, 1, 0, 0
-    for t, value in enumerate(values):
-        params, state = train(tx, params, state, value=value)
-        if every is None:
-            params, state, report = tx.end_epoch(params, state)
-        else:
-            report = state.last_report
+    for t, (state, report) in enumerate(epochs(tx, values, every)):
         if t >= 2:
             horizon, interval = next_in_the_released_code(horizon, interval, values[: t + 1])
         elif t == 1:
@@ -121,15 +126,8 @@ def test_adaptive_schedule_looks_further_after_good_jumps_and_less_far_after_bad
         schedule=pdt_optax.adaptive(longest_horizon=3),
         every=every,
     )
-    params = start()
-    state = tx.init(params)
     seen = []
-    for t, value in enumerate(values):
-        params, state = train(tx, params, state, value=value)
-        if every is None:
-            params, state, report = tx.end_epoch(params, state)
-        else:
-            report = state.last_report
+    for t, (state, report) in enumerate(epochs(tx, values, every)):
         if report.predicted:
             seen.append((t, int(report.horizon), int(state.pace.interval_now)))
     assert seen == [

@@ -1,5 +1,6 @@
 """The benchmark's tables and pictures: views over records. Nothing here trains."""
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -39,6 +40,8 @@ class Score(NamedTuple):
       budget: the equal-quality budget; NaN without shortened schedules.
       diverged: seeds that did.
       overhead: what the arm does at the ends of epochs, over its training steps, in seconds.
+      rise: the greatest train loss of an epoch after a jump, over that of the epoch before; NaN without jumps.
+      dip: the mean change of validation accuracy from an epoch's end to the next one's, where that is a jump.
     """
 
     seeds: int
@@ -58,6 +61,8 @@ class Score(NamedTuple):
     budget: float
     diverged: int
     overhead: float
+    rise: float
+    dip: float
 
 
 def paired_interval(differences: Sequence[float]) -> tuple[float, float]:
@@ -108,6 +113,14 @@ def _sum(run: Run, field: str) -> float:
     return sum(e[field] for e in run.epochs)
 
 
+def _at_jumps(runs: Sequence[Run]) -> tuple[float, float]:
+    """`Score.rise` and `Score.dip`."""
+    steps = [step for run in runs for step in itertools.pairwise(run.epochs)]
+    rises = [b["train_loss"] / a["train_loss"] for a, b in steps if a["predicted"]]
+    dips = [b["validation_accuracy"] - a["validation_accuracy"] for a, b in steps if b["predicted"]]
+    return float(np.max(rises)) if rises else math.nan, float(np.mean(dips)) if dips else math.nan
+
+
 def score(runs: Runs, baselines: Sequence[Run]) -> Score | None:
     """An arm against the full-length baseline; None without a full-length run of a common seed."""
     pairs = _paired(runs.get(1.0, ()), baselines)
@@ -134,6 +147,7 @@ def score(runs: Runs, baselines: Sequence[Run]) -> Score | None:
         equal_quality_budget(runs, baselines) if len(runs) > 1 else math.nan,
         sum(diverged(r, b) for r, b in pairs),
         float(np.mean([_sum(r, "pdt_seconds") / _sum(r, "train_seconds") for r, _ in pairs])),
+        *_at_jumps([r for r, _ in pairs]),
     )
 
 
@@ -180,6 +194,8 @@ PAIR_HEADER = (
     "equal-quality budget",
     "diverged",
     "overhead",
+    "greatest rise after a jump",
+    "accuracy at a jump",
 )
 
 
@@ -202,6 +218,8 @@ def pair_table(arms: Mapping[str, Score]) -> str:
             _number(s.budget, ".0%"),
             str(s.diverged),
             f"{s.overhead:.1%}",
+            _number(s.rise, ".2f"),
+            "-" if math.isnan(s.dip) else _points(s.dip),
         )
         for arm, s in arms.items()
     ]
@@ -293,7 +311,9 @@ def page(table: Scores, title: str) -> str:
         "t-interval. *Equal-quality budget*: the shortest of the trained schedules whose final train loss is no "
         "higher and whose accuracy is at most 0.1 points lower than the full-length baseline's. *Diverged*: "
         "runs whose final train loss is not finite or more than twice the baseline's. *Overhead*: seconds at the "
-        "ends of epochs over those of training steps.\n",
+        "ends of epochs over those of training steps. *Greatest rise after a jump*: an epoch's train loss over that "
+        "of the epoch before, which ended in a jump. *Accuracy at a jump*: the mean change in points from the epoch's "
+        "end before.\n",
         "## Over all pairs\n",
         report.markdown([SUMMARY_HEADER, *summary_rows(table)]),
     ]

@@ -196,7 +196,7 @@ def test_seeds_share_compiled_code_and_differ():
 # Hand-made records.
 
 
-def run_of(losses, accuracies, seed=0, rule=BASELINE, seconds=1.0):
+def run_of(losses, accuracies, seed=0, rule=BASELINE, seconds=1.0, jumps=()):
     epochs = [
         {
             "epoch": i + 1,
@@ -205,6 +205,7 @@ def run_of(losses, accuracies, seed=0, rule=BASELINE, seconds=1.0):
             "validation_accuracy": accuracy,
             "train_seconds": seconds,
             "pdt_seconds": 0.0,
+            "predicted": i in jumps,
         }
         for i, (loss, accuracy) in enumerate(zip(losses, accuracies, strict=True))
     ]
@@ -238,6 +239,18 @@ def test_ratios_are_to_the_baselines_first_crossing_and_one_miss_is_infinite():
     assert s.loss_epochs == s.loss_seconds_ratio == math.inf
     assert s.accuracy_epochs == 2.5
     assert bench_report.score({1.0: [run_of([1], [1], seed=7)]}, baselines) is None
+
+
+def test_the_rise_after_a_jump_is_the_greatest_and_the_dip_at_one_the_mean():
+    run = run_of([4, 2, 3, 1, 2, 8], [0.1, 0.5, 0.4, 0.7, 0.4, 0.9], 0, "x", jumps=(2, 4))
+    s = bench_report.score({1.0: [run]}, [run_of([4, 3], [0.1, 0.2])])
+    assert s is not None
+    assert s.rise == 4  # 8 / 2, not 1 / 3
+    assert s.dip == pytest.approx(-0.2)  # of 0.5 to 0.4 and 0.7 to 0.4
+    s = bench_report.score({1.0: [run_of([4, 3], [0.1, 0.2])]}, [run_of([4, 3], [0.1, 0.2])])
+    assert s is not None
+    assert math.isnan(s.rise)
+    assert math.isnan(s.dip)
 
 
 def test_the_equal_quality_budget_takes_loss_and_accuracy_over_all_seeds():

@@ -44,12 +44,15 @@ class Method(NamedTuple):
         donate what it is given, and is on the clock.
       evaluated: None, or which weights to evaluate, given the parameters and
         the state.
+      refreshes: whether the statistics of BatchNorm are estimated anew after a
+        jump, from a pass over the epoch's batches.
     """
 
     tx: optax.GradientTransformation
     schedule: Schedule
     end_epoch: Callable[[Any, Any, jax.Array], tuple[Any, Any, Any]] | None = None
     evaluated: Callable[[Any, Any], Any] | None = None
+    refreshes: bool = False
 
 
 @dataclasses.dataclass(frozen=True)

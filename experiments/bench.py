@@ -7,6 +7,8 @@
           seed; its table and picture go to OUT/jumps
   guard   a rule made to fail, alone and under `rollback`, on a tuning seed; its
           tables go to OUT/guard
+  statistics  BatchNorm's statistics after a jump, kept or estimated anew, on the
+          tuning seeds (--workloads resnet); its tables go to OUT/statistics
   final   the reported arms on seeds that nothing was tuned on, and shorter
           schedules of the baseline, `released` and `recommended`
   table   final's tables and pictures from what is recorded; trains nothing
@@ -51,7 +53,9 @@ def parser() -> argparse.ArgumentParser:
 
     p = argparse.ArgumentParser("bench", description=__doc__, formatter_class=Formatter)
     p.add_argument(
-        "what", choices=("tune", "screen", "jumps", "guard", "final", "table", "list"), help="see above"
+        "what",
+        choices=("tune", "screen", "jumps", "guard", "statistics", "final", "table", "list"),
+        help="see above",
     )
     p.add_argument(
         "--workloads",
@@ -76,7 +80,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     console = Console()
     if args.what == "list":
         console.print("pairs:", *configs.PAIRS, highlight=False)
-        for name in ("final", "screen", "jumps", "guard"):
+        for name in ("final", "screen", "jumps", "guard", "statistics"):
             console.print(f"arms of {name}:", *(arm.name for arm in _ARMS[name]), highlight=False)
         return 0
     try:
@@ -108,6 +112,7 @@ _SEEDS = {
     "screen": configs.TUNING_SEEDS[:1],
     "jumps": configs.TUNING_SEEDS[:1],
     "guard": configs.TUNING_SEEDS[:1],
+    "statistics": configs.TUNING_SEEDS,
     "final": configs.REPORTED_SEEDS,
     "table": configs.REPORTED_SEEDS,
 }
@@ -115,6 +120,7 @@ _ARMS = {
     "screen": configs.SCREEN,
     "jumps": tuple(configs.JUMPS.values()),
     "guard": configs.RUNAWAY,
+    "statistics": configs.STATISTICS,
     "final": configs.FINAL,
     "table": configs.FINAL,
 }

@@ -103,14 +103,14 @@ RECOMMENDED = pdt_optax.presets.recommended
 CONTROLS = (
     predictive("last-step", dynamics=pdt_optax.drift(), accept=pdt_optax.everything(), window=2),
     predictive("random-mask", accept=pdt_optax.random_subset(like=RECOMMENDED["accept"])),
-    Ema("ema"),
     Lawa("lawa"),
     Lookahead("lookahead"),
     ScheduleFree("schedule-free"),
+    ScheduleFree("schedule-free-x2", rate=2.0),  # the screen's best on both of its pairs is 2 or 4
 )
 FINAL = (*(preset(name) for name in (BASELINE, *pdt_optax.presets.names())), *CONTROLS)
 SHORTENED = (BASELINE, "released", "recommended")  # also trained on the shorter schedules
-README_ARMS = ("released", "recommended", "last-step", "random-mask", "lookahead", "schedule-free")
+README_ARMS = ("released", "recommended", "last-step", "random-mask", "lookahead", "schedule-free", "schedule-free-x2")
 
 
 def _rate_aware(recipe: Recipe, **settings: Any) -> Mapping[str, Any]:
@@ -157,8 +157,9 @@ SCREEN = (
     _try("agree-adaptive", accept=AGREE, horizon=2, schedule=pdt_optax.adaptive()),
     _try("agree-h5-guard", accept=AGREE, horizon=5, guard=pdt_optax.rollback()),
     _try("all-h1", accept=pdt_optax.everything(), horizon=1),
+    Ema("ema"),
     *CONTROLS[2:],
-    *(ScheduleFree(f"schedule-free-x{rate:g}", rate=rate) for rate in (2.0, 4.0)),
+    ScheduleFree("schedule-free-x4", rate=4.0),
 )
 
 # A single jump: when, and how far.
@@ -180,4 +181,12 @@ RUNAWAY = tuple(
     )
 )
 
-ARMS: dict[str, Arm] = {arm.name: arm for arm in (*FINAL, *SCREEN, *RUNAWAY, *JUMPS.values())}
+# BatchNorm's statistics after a jump: kept, as everywhere else, or estimated anew.
+STATISTICS = (
+    preset("recommended"),
+    rules.Refreshed("recommended-refreshed", tuple(RECOMMENDED.items())),
+)
+
+ARMS: dict[str, Arm] = {
+    arm.name: arm for arm in (*FINAL, *SCREEN, *RUNAWAY, *JUMPS.values(), *STATISTICS)
+}

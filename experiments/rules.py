@@ -201,6 +201,17 @@ def _advanced(state: Any, steps: jax.Array) -> Any:
 
 
 @dataclasses.dataclass(frozen=True)
+class Refreshed(Predictive):
+    """PDT, with BatchNorm's statistics estimated anew after every jump."""
+
+    def settings(self, recipe: Recipe) -> dict[str, Any]:
+        return super().settings(recipe) | {"statistics": "refreshed"}
+
+    def method(self, recipe: Recipe) -> Method:
+        return Predictive(self.name, self.given).method(recipe)._replace(refreshes=True)
+
+
+@dataclasses.dataclass(frozen=True)
 class LeafByLeaf(Predictive):
     """PDT with a model of its own for every leaf, instead of one for all."""
 

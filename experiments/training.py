@@ -97,6 +97,7 @@ class _Program(NamedTuple):
     method: Method
     init: Callable[[jax.Array], _State]
     step: Callable[..., _State]
+    refresh: Callable[..., _State]
     evaluate: Callable[..., jax.Array]
     evaluated: Callable[[Any, Any], Any]
 
@@ -125,6 +126,10 @@ def _program(config: Config) -> _Program:
         updates, opt_state = method.tx.update(grads, state.opt_state, state.params)
         return _State(optax.apply_updates(state.params, updates), opt_state, rest, state.losses + value)
 
+    def refresh(state: _State, inputs: jax.Array, targets: jax.Array, index: jax.Array, key: jax.Array) -> Any:
+        _, (_, rest) = losses(state.params, state.rest, inputs[index], targets[index], key)
+        return state._replace(rest=rest)
+
     def evaluate(params: Any, rest: Any, inputs: jax.Array, targets: jax.Array, start: jax.Array) -> Any:
         x, y = (jax.lax.dynamic_slice_in_dim(a, start, _evaluation_size(a)) for a in (inputs, targets))
         values, (logits, _) = losses(params, rest, x, y)
@@ -132,7 +137,8 @@ def _program(config: Config) -> _Program:
         return jnp.stack([jnp.sum(values * real), jnp.sum((logits.argmax(-1) == y) & real)])
 
     evaluated = jax.jit(method.evaluated) if method.evaluated else lambda params, _: params
-    return _Program(method, init, jax.jit(step, donate_argnums=0), jax.jit(evaluate), evaluated)
+    step, refresh = (jax.jit(f, donate_argnums=0) for f in (step, refresh))
+    return _Program(method, init, step, refresh, jax.jit(evaluate), evaluated)
 
 
 def train(config: Config, dataset: Dataset) -> Iterator[dict[str, Any]]:
@@ -169,11 +175,14 @@ def train(config: Config, dataset: Dataset) -> Iterator[dict[str, Any]]:
     validation = _evaluation_arrays(dataset.test)
     probe = _evaluation_arrays(dataset.train.first(workload.probe_examples))
 
-    def end_epoch(state: _State) -> tuple[_State, Any, Any]:
+    def end_epoch(state: _State, batches: tuple[jax.Array, jax.Array]) -> tuple[_State, Any, Any]:
         value, report = state.losses / steps, None
         if method.end_epoch is not None:
             params, opt_state, report = method.end_epoch(state.params, state.opt_state, value)
             state = state._replace(params=params, opt_state=opt_state)
+            if method.refreshes and report.predicted:
+                for index, key in zip(*batches, strict=True):
+                    state = program.refresh(state, inputs, targets, index, key)
         return state._replace(losses=jnp.zeros(())), value, report
 
     def evaluate(state: _State) -> dict[str, float]:
@@ -191,18 +200,19 @@ def train(config: Config, dataset: Dataset) -> Iterator[dict[str, Any]]:
     started = time.perf_counter()
     batches = epoch_batches(0)
     rehearsal = program.step(jax.tree.map(jnp.copy, state), inputs, targets, batches[0][0], batches[1][0])
-    rehearsal, _, _ = end_epoch(rehearsal)
+    rehearsal, _, _ = end_epoch(rehearsal, batches)
     evaluate(rehearsal)
     del rehearsal
     compile_seconds = time.perf_counter() - started
 
     for epoch in range(config.epochs):
         started = time.perf_counter()
-        for index, key in zip(*epoch_batches(epoch), strict=True):
+        batches = epoch_batches(epoch)
+        for index, key in zip(*batches, strict=True):
             state = program.step(state, inputs, targets, index, key)
         jax.block_until_ready(state.losses)
         trained = time.perf_counter()
-        state, value, report = jax.block_until_ready(end_epoch(state))
+        state, value, report = jax.block_until_ready(end_epoch(state, batches))
         ended = time.perf_counter()
         yield {
             "epoch": epoch + 1,

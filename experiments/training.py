@@ -126,7 +126,9 @@ def _program(config: Config) -> _Program:
         updates, opt_state = method.tx.update(grads, state.opt_state, state.params)
         return _State(optax.apply_updates(state.params, updates), opt_state, rest, state.losses + value)
 
-    def refresh(state: _State, inputs: jax.Array, targets: jax.Array, index: jax.Array, key: jax.Array) -> Any:
+    def refresh(
+        state: _State, inputs: jax.Array, targets: jax.Array, index: jax.Array, key: jax.Array
+    ) -> Any:
         _, (_, rest) = losses(state.params, state.rest, inputs[index], targets[index], key)
         return state._replace(rest=rest)
 

@@ -12,13 +12,13 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from pdt_optax._predict import Accept, _predict
+from pdt_optax._assembly import Accept
+from pdt_optax._predict import _predict
 from pdt_optax._state import PDTReport, no_report
+from pdt_optax._storage import Column, Storage, Window
 from pdt_optax.dynamics import Dynamics
 from pdt_optax.guard import rollback
 from pdt_optax.schedule import Pace, Schedule
-
-Column = list[jax.Array]  # leaves at one time
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,6 +34,7 @@ class Settings:
     schedule: Schedule
     guard: rollback | None
     dry_run: bool
+    storage: Storage
 
     @property
     def needs_value(self) -> bool:
@@ -51,7 +52,7 @@ class Clock(NamedTuple):
 
 
 def predict_if_due(
-    window: tuple[Column, ...], trained: Column, clock: Clock, value: jax.Array, settings: Settings
+    window: Window, trained: Column, clock: Clock, value: jax.Array, settings: Settings
 ) -> tuple[Column, Clock, PDTReport]:
     """The new weights, the clock after this epoch, and its report.
 
@@ -73,13 +74,14 @@ def predict_if_due(
 
     def predict() -> tuple[Column, PDTReport]:
         prediction = _predict(
-            window,
+            settings.storage.at_hand(window),
             trained,
             epoch,
             dynamics=settings.dynamics,
             accept=settings.accept,
             horizon=longest,
             reach=pace.horizon_now if adapts else None,
+            storage=settings.storage,
         )
         report = PDTReport(
             predicted=prediction.finite,
@@ -112,7 +114,7 @@ class Guarded(NamedTuple):
     """What the guard may bring back: all floating leaves, the snapshots, the optimizer's state."""
 
     weights: Column
-    window: tuple[Column, ...]
+    window: Window
     inner_state: Any
 
 
@@ -155,11 +157,12 @@ def judge_and_predict(
         weights = [next(remaining) if p else w for w, p in zip(now.weights, predicted, strict=True)]
         jumped = report.predicted & (not settings.dry_run)
         backup = Saved(jumped, now.weights, now.inner_state)
-        return Guarded(weights, (*now.window[1:], new), now.inner_state), backup, after, report
+        window = settings.storage.push(now.window, new)
+        return Guarded(weights, window, now.inner_state), backup, after, report
 
     def take_back() -> tuple[Guarded, Saved, Clock, PDTReport]:
         # The newest snapshot is the weights after the jump: the optimizer's own take its place.
-        window = (*now.window[:-1], chosen(saved.weights))
+        window = settings.storage.replace_newest(now.window, chosen(saved.weights))
         pace = clock.pace._replace(
             horizon_now=jnp.maximum(clock.pace.horizon_now // 2, 1),
             interval_now=2 * clock.pace.interval_now,

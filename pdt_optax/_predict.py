@@ -2,7 +2,7 @@
 
 import functools
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -11,12 +11,12 @@ import optax
 from jax import lax
 
 from pdt_optax import _leaves
-from pdt_optax._gram import difference_basis, gram_matrix
+from pdt_optax._assembly import Accept, assemble
+from pdt_optax._gram import Points, gram_matrix
 from pdt_optax._precision import in_widest_float
+from pdt_optax._storage import WHOLE, Storage
 from pdt_optax.accept import Rule, mean_weight
-from pdt_optax.dynamics import Dynamics, check_fit
-
-Accept = Callable[..., jax.Array]
+from pdt_optax.dynamics import Dynamics, check_fit, seen_columns
 
 
 class Prediction(NamedTuple):
@@ -152,7 +152,7 @@ def predict_and_mask(
     return _predict(snapshots, params, step, dynamics=dynamics, accept=accept, horizon=horizon)
 
 
-@functools.partial(jax.jit, static_argnames=("dynamics", "accept", "horizon"))
+@functools.partial(jax.jit, static_argnames=("dynamics", "accept", "horizon", "storage"))
 def _predict(
     snapshots: tuple[optax.Params, ...],
     params: optax.Params,
@@ -162,25 +162,17 @@ def _predict(
     accept: Accept,
     horizon: int,
     reach: jax.Array | None = None,
+    storage: Storage = WHOLE,
 ) -> Prediction:
     """`predict_and_mask`, checked; `reach`, (), int32, is a horizon below the static one."""
-    leaves = _leaves.match(snapshots, params)
+    leaves = _leaves.match(snapshots, params, storage)
     if not leaves:
         raise ValueError(
             "There is nothing to predict: the snapshots have no floating-point leaf. "
             f"Got {jax.tree.structure(snapshots[-1])}."
         )
-    window = len(snapshots)
-    newest = window - 1 if dynamics.fit == "past" else window
     points = [(*leaf.snapshots, leaf.param) for leaf in leaves]
-    # The model's own basis: its newest weights and the window - 1 differences
-    # that lead up to them. The one difference it does not see is in the Gram
-    # matrix all the same, so that its diagonal tells whether all is finite.
-    seen = [0, *range(newest - window + 2, newest + 1)]
-
-    small = in_widest_float(
-        functools.partial(_forecast, newest=newest, seen=seen, dynamics=dynamics, horizon=horizon)
-    )
+    small = in_widest_float(functools.partial(_forecast, storage=storage, dynamics=dynamics, horizon=horizon))
     ahead = jnp.asarray(horizon if reach is None else reach, jnp.int32)
     increments, displacement, finite, singular_values, rank, eigenvalues = small(
         points, jnp.asarray(step, jnp.int32), ahead
@@ -189,9 +181,10 @@ def _predict(
     # weights and repeat them for each weight.
     increments, displacement, finite = lax.optimization_barrier((increments, displacement, finite))
     assembled = [
-        _assemble(
+        assemble(
             x,
-            newest,
+            storage,
+            dynamics.fit,
             increments,
             displacement,
             _rule_at(accept, step, i),
@@ -201,11 +194,11 @@ def _predict(
         for i, x in enumerate(points)
     ]
     unpredicted = jax.tree.map(lambda _: optax.MaskedNode(), snapshots[-1])
-    shares = jnp.stack([share for _, _, share in assembled])
+    shares = jnp.stack([mean_weight(mask) for _, mask in assembled])
     sizes = jnp.array([leaf.param.size for leaf in leaves], jnp.float32)
     return Prediction(
-        params=_leaves.replace(snapshots[-1], params, [new for new, _, _ in assembled]),
-        mask=_leaves.replace(snapshots[-1], unpredicted, [mask for _, mask, _ in assembled]),
+        params=_leaves.replace(snapshots[-1], params, [new for new, _ in assembled]),
+        mask=_leaves.replace(snapshots[-1], unpredicted, [mask for _, mask in assembled]),
         coefficients=increments,
         singular_values=singular_values,
         rank=rank,
@@ -217,12 +210,11 @@ def _predict(
 
 
 def _forecast(
-    points: list[tuple[jax.Array, ...]],
+    points: list[Points],
     epoch: jax.Array,
     reach: jax.Array,
     *,
-    newest: int,
-    seen: list[int],
+    storage: Storage,
     dynamics: Dynamics,
     horizon: int,
 ) -> tuple[jax.Array, ...]:
@@ -230,10 +222,13 @@ def _forecast(
     dtypes = [leaf[-1].dtype for leaf in points]
     working = jnp.float64 if all(d == jnp.float64 for d in dtypes) else jnp.float32
     result = jnp.float64 if any(d == jnp.float64 for d in dtypes) else jnp.float32
-    gram = gram_matrix(points, newest)
+    gram = gram_matrix(points, storage, dynamics.fit)
     # Some LAPACK solvers never return from a NaN; `finite` remembers it.
     clean = jnp.where(jnp.all(jnp.isfinite(gram)), gram, 0)
-    model_gram = clean[jnp.array(seen)][:, jnp.array(seen)]
+    # The difference that the model does not see is in the Gram matrix all the
+    # same, so that its diagonal tells whether all is finite.
+    seen = jnp.array(seen_columns(len(points[0]) - 1, dynamics.fit))
+    model_gram = clean[seen][:, seen]
     size = max(1, sum(leaf[-1].size for leaf in points))
     epsilon = float(jnp.finfo(working).eps)
     forecast = dynamics(model_gram, horizon, size=size, epsilon=epsilon, epoch=epoch)
@@ -278,50 +273,3 @@ def _all_finite(gram: jax.Array, model_gram: jax.Array, increments: jax.Array, d
 
 def _rule_at(accept: Accept, epoch: jax.Array | int, leaf: int) -> Accept:
     return accept.at(epoch, leaf) if isinstance(accept, Rule) else accept
-
-
-def _combine(coefficients: jax.Array, basis: Sequence[jax.Array]) -> jax.Array:
-    total = coefficients[0] * basis[0]
-    for coefficient, column in zip(coefficients[1:], basis[1:], strict=True):
-        total += coefficient * column
-    return total
-
-
-def _assemble(
-    points: tuple[jax.Array, ...],
-    newest: int,
-    increments: jax.Array,
-    displacement: jax.Array,
-    rule: Accept,
-    horizon: int | jax.Array,
-    finite: jax.Array,
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """One leaf's new weights, mask and accepted share, in one fused elementwise pass.
-
-    Increments come straight from difference-basis coefficients, never as the
-    difference of two predicted weights.
-    """
-    window = len(points) - 1
-    param = points[-1]
-    compute = jnp.promote_types(param.dtype, jnp.float32)
-    wide = [x.astype(compute) for x in points]
-    reference = wide[newest]
-    differences = difference_basis(wide, newest)[1:]
-    step = differences[-1]
-    seen = differences[newest - window + 1 : newest]
-    basis = [reference, *seen]
-    rows = [_combine(row.astype(compute), basis) for row in increments]
-    mask = rule(jnp.stack(rows), step, jnp.stack(seen), reference, horizon)
-    weighs = _leaves.is_floating(mask) or getattr(mask, "dtype", None) == jnp.bool_
-    if getattr(mask, "shape", None) != param.shape or not weighs:
-        raise ValueError(
-            "An acceptance rule must return a mask of its leaf's shape, bool or a floating-point weight in "
-            f"[0, 1]. {rule} returned {_leaves.describe(mask)} for a leaf of shape {list(param.shape)}."
-        )
-    mask = jnp.where(finite, mask, jnp.zeros((), mask.dtype))
-    prediction = reference + _combine(displacement.astype(compute), basis)
-    if mask.dtype != bool:
-        weight = mask.astype(compute)
-        prediction = jnp.where(weight == 1, prediction, wide[-1] + weight * (prediction - wide[-1]))
-    new = jnp.where(mask != 0, prediction.astype(param.dtype), param)
-    return new, mask, mean_weight(mask)

@@ -77,6 +77,12 @@ def check_fit(fit: str) -> None:
         )
 
 
+def seen_columns(window: int, fit: Fit) -> list[int]:
+    """Which of the columns `[reference, *window differences]` a model sees: its reference and `window` - 1 of them."""
+    first = 1 if fit == "past" else 2
+    return [0, *range(first, first + window - 1)]
+
+
 class _Window(NamedTuple):
     """A window in orthonormal coordinates: Gram = coordinates^T coordinates.
 

@@ -95,6 +95,31 @@ def test_batch_norm_statistics_are_those_of_the_training_batches():
     assert float(used[0]) != float(program.evaluate(after.params, fresh, inputs, targets, start)[0])
 
 
+def test_statistics_refreshed_after_a_jump_are_those_of_its_weights():
+    """One pass moves each mean a tenth of the way to that of the batch, and nothing else changes."""
+    workload = tiny(PAIRS["resnet-adamw"])
+    arms = bench_configs.STATISTICS
+    kept, refreshed = (
+        list(training.train(Config(workload, arm, "adamw", 1e-3, "constant", 7, 0), workload.load()))
+        for arm in arms
+    )
+    assert [e["train_loss"] for e in kept] == [e["train_loss"] for e in refreshed]
+    differs = [a["validation_loss"] != b["validation_loss"] for a, b in zip(kept, refreshed, strict=True)]
+    assert differs == [e["predicted"] or i > 5 for i, e in enumerate(kept)]
+    assert any(differs)
+
+    program = training._program(Config(workload, arms[1], "adamw", 1e-3, "constant", 1, 0))
+    state = program.init(jax.random.key(0))
+    inputs, targets = map(jnp.asarray, workload.load().train)
+    index = jnp.arange(32)
+    model = workload.model(nnx.Rngs(jax.random.key(0)))
+    weights = jax.tree.map(np.asarray, state.params)
+    after = program.refresh(state, inputs, targets, index, jax.random.key(1))
+    expected = 0.1 * model.stem(workload.prepare(inputs[index])).mean((0, 1, 2))
+    np.testing.assert_allclose(after.rest["norm"]["mean"][...], expected, rtol=1e-4, atol=1e-6)
+    jax.tree.map(np.testing.assert_array_equal, after.params, weights)
+
+
 def test_characters_are_windows_whose_targets_are_one_ahead():
     dataset = text.load(64)
     for split in dataset:
@@ -426,6 +451,7 @@ RESULTS = Path(__file__).parent.parent / "experiments" / "results" / "bench"
         (["screen", "--workloads", "mlp-sgd", "vit-adamw"], "screen/table.md"),
         (["jumps", "--workloads", "mlp-sgd"], "jumps/table.md"),
         (["guard"], "guard/table.md"),
+        (["statistics", "--workloads", "resnet"], "statistics/table.md"),
     ],
 )
 def test_committed_tables_are_what_the_records_say(command, table, tmp_path, monkeypatch):

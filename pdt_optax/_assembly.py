@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from pdt_optax import _leaves
 from pdt_optax._gram import Points, difference_basis
@@ -31,7 +32,7 @@ def assemble(
     horizon: int | jax.Array,
     finite: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
-    """One leaf's new weights and mask, in one fused elementwise pass.
+    """One leaf's new weights and mask, in two fused elementwise passes.
 
     Increments come straight from difference-basis coefficients, never as the
     difference of two predicted weights.
@@ -41,15 +42,22 @@ def assemble(
     columns = difference_basis(points, storage, fit, compute)
     basis = [columns[i] for i in seen_columns(len(points) - 1, fit)]
     reference, *seen = basis
-    rows = [combine(row.astype(compute), basis) for row in increments]
-    mask = rule(jnp.stack(rows), columns[-1], jnp.stack(seen), reference, horizon)
-    weighs = _leaves.is_floating(mask) or getattr(mask, "dtype", None) == jnp.bool_
-    if getattr(mask, "shape", None) != param.shape or not weighs:
-        raise ValueError(
-            "An acceptance rule must return a mask of its leaf's shape, bool or a floating-point weight in "
-            f"[0, 1]. {rule} returned {_leaves.describe(mask)} for a leaf of shape {list(param.shape)}."
-        )
-    mask = jnp.where(finite, mask, jnp.zeros((), mask.dtype))
+
+    def judged() -> jax.Array:
+        rows = [combine(row.astype(compute), basis) for row in increments]
+        mask = rule(jnp.stack(rows), columns[-1], jnp.stack(seen), reference, horizon)
+        weighs = _leaves.is_floating(mask) or getattr(mask, "dtype", None) == jnp.bool_
+        if getattr(mask, "shape", None) != param.shape or not weighs:
+            raise ValueError(
+                "An acceptance rule must return a mask of its leaf's shape, bool or a floating-point weight in "
+                f"[0, 1]. {rule} returned {_leaves.describe(mask)} for a leaf of shape {list(param.shape)}."
+            )
+        return mask
+
+    # A branch of its own, whose result is written to memory once: the count of
+    # the accepted and the new weights would else each compute the mask again.
+    like = jax.eval_shape(judged)
+    mask = lax.cond(finite, judged, lambda: jnp.zeros(like.shape, like.dtype))
     prediction = reference + combine(displacement.astype(compute), basis)
     if mask.dtype != bool:
         weight, wide = mask.astype(compute), param.astype(compute)

@@ -1,21 +1,19 @@
 """Inner products of the weights' recent motion: the one pass that reads every weight."""
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import lax
+import numpy as np
 
 from pdt_optax._precision import widest_float
 from pdt_optax._storage import Storage
-from pdt_optax.dynamics import Fit
+from pdt_optax._sums import totals
+from pdt_optax.dynamics import Fit, seen_columns
 
 Points = Sequence[jax.Array]  # a leaf's snapshots, oldest to newest, and its weights
-
-# Elements of a leaf handled at once: (window + 1) rows of this length in
-# float64 stay in a core's L2 cache.
-_BLOCK = 4096
 
 
 def difference_basis(points: Points, storage: Storage, fit: Fit, dtype: Any) -> list[jax.Array]:
@@ -25,8 +23,8 @@ def difference_basis(points: Points, storage: Storage, fit: Fit, dtype: Any) -> 
     return [reference, *storage.differences(snapshots, param, dtype)]
 
 
-def gram_matrix(leaves: Sequence[Points], storage: Storage, fit: Fit) -> jax.Array:
-    """Gram matrix of the difference basis `[reference, *differences]`, summed over all leaves.
+def gram_matrix(leaves: Sequence[Points], storage: Storage, fit: Fit) -> tuple[jax.Array, jax.Array]:
+    """Gram matrix of the columns that a model sees, summed over all leaves.
 
     The raw weights are nearly parallel: squaring them would square a condition
     number of up to 3e4. Products and sums are in float64 (float32 on a TPU): the
@@ -39,26 +37,20 @@ def gram_matrix(leaves: Sequence[Points], storage: Storage, fit: Fit) -> jax.Arr
       fit: whether the newest snapshot ("past") or the weights ("current") are the reference.
 
     Returns:
-      `(window + 1, window + 1)`. Use it inside `widest_float`.
+      `(window, window)`, and `()`, the square of the difference that the model
+      does not see. Use them inside `widest_float`.
     """
+    window = len(leaves[0]) - 1
+    seen = seen_columns(window, fit)
+    (unseen,) = set(range(window + 1)) - set(seen)
+    pairs = [*itertools.combinations_with_replacement(seen, 2), (unseen, unseen)]
     with widest_float() as wide:
-        return sum(
-            (_leaf_gram([x.reshape(-1) for x in points], storage, fit, wide) for points in leaves),
-            start=jnp.zeros((), wide),
-        )
 
+        def products(points: Points) -> jax.Array:
+            columns = difference_basis([x.reshape(-1) for x in points], storage, fit, wide)
+            return jnp.stack(totals([columns[i] * columns[j] for i, j in pairs]))
 
-def _leaf_gram(points: list[jax.Array], storage: Storage, fit: Fit, wide: Any) -> jax.Array:
-    size = points[0].size
-    blocks, tail = divmod(size, _BLOCK)
-
-    def block_gram(block: list[jax.Array]) -> jax.Array:
-        basis = jnp.stack(difference_basis(block, storage, fit, wide))
-        # 'highest': on recent GPUs the default would be TF32 in the float32 form.
-        return jnp.dot(basis, basis.T, precision="highest")
-
-    def add_block(i: jax.Array, total: jax.Array) -> jax.Array:
-        return total + block_gram([lax.dynamic_slice_in_dim(x, i * _BLOCK, _BLOCK) for x in points])
-
-    total = block_gram([x[size - tail :] for x in points])
-    return lax.fori_loop(0, blocks, add_block, total) if blocks else total
+        *upper, last = sum((products(points) for points in leaves), start=jnp.zeros(len(pairs), wide))
+        upper_triangle = np.triu_indices(window)
+        half = jnp.zeros((window, window), wide).at[upper_triangle].set(jnp.stack(upper))
+        return jnp.where(np.tri(window, k=-1, dtype=bool), half.T, half), last

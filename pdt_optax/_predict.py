@@ -16,7 +16,7 @@ from pdt_optax._gram import Points, gram_matrix
 from pdt_optax._precision import in_widest_float
 from pdt_optax._storage import WHOLE, Storage
 from pdt_optax.accept import Rule, mean_weight
-from pdt_optax.dynamics import Dynamics, check_fit, seen_columns
+from pdt_optax.dynamics import Dynamics, check_fit
 
 
 class Prediction(NamedTuple):
@@ -222,17 +222,14 @@ def _forecast(
     dtypes = [leaf[-1].dtype for leaf in points]
     working = jnp.float64 if all(d == jnp.float64 for d in dtypes) else jnp.float32
     result = jnp.float64 if any(d == jnp.float64 for d in dtypes) else jnp.float32
-    gram = gram_matrix(points, storage, dynamics.fit)
+    gram, unseen = gram_matrix(points, storage, dynamics.fit)
+    finite = jnp.all(jnp.isfinite(gram)) & jnp.isfinite(unseen)
     # Some LAPACK solvers never return from a NaN; `finite` remembers it.
-    clean = jnp.where(jnp.all(jnp.isfinite(gram)), gram, 0)
-    # The difference that the model does not see is in the Gram matrix all the
-    # same, so that its diagonal tells whether all is finite.
-    seen = jnp.array(seen_columns(len(points[0]) - 1, dynamics.fit))
-    model_gram = clean[seen][:, seen]
+    model_gram = jnp.where(jnp.all(jnp.isfinite(gram)), gram, 0)
     size = max(1, sum(leaf[-1].size for leaf in points))
     epsilon = float(jnp.finfo(working).eps)
     forecast = dynamics(model_gram, horizon, size=size, epsilon=epsilon, epoch=epoch)
-    window = len(seen)
+    window = len(gram)
     for name, value, shape in (
         ("increments", forecast.increments, (horizon, window)),
         ("singular_values", forecast.singular_values, (window - 1,)),
@@ -247,7 +244,7 @@ def _forecast(
     return (
         increments.astype(result),
         jnp.sum(increments, axis=0).astype(result),
-        _all_finite(gram, model_gram, increments, min(dtypes, key=_largest)),
+        finite & _stays_finite(model_gram, increments, min(dtypes, key=_largest)),
         forecast.singular_values.astype(jnp.float32),
         jnp.asarray(forecast.rank, jnp.int32),
         forecast.eigenvalues.astype(jnp.complex64),
@@ -258,17 +255,17 @@ def _largest(dtype: Any) -> float:
     return float(jnp.finfo(dtype).max)
 
 
-def _all_finite(gram: jax.Array, model_gram: jax.Array, increments: jax.Array, dtype: Any) -> jax.Array:
+def _stays_finite(gram: jax.Array, increments: jax.Array, dtype: Any) -> jax.Array:
     """Whether every predicted weight is sure to be finite, told from h x h numbers alone.
 
     No element of a column is larger than the column's length, so every partial
     sum of a prediction is below sum_j |coefficient_j| length_j.
     """
-    length = jnp.sqrt(jnp.diagonal(model_gram))
+    length = jnp.sqrt(jnp.diagonal(gram))
     bound = length[0] + jnp.sum(jnp.abs(increments) * length)
     largest = min(_largest(dtype), _largest(gram.dtype)) / 2
     small_enough = jnp.max(jnp.abs(increments)) < _largest(jnp.float32) / 2
-    return jnp.all(jnp.isfinite(jnp.diagonal(gram))) & (bound < largest) & small_enough
+    return (bound < largest) & small_enough
 
 
 def _rule_at(accept: Accept, epoch: jax.Array | int, leaf: int) -> Accept:

@@ -28,6 +28,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from pdt_optax._precision import widest_float
+from pdt_optax._sums import total
 from pdt_optax.dynamics import Dynamics, drift
 
 
@@ -81,8 +82,8 @@ def every_step_agrees(increments: jax.Array, step: jax.Array, horizon: int | jax
 def mean_weight(mask: jax.Array) -> jax.Array:
     """The accepted share of one leaf: (), float32."""
     with widest_float() as wide:  # a float32 count stops at 2^24
-        total = jnp.sum(lax.stop_gradient(mask), dtype=wide)
-        return (total / max(mask.size, 1)).astype(jnp.float32)
+        flat = lax.stop_gradient(mask).reshape(-1).astype(wide)
+        return (total(flat) / max(mask.size, 1)).astype(jnp.float32)
 
 
 @dataclasses.dataclass(frozen=True)

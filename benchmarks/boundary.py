@@ -29,7 +29,9 @@ Trees = list[dict[str, jax.Array]]
 def _reference_gram(walk: Trees) -> Callable[[], Any]:
     @jax.jit
     def add_up(walk: Trees) -> Any:
-        return [jnp.sum(sum(xs, start=jnp.float32(0))) for xs in zip(*(t.values() for t in walk), strict=True)]
+        return [
+            jnp.sum(sum(xs, start=jnp.float32(0))) for xs in zip(*(t.values() for t in walk), strict=True)
+        ]
 
     return lambda: add_up(walk)
 

@@ -39,13 +39,17 @@ def assemble(
     """
     param = points[-1]
     compute = jnp.promote_types(param.dtype, jnp.float32)
-    columns = difference_basis(points, storage, fit, compute)
-    basis = [columns[i] for i in seen_columns(len(points) - 1, fit)]
-    reference, *seen = basis
+
+    def columns() -> tuple[list[jax.Array], jax.Array]:
+        """What the model sees, and the optimizer's step; made anew wherever it is used, never in memory."""
+        every = difference_basis(points, storage, fit, compute)
+        return [every[i] for i in seen_columns(len(points) - 1, fit)], every[-1]
 
     def judged() -> jax.Array:
+        basis, step = columns()
+        reference, *seen = basis
         rows = [combine(row.astype(compute), basis) for row in increments]
-        mask = rule(jnp.stack(rows), columns[-1], jnp.stack(seen), reference, horizon)
+        mask = rule(jnp.stack(rows), step, jnp.stack(seen), reference, horizon)
         weighs = _leaves.is_floating(mask) or getattr(mask, "dtype", None) == jnp.bool_
         if getattr(mask, "shape", None) != param.shape or not weighs:
             raise ValueError(
@@ -58,7 +62,8 @@ def assemble(
     # the accepted and the new weights would else each compute the mask again.
     like = jax.eval_shape(judged)
     mask = lax.cond(finite, judged, lambda: jnp.zeros(like.shape, like.dtype))
-    prediction = reference + combine(displacement.astype(compute), basis)
+    basis, _ = columns()
+    prediction = basis[0] + combine(displacement.astype(compute), basis)
     if mask.dtype != bool:
         weight, wide = mask.astype(compute), param.astype(compute)
         prediction = jnp.where(weight == 1, prediction, wide + weight * (prediction - wide))

@@ -72,7 +72,7 @@ def predict_if_due(
     longest = settings.schedule.longest(settings.horizon)
     adapts = settings.needs_value
 
-    def predict() -> tuple[Column, PDTReport]:
+    def predict(trained: Column) -> tuple[Column, PDTReport]:
         prediction = _predict(
             settings.storage.at_hand(window),
             trained,
@@ -97,9 +97,12 @@ def predict_if_due(
         )
         return (trained if settings.dry_run else prediction.params), report
 
-    # The branch that does nothing must be the false one: jax <= 0.11 copies
-    # what passes through the other.
-    new, report = lax.cond(due, predict, lambda: (trained, no_report(len(window), len(trained), value)))
+    # A loop of zero or one trips, not a conditional: what a loop carries is
+    # updated in place, while a conditional's weights would come back in new memory.
+    nothing = no_report(len(window), len(trained), value)
+    _, new, report = lax.while_loop(
+        lambda carry: carry[0], lambda carry: (jnp.array(False), *predict(carry[1])), (due, trained, nothing)
+    )
     more: Any = jax.tree.map(optax.safe_increment, clock._replace(pace=()))
     clock = Clock(
         snapshots_seen=more.snapshots_seen,

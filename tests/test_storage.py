@@ -1,0 +1,133 @@
+"""How the window is kept: as differences in bfloat16, in host memory; and that a boundary works in place."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import pdt_optax
+from pdt_optax import _pdt
+from tests.test_wrapper import make_params, run, step
+
+SETTINGS: dict[str, Any] = {"window": 4, "start": 4, "horizon": 2}
+
+
+def leaves(tree: Any) -> list[np.ndarray]:
+    return [np.asarray(x, np.float64) for x in jax.tree.leaves(tree)]
+
+
+def test_differences_are_rounded_and_the_newest_snapshot_is_whole() -> None:
+    history = run(pdt_optax.pdt(optax.sgd(0.1), snapshot_dtype="bfloat16", **SETTINGS), 9)
+    for epoch in history:
+        *older, newest = epoch.state.snapshots
+        assert {x.dtype for x in jax.tree.leaves(older)} == {jnp.dtype(jnp.bfloat16)}
+        jax.tree.map(np.testing.assert_array_equal, newest, epoch.params)
+        before = epoch.before.snapshots[-1]
+        expected = jax.tree.map(lambda n, b: (n - b).astype(jnp.bfloat16), newest, before)
+        jax.tree.map(np.testing.assert_array_equal, older[-1], expected)
+
+
+@pytest.mark.parametrize("every", [None, 1])
+def test_a_prediction_is_made_from_the_rounded_differences(every: int | None) -> None:
+    """Drift where signs agree, written out in float64 from what the state holds."""
+    tx = pdt_optax.pdt(optax.sgd(0.1), snapshot_dtype="bfloat16", every=every, **SETTINGS)
+    plain = optax.sgd(0.1)
+    params, state = make_params(), tx.init(make_params())
+    jumps = 0
+    for i in range(9):
+        before, start = state, params
+        params, state = step(tx, params, state, i)
+        trained, _ = step(plain, start, plain.init(start), i)
+        if every is None:
+            params, state, report = tx.end_epoch(params, state)
+        else:
+            report = state.last_report
+        if not report.predicted:
+            continue
+        jumps += 1
+        for old, w, new, *differences in zip(
+            leaves(before.snapshots[-1]),
+            leaves(trained),
+            leaves(params),
+            *map(leaves, before.snapshots[1:-1]),
+            strict=True,
+        ):
+            velocity = (sum(differences) + (w - old)) / (len(differences) + 1)
+            agrees = np.sign(velocity) == np.sign(w - old)
+            # float32 weights of up to 1: a few ulp.
+            np.testing.assert_allclose(new, np.where(agrees, w + 2 * velocity, w), rtol=0, atol=5e-7)
+    assert jumps == 3
+
+
+def test_a_bfloat16_window_is_3_copies_instead_of_5() -> None:
+    params = {"w": jnp.ones(1000)}
+
+    def size(dtype: str | None) -> int:
+        state = pdt_optax.pdt(optax.sgd(0.1), snapshot_dtype=dtype).init(params)
+        return sum(x.nbytes for x in jax.tree.leaves(state.snapshots))
+
+    assert (size(None), size("bfloat16")) == (20_000, 12_000)
+
+
+@pytest.mark.parametrize("dtype", [None, "bfloat16"])
+@pytest.mark.parametrize("guard", [None, pdt_optax.rollback()])
+def test_host_memory_changes_no_bit(dtype: str | None, guard: Any) -> None:
+    def train(device: str | None) -> list[Any]:
+        tx = pdt_optax.pdt(
+            optax.sgd(0.1), snapshot_dtype=dtype, snapshot_device=device, guard=guard, **SETTINGS
+        )
+        params, state, history = make_params(), tx.init(make_params()), []
+        for i in range(9):
+            params, state = step(tx, params, state, i)
+            loss = 100.0 if i == 5 else 1.0  # the epoch after the first jump
+            params, state, report = tx.end_epoch(params, state, value=loss)
+            history.append((params, state, report))
+        return history
+
+    here, there = train(None), train("host")
+    for a, b in zip(here, there, strict=True):
+        jax.tree.map(np.testing.assert_array_equal, a, b)
+    kinds = {x.sharding.memory_kind for x in jax.tree.leaves(there[-1][1].snapshots)}
+    assert kinds == {jax.device_put(jnp.ones(2), jax.memory.Space.Host).sharding.memory_kind}
+    assert kinds != {jnp.ones(2).sharding.memory_kind}
+    assert any(bool(report.predicted) for _, _, report in here)
+    assert any(bool(report.rolled_back) for _, _, report in here) == (guard is not None)
+
+
+@pytest.mark.parametrize("name", pdt_optax.presets.names())
+def test_a_boundary_allocates_no_more_than_its_mask(name: str) -> None:
+    """XLA's own account of a donated boundary of 4 M weights: a byte a weight, and what is small."""
+    size = 2**22
+    tx = pdt_optax.pdt(optax.identity(), **pdt_optax.presets.named(name))
+    params = {"w": jax.ShapeDtypeStruct((size,), jnp.float32)}
+    state = jax.eval_shape(tx.init, params)
+    settings: Any = tx.update.__self__.settings  # pyright: ignore[reportFunctionMemberAccess]
+    window, trained = _pdt._columns(state, params, settings.storage)
+    spent, kept = settings.storage.split(window)
+    small, value = _pdt._small(state), jax.ShapeDtypeStruct((), jnp.float32)
+    compiled = _pdt._end_epoch_donated.lower(trained, spent, kept, small, value, settings).compile()
+    memory = compiled.memory_analysis()
+    assert memory.temp_size_in_bytes <= size + 2**18
+    assert memory.alias_size_in_bytes >= 2 * 4 * size  # the weights and the oldest snapshot
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (
+            {"snapshot_dtype": "float8"},
+            r"`snapshot_dtype` must be None.*\"bfloat16\".*Got snapshot_dtype='fl",
+        ),
+        (
+            {"snapshot_device": "disk"},
+            r"`snapshot_device` must be None.*\"host\".*Got snapshot_device='disk'",
+        ),
+        ({"snapshot_device": "host", "every": 5}, r"`snapshot_device` needs the `end_epoch` form.*every=5"),
+    ],
+)
+def test_bad_input(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        pdt_optax.pdt(optax.sgd(0.1), **settings)

@@ -18,6 +18,7 @@ import optax
 
 import pdt_optax
 from benchmarks import measure, trees
+from pdt_optax import _pdt
 from pdt_optax._assembly import assemble
 from pdt_optax._gram import gram_matrix
 from pdt_optax._precision import widest_float
@@ -92,9 +93,9 @@ class _Boundary:
     """`end_epoch` with a prediction at each call, on its own results."""
 
     def __init__(self, walk: Trees, **settings: Any):
-        self.tx = pdt_optax.pdt(optax.identity(), **(pdt_optax.presets.recommended | settings))
+        self.tx = pdt_optax.pdt(optax.identity(), **settings)
         self.params = jax.tree.map(jnp.copy, walk[-1])
-        state = self.tx.init(self.params)
+        state: Any = self.tx.init(self.params)
         for snapshot in walk[:-1]:
             _, state, _ = self.tx.end_epoch(jax.tree.map(jnp.copy, snapshot), state)
         self.state = state
@@ -106,14 +107,8 @@ class _Boundary:
 
     def temporary_bytes(self) -> int:
         """What the boundary allocates beyond its arguments and results."""
-        from pdt_optax import _pdt
-
-        settings = self.tx.update.__self__.settings  # pyright: ignore[reportFunctionMemberAccess]
-        window, trained = _pdt._columns(self.state, self.params, settings.storage)
-        spent, kept = settings.storage.split(window)
-        small, value = _pdt._small(self.state), jnp.float32(0)
-        lowered = _pdt._end_epoch_donated.lower(trained, spent, kept, small, value, settings)
-        return lowered.compile().memory_analysis().temp_size_in_bytes
+        compiled = _pdt._lower_end_epoch(self.tx, self.params).compile()
+        return compiled.memory_analysis().temp_size_in_bytes
 
 
 def figures(shapes: trees.Shapes, repeats: int) -> dict[str, Any]:

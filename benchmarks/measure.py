@@ -82,7 +82,8 @@ class InPlace:
     @property
     def temporary_bytes(self) -> int:
         """What it allocates beyond its arguments and results."""
-        return self.compiled.memory_analysis().temp_size_in_bytes
+        memory: Any = self.compiled.memory_analysis()
+        return memory.temp_size_in_bytes
 
 
 def machine() -> dict[str, Any]:

@@ -99,8 +99,9 @@ def by_pydmd(snapshots: np.ndarray, params: np.ndarray) -> np.ndarray:
 def ours(snapshots: Sequence[Any], params: Any) -> Callable[[], Any]:
     """The boundary of the `released` preset, in place, at a prediction each time it is called."""
     tx = pdt_optax.pdt(optax.identity(), **pdt_optax.presets.released)
-    state = tx.init(params)._replace(snapshots_seen=jnp.int32(6))
-    held = [jax.tree.map(jnp.copy, params), state]
+    initial: Any = tx.init(params)
+    state = initial._replace(snapshots_seen=jnp.int32(6))
+    held: list[Any] = [jax.tree.map(jnp.copy, params), state]
 
     def call() -> Any:
         # Every call finds the same window and counters: it predicts every time.
@@ -140,7 +141,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             ("released-steps", released_steps),
             ("pydmd", by_pydmd),
         ):
-            given = (
+            given: Any = (
                 (jnp.asarray(snapshots), jnp.asarray(params)) if peer is literal_jax else (snapshots, params)
             )
             seconds = []

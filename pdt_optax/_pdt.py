@@ -376,6 +376,16 @@ def end_epoch(
     return _leaves.replace(whole, params, new), opt_state, report
 
 
+def _lower_end_epoch(pdt_tx: PDT, params: Any) -> Any:
+    """The donated `end_epoch` of an unguarded wrapper, lowered for parameters of which only shapes are read."""
+    wrapper: Any = getattr(pdt_tx.update, "__self__", None)
+    settings = wrapper.settings
+    state: Any = jax.eval_shape(pdt_tx.init, params)
+    window, trained = _columns(state, params, settings.storage)
+    value = jax.ShapeDtypeStruct((), jnp.float32)
+    return _end_epoch_donated.lower(trained, *settings.storage.split(window), _small(state), value, settings)
+
+
 def leaf_paths(opt_state: optax.OptState) -> list[str]:
     """The paths of the predicted leaves, in the order of `accepted_share_per_leaf`.
 

@@ -82,11 +82,10 @@ def _assembly(walk: Trees) -> Callable[[], Any]:
 
 
 def _snapshot(walk: Trees) -> Callable[[], Any]:
-    def copy(oldest: Any, newest: Any) -> Any:
-        del oldest
-        return (jax.tree.map(jnp.copy, newest),)
+    def copy(oldest: Any, newest: Any, value: jax.Array) -> Any:
+        return (_pdt._own(newest, oldest, value),)
 
-    return measure.InPlace(copy, (walk[0], walk[-1]), (0,))
+    return measure.InPlace(copy, (walk[0], walk[-1], jnp.float32(0)), (0,))
 
 
 class _Boundary:

@@ -108,7 +108,7 @@ def match(snapshots: Sequence[optax.Params], params: optax.Params, storage: Stor
     for path, window, param in zip(paths(newest), windows, params_leaves, strict=True):
         older = jax.ShapeDtypeStruct(window[-1].shape, storage.older_dtype(window[-1]))
         for x, like in ((param, window[-1]), *((x, older) for x in window[:-1])):
-            if describe(x) != describe(like):
+            if getattr(x, "shape", None) != like.shape or x.dtype != like.dtype:
                 raise ValueError(
                     "Each leaf of `params` must keep the shape and dtype of its snapshots, those it had at "
                     f"`init`. Expected {describe(like)} at {path!r}, got {describe(x)}."

@@ -514,6 +514,16 @@ def _end_epoch_if_due(
     return lax.while_loop(due, end, (steps, window, small, kept))
 
 
+def _own(new: Any, over: Any, value: jax.Array) -> Any:
+    """A copy of `new` for the window, or it and the weights would share buffers.
+
+    Written over `over` by a select, whose condition is not known before the
+    call: XLA's CPU backend has one thread for a copy and all of them for this.
+    """
+    always = (value == 0) | (value != 0)
+    return jax.tree.map(functools.partial(jnp.where, always), new, over)
+
+
 def _core(
     trained: Column,
     spent: Window,
@@ -525,7 +535,8 @@ def _core(
     storage = settings.storage
     window = storage.join(spent, kept)
     new, clock, report = predict_if_due(window, trained, _clock(small), value, settings)
-    fresh = storage.pushed(storage.push(window, jax.tree.map(jnp.copy, new)))
+    newest = new if storage.host else _own(new, spent[-1], value)
+    fresh = storage.pushed(storage.push(window, newest))
     # In the order of the arguments, or their buffers would be swapped, and
     # before the rest: with CUDA, an open XLA bug corrupts donated buffers otherwise.
     return new, fresh, _next_epoch(small, clock), report

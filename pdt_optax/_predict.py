@@ -172,33 +172,45 @@ def _predict(
             f"Got {jax.tree.structure(snapshots[-1])}."
         )
     points = [(*leaf.snapshots, leaf.param) for leaf in leaves]
+    stacks = _stacks([leaf.param for leaf in leaves])
+    stacked = [tuple(map(_stack, *(points[i] for i in stack))) for stack in stacks]
     small = in_widest_float(functools.partial(_forecast, storage=storage, dynamics=dynamics, horizon=horizon))
     ahead = jnp.asarray(horizon if reach is None else reach, jnp.int32)
     increments, displacement, finite, singular_values, rank, eigenvalues = small(
-        points, jnp.asarray(step, jnp.int32), ahead
+        stacked, jnp.asarray(step, jnp.int32), ahead
     )
     # Or XLA would fuse the coefficients' last small steps into the pass over the
     # weights and repeat them for each weight.
     increments, displacement, finite = lax.optimization_barrier((increments, displacement, finite))
-    assembled = [
-        assemble(
-            x,
+
+    def assembled(leaf: jax.Array | int, points: Points) -> tuple[jax.Array, jax.Array, jax.Array]:
+        new, mask = assemble(
+            points,
             storage,
             dynamics.fit,
             increments,
             displacement,
-            _rule_at(accept, step, i),
+            _rule_at(accept, step, leaf),
             horizon if reach is None else reach,
             finite,
         )
-        for i, x in enumerate(points)
-    ]
+        return new, mask, mean_weight(mask)
+
+    results: list[Any] = [None] * len(leaves)
+    for stack, x in zip(stacks, stacked, strict=True):
+        if len(stack) == 1:
+            results[stack[0]] = assembled(stack[0], x)
+        else:
+            together = jax.vmap(assembled)(jnp.array(stack), x)
+            for row, i in enumerate(stack):
+                results[i] = [column[row] for column in together]
+    new, mask, shares = zip(*results, strict=True)
     unpredicted = jax.tree.map(lambda _: optax.MaskedNode(), snapshots[-1])
-    shares = jnp.stack([mean_weight(mask) for _, mask in assembled])
+    shares = jnp.stack(shares)
     sizes = jnp.array([leaf.param.size for leaf in leaves], jnp.float32)
     return Prediction(
-        params=_leaves.replace(snapshots[-1], params, [new for new, _ in assembled]),
-        mask=_leaves.replace(snapshots[-1], unpredicted, [mask for _, mask in assembled]),
+        params=_leaves.replace(snapshots[-1], params, new),
+        mask=_leaves.replace(snapshots[-1], unpredicted, mask),
         coefficients=increments,
         singular_values=singular_values,
         rank=rank,
@@ -207,6 +219,22 @@ def _predict(
         accepted_share_per_leaf=shares,
         finite=finite,
     )
+
+
+# Up to so many weights a leaf is small: it costs more to be called for than to be copied.
+_SMALL = 2**16
+
+
+def _stacks(leaves: Sequence[Any]) -> list[list[int]]:
+    """Indices of the leaves in groups: small ones that are alike together, each of the others alone."""
+    groups: dict[Any, list[int]] = {}
+    for i, x in enumerate(leaves):
+        groups.setdefault((x.shape, x.dtype) if x.size <= _SMALL else i, []).append(i)
+    return list(groups.values())
+
+
+def _stack(*leaves: jax.Array) -> jax.Array:
+    return leaves[0] if len(leaves) == 1 else jnp.stack(leaves)
 
 
 def _forecast(
@@ -268,5 +296,5 @@ def _stays_finite(gram: jax.Array, increments: jax.Array, dtype: Any) -> jax.Arr
     return (bound < largest) & small_enough
 
 
-def _rule_at(accept: Accept, epoch: jax.Array | int, leaf: int) -> Accept:
+def _rule_at(accept: Accept, epoch: jax.Array | int, leaf: jax.Array | int) -> Accept:
     return accept.at(epoch, leaf) if isinstance(accept, Rule) else accept

@@ -41,7 +41,7 @@ class Rule:
         """Raises ValueError if the rule makes no sense for predictions of `dynamics`."""
         del dynamics
 
-    def at(self, epoch: jax.Array | int, leaf: int) -> Any:
+    def at(self, epoch: jax.Array | int, leaf: jax.Array | int) -> Any:
         """The rule for one leaf of one prediction, for rules that differ between them."""
         del epoch, leaf
         return self
@@ -226,7 +226,7 @@ class random_subset(Rule):  # noqa: N801
         if isinstance(self.like, Rule):
             self.like.check(dynamics)
 
-    def at(self, epoch: jax.Array | int, leaf: int) -> Any:
+    def at(self, epoch: jax.Array | int, leaf: jax.Array | int) -> Any:
         key = jax.random.fold_in(jax.random.fold_in(jax.random.key(self.seed), epoch), leaf)
 
         def draw(increments, step, differences, reference, horizon):

@@ -1,4 +1,4 @@
-"""How the window is kept: as differences in bfloat16, in host memory; and that a boundary works in place."""
+"""How the window is kept, and what a boundary makes of memory and of many small leaves."""
 
 from typing import Any
 
@@ -9,7 +9,8 @@ import optax
 import pytest
 
 import pdt_optax
-from pdt_optax import _pdt
+from pdt_optax import _pdt, _predict
+from pdt_optax.accept import random_subset
 from tests.test_wrapper import make_params, run, step
 
 SETTINGS: dict[str, Any] = {"window": 4, "start": 4, "horizon": 2}
@@ -108,6 +109,38 @@ def test_a_boundary_allocates_no_more_than_its_mask(name: str) -> None:
     memory = _pdt._lower_end_epoch(tx, params).compile().memory_analysis()
     assert memory.temp_size_in_bytes <= size + 2**18
     assert memory.alias_size_in_bytes >= 2 * 4 * size  # the weights and the oldest snapshot
+
+
+@pytest.mark.parametrize("accept", [pdt_optax.agree(), pdt_optax.shrink(), random_subset(0.5)])
+def test_small_leaves_that_are_alike_are_computed_together(monkeypatch: Any, accept: Any) -> None:
+    """And give what each of them gives alone, bit for bit."""
+    shapes = [(3,), (2, 2), (3,), (70_000,), (), (3,), (2, 2), ()]
+    walk = []
+    for key in jax.random.split(jax.random.key(0), 5):
+        leaves = zip(jax.random.split(key, len(shapes)), shapes, strict=True)
+        walk.append([jax.random.normal(k, s) for k, s in leaves])
+    *snapshots, params = walk
+    settings: Any = {"dynamics": pdt_optax.drift(), "accept": accept, "horizon": 3}
+    assert sorted(map(len, _predict._stacks(params))) == [1, 2, 2, 3]
+    together = pdt_optax.predict_and_mask(snapshots, params, **settings)
+    monkeypatch.setattr(_predict, "_SMALL", -1)
+    jax.clear_caches()
+    alone = pdt_optax.predict_and_mask(snapshots, params, **settings)
+    assert 0.05 < float(alone.accepted_share) < 0.9
+    jax.tree.map(np.testing.assert_array_equal, together.mask, alone.mask)
+    jax.tree.map(np.testing.assert_array_equal, together.params, alone.params)
+    np.testing.assert_array_equal(together.accepted_share_per_leaf, alone.accepted_share_per_leaf)
+
+
+def test_a_small_leaf_costs_no_kernel_of_the_prediction() -> None:
+    """Only slices and copies: 100 more leaves mean no more reductions."""
+
+    def reductions(leaves: int) -> int:
+        params = {f"w{i}": jax.ShapeDtypeStruct((640,), jnp.float32) for i in range(leaves)}
+        tx = pdt_optax.pdt(optax.identity())
+        return _pdt._lower_end_epoch(tx, params).compile().as_text().count(" reduce(")
+
+    assert 0 < reductions(230) <= reductions(130)
 
 
 @pytest.mark.parametrize(

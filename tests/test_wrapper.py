@@ -644,7 +644,7 @@ class Quarter(pdt_optax.Rule):
 
     minimum_window = 3
 
-    def at(self, epoch: Any, leaf: int) -> Any:
+    def at(self, epoch: Any, leaf: Any) -> Any:
         def rule(increments: Any, step: Any, differences: Any, reference: Any, horizon: int) -> Any:
             return jnp.full(step.shape, 0.125) * (epoch - 1)
 

@@ -1,5 +1,6 @@
 """How the window is kept, and what a boundary makes of memory and of many small leaves."""
 
+import re
 from typing import Any
 
 import jax
@@ -141,6 +142,41 @@ def test_a_small_leaf_costs_no_kernel_of_the_prediction() -> None:
         return _pdt._lower_end_epoch(tx, params).compile().as_text().count(" reduce(")
 
     assert 0 < reductions(230) <= reductions(130)
+
+
+def computations(text: str) -> tuple[str, dict[str, str]]:
+    """The name of an HLO module's entry, and the text of each of its computations."""
+    parts = {m[2]: m[0] for m in re.finditer(r"^(ENTRY )?%([\w.-]+) [^\n]*\{\n.*?^\}", text, re.M | re.S)}
+    entry = re.search(r"^ENTRY %([\w.-]+)", text, re.M)
+    assert entry is not None
+    return entry[1], parts
+
+
+@pytest.mark.parametrize("in_scan", [False, True])
+def test_an_ordinary_step_copies_no_snapshot(in_scan: bool) -> None:
+    """With `every`, copies stand only inside the loop that an ordinary step does not enter."""
+    size = 4096
+    tx = pdt_optax.pdt(optax.adamw(1e-3), every=5)
+
+    def step(carry: Any, _: Any) -> Any:
+        params, state = carry
+        updates, state = tx.update(jax.tree.map(lambda w: 0.5 * w, params), state, params)
+        return (optax.apply_updates(params, updates), state), None
+
+    def steps(carry: Any) -> Any:
+        return jax.lax.scan(step, carry, None, length=7)[0] if in_scan else step(carry, None)[0]
+
+    params = {"w": jnp.ones(size)}
+    compiled = jax.jit(steps, donate_argnums=0).lower((params, tx.init(params))).compile()
+    entry, parts = computations(compiled.as_text())
+    copy, loop = rf"f32\[{size}\]\S* copy\(", r" while\(.*body=%([\w.-]+)"
+    path = entry
+    assert not re.search(copy, parts[path])
+    if in_scan:
+        (path,) = re.findall(loop, parts[path])
+        assert not re.search(copy, parts[path])
+    (boundary,) = re.findall(loop, parts[path])
+    assert re.search(copy, parts[boundary])
 
 
 @pytest.mark.parametrize(

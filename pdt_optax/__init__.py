@@ -1,6 +1,7 @@
 """Predictive Differential Training for any Optax optimizer."""
 
 from pdt_optax import presets
+from pdt_optax._memory import Memory, memory
 from pdt_optax._pdt import PDT, end_epoch, leaf_paths, pdt
 from pdt_optax._predict import Prediction, predict_and_mask
 from pdt_optax._state import PDTReport, PDTState
@@ -24,6 +25,7 @@ __all__ = [
     "PDT",
     "Dynamics",
     "Forecast",
+    "Memory",
     "PDTReport",
     "PDTState",
     "Prediction",
@@ -38,6 +40,7 @@ __all__ = [
     "everything",
     "fixed",
     "leaf_paths",
+    "memory",
     "paper_rule",
     "pdt",
     "predict_and_mask",

@@ -293,6 +293,17 @@ class _Wrapper:
             )
 
 
+def wrapper_of(pdt_tx: Any) -> _Wrapper:
+    """What stands behind a `PDT`, or TypeError."""
+    wrapper = getattr(getattr(pdt_tx, "update", None), "__self__", None)
+    if not isinstance(wrapper, _Wrapper):
+        raise TypeError(
+            "`pdt_tx` must be what `pdt_optax.pdt(...)` returned; a chain around it does not know how to "
+            f"end an epoch. Got {pdt_tx!r}."
+        )
+    return wrapper
+
+
 def end_epoch(
     pdt_tx: PDT,
     params: optax.Params,
@@ -334,12 +345,7 @@ def end_epoch(
       >>> bool(report.predicted)
       False
     """
-    wrapper = getattr(getattr(pdt_tx, "update", None), "__self__", None)
-    if not isinstance(wrapper, _Wrapper):
-        raise TypeError(
-            "`pdt_tx` must be what `pdt_optax.pdt(...)` returned; a chain around it does not know how to "
-            f"end an epoch. Got {pdt_tx!r}."
-        )
+    wrapper = wrapper_of(pdt_tx)
     if wrapper.every is not None:
         raise ValueError(
             "`end_epoch` is not for a wrapper that ends its epochs inside `update`: drop the call, or "
@@ -378,8 +384,7 @@ def end_epoch(
 
 def _lower_end_epoch(pdt_tx: PDT, params: Any) -> Any:
     """The donated `end_epoch` of an unguarded wrapper, lowered for parameters of which only shapes are read."""
-    wrapper: Any = getattr(pdt_tx.update, "__self__", None)
-    settings = wrapper.settings
+    settings = wrapper_of(pdt_tx).settings
     state: Any = jax.eval_shape(pdt_tx.init, params)
     window, trained = _columns(state, params, settings.storage)
     value = jax.ShapeDtypeStruct((), jnp.float32)

@@ -108,8 +108,37 @@ def test_a_boundary_allocates_no_more_than_its_mask(name: str) -> None:
     tx = pdt_optax.pdt(optax.identity(), **pdt_optax.presets.named(name))
     params = {"w": jax.ShapeDtypeStruct((size,), jnp.float32)}
     memory = _pdt._lower_end_epoch(tx, params).compile().memory_analysis()
-    assert memory.temp_size_in_bytes <= size + 2**18
+    assert memory.temp_size_in_bytes <= pdt_optax.memory(params, tx).boundary + 2**18
     assert memory.alias_size_in_bytes >= 2 * 4 * size  # the weights and the oldest snapshot
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({}, (1048, 2096 + 4, 5240, False, 0, 262)),
+        ({"snapshot_dtype": "bfloat16", "accept": pdt_optax.shrink()}, (1048, 2100, 3144, False, 0, 1048)),
+        ({"snapshot_device": "host"}, (1048, 2100, 5240, True, 0, 262 + 5240)),
+        ({"guard": pdt_optax.rollback()}, (1048, 2100, 5240, False, 1048 + 2100 + 1, 262)),
+        ({"labels": lambda path: "bias" in path}, (1048, 2100, 5200, False, 0, 260)),
+    ],
+)
+def test_memory_is_told_before_anything_is_allocated(settings: dict[str, Any], expected: Any) -> None:
+    params = {
+        "kernel": jax.ShapeDtypeStruct((26, 10), jnp.float32),
+        "bias": jax.ShapeDtypeStruct((2,), jnp.float32),
+    }
+    got = pdt_optax.memory(params, pdt_optax.pdt(optax.adam(1e-3), **settings))
+    assert got == expected
+    host = got.snapshots if got.snapshots_on_host else 0
+    assert got.host == host
+    whole = got.params + got.optimizer + got.snapshots + got.backup + got.boundary
+    assert got.device == whole - host
+    # What it says is what `init` then makes.
+    real: Any = pdt_optax.pdt(optax.adam(1e-3), **settings).init(
+        jax.tree.map(lambda x: jnp.zeros(x.shape), params)
+    )
+    assert sum(x.nbytes for x in jax.tree.leaves(real.snapshots)) == got.snapshots
+    assert sum(x.nbytes for x in jax.tree.leaves(real.backup)) == got.backup
 
 
 @pytest.mark.parametrize("accept", [pdt_optax.agree(), pdt_optax.shrink(), random_subset(0.5)])
@@ -168,7 +197,7 @@ def test_an_ordinary_step_copies_no_snapshot(in_scan: bool) -> None:
 
     params = {"w": jnp.ones(size)}
     compiled = jax.jit(steps, donate_argnums=0).lower((params, tx.init(params))).compile()
-    entry, parts = computations(compiled.as_text())
+    entry, parts = computations(str(compiled.as_text()))
     copy, loop = rf"f32\[{size}\]\S* copy\(", r" while\(.*body=%([\w.-]+)"
     path = entry
     assert not re.search(copy, parts[path])

@@ -2,6 +2,8 @@
 
 `adamw-10M`: the optimizer alone on one leaf of 10 M weights, in the `end_epoch`
 form, where nothing the size of the weights may happen in a step.
+`vit`: the whole step of the bench's small ViT, which has many leaves, in the
+`end_epoch` form: its snapshots in the state, and detached.
 `alexnet`: forward, backward and AdamW on AlexNet, batch 128, in the `every` form,
 where the boundary is in the graph and an ordinary step passes it by.
 """
@@ -18,7 +20,10 @@ from flax import nnx
 
 import pdt_optax
 from benchmarks import measure
+from experiments import bench_configs, training
+from experiments.arms import BASELINE, Arm, preset
 from experiments.models import AlexNet
+from experiments.training import Config
 
 
 def adamw_10m(tx: Any) -> measure.InPlace:
@@ -31,6 +36,26 @@ def adamw_10m(tx: Any) -> measure.InPlace:
         return optax.apply_updates(params, updates), state
 
     return measure.InPlace(step, (params, tx.init(params), grads), (0, 1))
+
+
+class Vit:
+    """One training step of the bench's `vit-adamw` pair."""
+
+    def __init__(self, arm: Arm, detached: bool):
+        pair = bench_configs.PAIRS["vit-adamw"]
+        config = Config(pair.workload, arm, "adamw", 1e-3, "constant", epochs=1, seed=0)
+        program = training._program.__wrapped__(config)
+        self.step = program.step
+        self.state = program.init(jax.random.key(0))
+        if detached:
+            self.state = self.state._replace(opt_state=pdt_optax.detach(self.state.opt_state)[0])
+        inputs, targets = map(jnp.asarray, pair.workload.load().train)
+        self.given = (inputs, targets, jnp.arange(pair.workload.batch_size), jax.random.key(1))
+
+    def __call__(self) -> Any:
+        for _ in range(16):
+            self.state = self.step(self.state, *self.given)
+        return self.state.losses
 
 
 def alexnet(tx: Any, image_size: int, batch_size: int) -> measure.InPlace:
@@ -54,20 +79,38 @@ def alexnet(tx: Any, image_size: int, batch_size: int) -> measure.InPlace:
 
 def main(argv: Sequence[str] | None = None) -> int:
     p = measure.parser("step", __doc__)
-    p.add_argument("--image-size", type=int, default=128)
+    p.add_argument("--image-sizes", type=int, nargs="+", default=[128, 224], help="AlexNet's inputs")
     p.add_argument("--batch-size", type=int, default=128)
     p.add_argument("--pairs", type=int, default=15, help="timed pairs of the optimizer alone")
     args = p.parse_args(argv)
     bare = optax.adamw(1e-3)
-    figures = {}
+    figures: dict[str, Any] = {}
+    recommended = preset("recommended")
+    vits = {
+        "unwrapped": Vit(preset(BASELINE), False),
+        "wrapped": Vit(recommended, False),
+        "detached": Vit(recommended, True),
+    }
+    seconds = {arm: [s / 16 for s in all_] for arm, all_ in measure.interleaved(vits, args.pairs).items()}
+    figures["vit"] = {arm: measure.summary(s) for arm, s in seconds.items()} | {
+        f"ratio_{arm}": measure.median_ratio(seconds[arm], seconds["unwrapped"])
+        for arm in ("wrapped", "detached")
+    }
+    figures["vit"]["arrays"] = {arm: len(jax.tree.leaves(vit.state)) for arm, vit in vits.items()}
+    print("vit", figures["vit"], flush=True)
+    del vits
+    # So many updates to an epoch that none ends here.
+    within = pdt_optax.pdt(bare, every=1_000_000)
     for name, make, wrapped, pairs in (
         ("adamw-10M", adamw_10m, pdt_optax.pdt(bare), args.pairs),
-        # So many updates to an epoch that none ends here.
-        (
-            "alexnet",
-            functools.partial(alexnet, image_size=args.image_size, batch_size=args.batch_size),
-            pdt_optax.pdt(bare, every=1_000_000),
-            args.repeats,
+        *(
+            (
+                f"alexnet-{size}",
+                functools.partial(alexnet, image_size=size, batch_size=args.batch_size),
+                within,
+                args.repeats,
+            )
+            for size in args.image_sizes
         ),
     ):
         seconds = measure.interleaved({"unwrapped": make(bare), "wrapped": make(wrapped)}, pairs)

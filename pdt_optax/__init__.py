@@ -4,7 +4,7 @@ from pdt_optax import presets
 from pdt_optax._memory import Memory, memory
 from pdt_optax._pdt import PDT, end_epoch, leaf_paths, pdt
 from pdt_optax._predict import Prediction, predict_and_mask
-from pdt_optax._state import PDTReport, PDTState
+from pdt_optax._state import Detached, PDTReport, PDTState, attach, detach
 from pdt_optax.accept import (
     Rule,
     agree,
@@ -23,6 +23,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "PDT",
+    "Detached",
     "Dynamics",
     "Forecast",
     "Memory",
@@ -33,7 +34,9 @@ __all__ = [
     "Schedule",
     "adaptive",
     "agree",
+    "attach",
     "bounded_rule",
+    "detach",
     "dmd",
     "drift",
     "end_epoch",

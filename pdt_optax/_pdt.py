@@ -19,7 +19,7 @@ from pdt_optax._boundary import (
     predict_if_due,
 )
 from pdt_optax._predict import check_horizon, check_model, count
-from pdt_optax._state import Backup, PDTReport, PDTState, find_state, find_states, is_state, no_report
+from pdt_optax._state import Backup, PDTReport, PDTState, find_state, find_states, no_report, with_state
 from pdt_optax._storage import Column, Storage, Window
 from pdt_optax.dynamics import Dynamics
 from pdt_optax.guard import rollback
@@ -266,6 +266,11 @@ class _Wrapper:
 
     def check_state(self, state: PDTState) -> None:
         """Raises ValueError if `state` is of a wrapper with another window, guard or way to end epochs."""
+        if not state.snapshots:
+            raise ValueError(
+                "The snapshots must be back in the state at an epoch's end: "
+                "pdt_optax.attach(opt_state, detached). Got a state with 0 snapshots."
+            )
 
         def describe(snapshots: int, every: bool, guard: bool) -> str:
             return f"{snapshots} snapshots, {'a' if every else 'no'} report, {'a' if guard else 'no'} backup"
@@ -378,8 +383,7 @@ def end_epoch(
         )
         new = now.weights
         state = _restore(state, like, now.window, small, (now.inner_state, saved))
-    opt_state = jax.tree.map(lambda x: state if is_state(x) else x, opt_state, is_leaf=is_state)
-    return _leaves.replace(whole, params, new), opt_state, report
+    return _leaves.replace(whole, params, new), with_state(opt_state, state), report
 
 
 def _lower_end_epoch(pdt_tx: PDT, params: Any) -> Any:

@@ -208,6 +208,45 @@ def test_an_ordinary_step_copies_no_snapshot(in_scan: bool) -> None:
     assert re.search(copy, parts[boundary])
 
 
+@pytest.mark.parametrize("settings", [{}, {"guard": pdt_optax.rollback()}, {"snapshot_device": "host"}])
+def test_detached_snapshots_change_no_bit(settings: Any) -> None:
+    """Chained, jitted; and no array of the size of the weights is left for the steps but the optimizer's."""
+    pdt_tx = pdt_optax.pdt(optax.sgd(0.1), **(SETTINGS | settings))
+    tx = optax.chain(optax.clip(1.0), pdt_tx)
+
+    def train(detaches: bool) -> list[Any]:
+        params: Any = make_params()
+        state, history, detached = tx.init(params), [], None
+        for i in range(9):
+            if detaches:
+                state, detached = pdt_optax.detach(state)
+                assert max(x.size for x in jax.tree.leaves(state)) == 1
+            params, state = step(tx, params, state, i)
+            if detached is not None:
+                state = pdt_optax.attach(state, detached)
+            loss = 100.0 if i == 5 else 1.0
+            params, state, report = pdt_optax.end_epoch(pdt_tx, params, state, value=loss)
+            history.append((params, state, report))
+        return history
+
+    jax.tree.map(np.testing.assert_array_equal, train(False), train(True))
+
+
+def test_detaching_at_the_wrong_time() -> None:
+    params = make_params()
+    tx = pdt_optax.pdt(optax.sgd(0.1))
+    state = tx.init(params)
+    lean, detached = pdt_optax.detach(state)
+    with pytest.raises(ValueError, match=r"detached already. Got a state with 0 snapshots"):
+        pdt_optax.detach(lean)
+    with pytest.raises(ValueError, match=r"must be back.*pdt_optax.attach.*0 snapshots"):
+        tx.end_epoch(params, lean)
+    with pytest.raises(ValueError, match=r"Nothing is detached.*5 snapshots"):
+        pdt_optax.attach(state, detached)
+    with pytest.raises(ValueError, match="not for a wrapper that ends its epochs inside `update`"):
+        pdt_optax.detach(pdt_optax.pdt(optax.sgd(0.1), every=3).init(params))
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [

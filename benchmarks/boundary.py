@@ -83,7 +83,15 @@ def _assembly(walk: Trees) -> Callable[[], Any]:
 
 def _snapshot(walk: Trees) -> Callable[[], Any]:
     def copy(oldest: Any, newest: Any, value: jax.Array) -> Any:
-        return (_pdt._own(newest, oldest, value),)
+        return (
+            dict(
+                zip(
+                    newest,
+                    _pdt._own([*newest.values()], [*oldest.values()], [value] * len(newest)),
+                    strict=True,
+                )
+            ),
+        )
 
     return measure.InPlace(copy, (walk[0], walk[-1], jnp.float32(0)), (0,))
 

@@ -1,6 +1,7 @@
 """`pdt`: any Optax optimizer, with a prediction of its weights between epochs."""
 
 import functools
+from collections.abc import Sequence
 from typing import Any, cast
 
 import jax
@@ -523,14 +524,20 @@ def _end_epoch_if_due(
     return lax.while_loop(due, end, (steps, window, small, kept))
 
 
-def _own(new: Any, over: Any, value: jax.Array) -> Any:
+def _own(new: Column, over: Column, after: Sequence[jax.Array]) -> Column:
     """A copy of `new` for the window, or it and the weights would share buffers.
 
-    Written over `over` by a select, whose condition is not known before the
-    call: XLA's CPU backend has one thread for a copy and all of them for this.
+    Written over `over` once `after` are known, by a select whose condition
+    hangs on them. XLA's CPU backend has one thread for a copy and all of them
+    for this; and where `after` are made from `over`, it would save a copy of it
+    from being overwritten too early.
     """
-    always = (value == 0) | (value != 0)
-    return jax.tree.map(functools.partial(jnp.where, always), new, over)
+
+    def own(x: jax.Array, y: jax.Array, a: jax.Array) -> jax.Array:
+        first = jnp.sum(a.reshape(-1)[:1])
+        return jnp.where((first == 0) | (first != 0), x, y)
+
+    return [own(*leaf) for leaf in zip(new, over, after, strict=True)]
 
 
 def _core(
@@ -544,8 +551,10 @@ def _core(
     storage = settings.storage
     window = storage.join(spent, kept)
     new, clock, report = predict_if_due(window, trained, _clock(small), value, settings)
-    newest = new if storage.host else _own(new, spent[-1], value)
-    fresh = storage.pushed(storage.push(window, newest))
+    *older, newest = storage.pushed(storage.push(window, new))
+    if not storage.host:  # whose window is a copy already
+        newest = _own(newest, spent[-1], older[0] if older else [value] * len(new))
+    fresh = (*older, newest)
     # In the order of the arguments, or their buffers would be swapped, and
     # before the rest: with CUDA, an open XLA bug corrupts donated buffers otherwise.
     return new, fresh, _next_epoch(small, clock), report

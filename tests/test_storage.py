@@ -102,10 +102,11 @@ def test_host_memory_changes_no_bit(dtype: str | None, guard: Any) -> None:
 
 
 @pytest.mark.parametrize("name", pdt_optax.presets.names())
-def test_a_boundary_allocates_no_more_than_its_mask(name: str) -> None:
+@pytest.mark.parametrize("dtype", [None, "bfloat16"])
+def test_a_boundary_allocates_no_more_than_its_mask(name: str, dtype: str | None) -> None:
     """XLA's own account of a donated boundary of 4 M weights: a byte a weight, and what is small."""
     size = 2**22
-    tx = pdt_optax.pdt(optax.identity(), **pdt_optax.presets.named(name))
+    tx = pdt_optax.pdt(optax.identity(), **pdt_optax.presets.named(name), snapshot_dtype=dtype)
     params = {"w": jax.ShapeDtypeStruct((size,), jnp.float32)}
     memory = _pdt._lower_end_epoch(tx, params).compile().memory_analysis()
     assert memory.temp_size_in_bytes <= pdt_optax.memory(params, tx).boundary + 2**18

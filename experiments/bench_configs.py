@@ -195,4 +195,14 @@ STATISTICS = (
     rules.Refreshed("recommended-refreshed", tuple(RECOMMENDED.items())),
 )
 
-ARMS: dict[str, Arm] = {arm.name: arm for arm in (*FINAL, *SCREEN, *RUNAWAY, *JUMPS.values(), *STATISTICS)}
+# How the window is kept.
+STORAGE = (
+    Arm(BASELINE),
+    preset("recommended"),
+    predictive("recommended-bfloat16", snapshot_dtype="bfloat16"),
+    predictive("recommended-on-host", snapshot_device="host"),
+)
+
+ARMS: dict[str, Arm] = {
+    arm.name: arm for arm in (*FINAL, *SCREEN, *RUNAWAY, *JUMPS.values(), *STATISTICS, *STORAGE)
+}

@@ -2,8 +2,10 @@
 
 On AlexNet's leaves at several sizes, in place: `reference-gram` sums the six
 arrays that the Gram pass reads, `reference-assembly` writes a weighted sum of
-them over one. `gram`, `assembly` and `snapshot` are the library's own passes,
-`boundary` is `end_epoch` with a prediction, all of it. `small` is a tree of
+them over one. `gram` (for `dmd`), `lengths` (of it only the diagonal, for
+`drift`), `assembly` and `snapshot` are the library's own passes, `boundary` is
+`end_epoch` with a prediction, all of it, by the recommended settings and with
+bfloat16 differences; `boundary-dmd` has `dmd` for the dynamics. `small` is a tree of
 400 vectors of 1,280 weights beside one leaf of their size.
 """
 
@@ -47,11 +49,13 @@ def _reference_assembly(walk: Trees) -> Callable[[], Any]:
     return measure.InPlace(weigh, (walk[-1], walk[:-1]), (0,))
 
 
-def _gram(walk: Trees) -> Callable[[], Any]:
+def _gram(walk: Trees, diagonal: bool) -> Callable[[], Any]:
     @jax.jit
     def gram(walk: Trees) -> Any:
         with widest_float():
-            both = gram_matrix(list(zip(*(t.values() for t in walk), strict=True)), WHOLE, "current")
+            both = gram_matrix(
+                list(zip(*(t.values() for t in walk), strict=True)), WHOLE, "current", diagonal
+            )
             return jax.tree.map(lambda x: x.astype(jnp.float32), both)
 
     return lambda: gram(walk)
@@ -125,13 +129,15 @@ def figures(shapes: trees.Shapes, repeats: int) -> dict[str, Any]:
     calls = {
         "reference-gram": _reference_gram(walk),
         "reference-assembly": _reference_assembly(walk),
-        "gram": _gram(walk),
+        "gram": _gram(walk, diagonal=False),
+        "lengths": _gram(walk, diagonal=True),
         "assembly": _assembly(walk),
         "snapshot": _snapshot(walk),
         "boundary": boundary,
         "boundary-bfloat16": _Boundary(walk, snapshot_dtype="bfloat16"),
+        "boundary-dmd": _Boundary(walk, dynamics=pdt_optax.dmd(fit="current")),
     }
-    assert all(bool(calls[name]()[1].predicted) for name in ("boundary", "boundary-bfloat16"))
+    assert all(bool(call()[1].predicted) for name, call in calls.items() if name.startswith("boundary"))
     seconds = measure.interleaved(calls, repeats)
     both = [a + b for a, b in zip(seconds["reference-gram"], seconds["reference-assembly"], strict=True)]
     largest = 4 * max(jax.tree.leaves(jax.tree.map(lambda x: x.size, walk[0])))
@@ -140,8 +146,10 @@ def figures(shapes: trees.Shapes, repeats: int) -> dict[str, Any]:
         "leaves": len(shapes),
         **{name: measure.summary(s) for name, s in seconds.items()},
         "gram_to_reference": measure.median_ratio(seconds["gram"], seconds["reference-gram"]),
+        "lengths_to_reference": measure.median_ratio(seconds["lengths"], seconds["reference-gram"]),
         "assembly_to_reference": measure.median_ratio(seconds["assembly"], seconds["reference-assembly"]),
         "boundary_to_references": measure.median_ratio(seconds["boundary"], both),
+        "boundary_dmd_to_references": measure.median_ratio(seconds["boundary-dmd"], both),
         "temporary_mib": round(boundary.temporary_bytes() / 2**20, 1),
         "largest_leaf_mib": round(largest / 2**20, 1),
     }

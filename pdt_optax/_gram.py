@@ -1,6 +1,5 @@
 """Inner products of the weights' recent motion: the one pass that reads every weight."""
 
-import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -23,7 +22,9 @@ def difference_basis(points: Points, storage: Storage, fit: Fit, dtype: Any) -> 
     return [reference, *storage.differences(snapshots, param, dtype)]
 
 
-def gram_matrix(leaves: Sequence[Points], storage: Storage, fit: Fit) -> tuple[jax.Array, jax.Array]:
+def gram_matrix(
+    leaves: Sequence[Points], storage: Storage, fit: Fit, diagonal: bool = False
+) -> tuple[jax.Array, jax.Array]:
     """Gram matrix of the columns that a model sees, summed over all leaves.
 
     The raw weights are nearly parallel: squaring them would square a condition
@@ -35,6 +36,7 @@ def gram_matrix(leaves: Sequence[Points], storage: Storage, fit: Fit) -> tuple[j
       leaves: for each leaf its snapshots, oldest to newest, and its weights.
       storage: how the snapshots are kept.
       fit: whether the newest snapshot ("past") or the weights ("current") are the reference.
+      diagonal: leave all other products out, as 0.
 
     Returns:
       `(window, window)`, and `()`, the square of the difference that the model
@@ -43,7 +45,8 @@ def gram_matrix(leaves: Sequence[Points], storage: Storage, fit: Fit) -> tuple[j
     window = len(leaves[0]) - 1
     seen = seen_columns(window, fit)
     (unseen,) = set(range(window + 1)) - set(seen)
-    pairs = [*itertools.combinations_with_replacement(seen, 2), (unseen, unseen)]
+    rows, columns_ = np.diag_indices(window) if diagonal else np.triu_indices(window)
+    pairs = [*((seen[i], seen[j]) for i, j in zip(rows, columns_, strict=True)), (unseen, unseen)]
     with widest_float() as wide:
 
         def products(points: Points) -> jax.Array:
@@ -51,6 +54,5 @@ def gram_matrix(leaves: Sequence[Points], storage: Storage, fit: Fit) -> tuple[j
             return jnp.stack(totals([columns[i] * columns[j] for i, j in pairs]))
 
         *upper, last = sum((products(points) for points in leaves), start=jnp.zeros(len(pairs), wide))
-        upper_triangle = np.triu_indices(window)
-        half = jnp.zeros((window, window), wide).at[upper_triangle].set(jnp.stack(upper))
+        half = jnp.zeros((window, window), wide).at[rows, columns_].set(jnp.stack(upper))
         return jnp.where(np.tri(window, k=-1, dtype=bool), half.T, half), last

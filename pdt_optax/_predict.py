@@ -29,7 +29,8 @@ class Prediction(NamedTuple):
       coefficients: (horizon, window); row k is predicted step k + 1 as a
         combination of the difference basis [newest weights that the model saw,
         then their window - 1 consecutive differences, oldest first].
-      singular_values: (window - 1,), of the window, descending.
+      singular_values: (window - 1,), of the window, descending; NaN for a model
+        that does not need them, as `drift`.
       rank: (), int32, modes that the model uses.
       eigenvalues: (window - 1,), complex64, by falling modulus; NaN past `rank`.
       accepted_share: (), float32, mean of the mask over all predicted leaves.
@@ -250,7 +251,7 @@ def _forecast(
     dtypes = [leaf[-1].dtype for leaf in points]
     working = jnp.float64 if all(d == jnp.float64 for d in dtypes) else jnp.float32
     result = jnp.float64 if any(d == jnp.float64 for d in dtypes) else jnp.float32
-    gram, unseen = gram_matrix(points, storage, dynamics.fit)
+    gram, unseen = gram_matrix(points, storage, dynamics.fit, not getattr(dynamics, "needs_gram", True))
     finite = jnp.all(jnp.isfinite(gram)) & jnp.isfinite(unseen)
     # Some LAPACK solvers never return from a NaN; `finite` remembers it.
     model_gram = jnp.where(jnp.all(jnp.isfinite(gram)), gram, 0)

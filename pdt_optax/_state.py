@@ -20,7 +20,9 @@ class PDTReport(NamedTuple):
       horizon: (), int32, snapshots ahead; 0 without a prediction.
       accepted_share: (), float32; 0 without a prediction.
       accepted_share_per_leaf: (leaves,), float32, in the order of `leaf_paths`.
-      singular_values, eigenvalues: (window - 1,); NaN without a prediction.
+      singular_values, eigenvalues: (window - 1,); NaN without a prediction, and
+        where the model does not need them: `drift` has no singular values, and
+        one eigenvalue, 1.
       rank: (), int32; 0 without a prediction.
       mean_value: (), float32; the epoch's `value` (its loss), NaN if none came.
       rolled_back: (), bool; the guard took the last jump back, and this epoch with it.

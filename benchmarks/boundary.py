@@ -3,7 +3,7 @@
 On AlexNet's leaves at several sizes, in place: `reference-gram` sums the six
 arrays that the Gram pass reads, `reference-assembly` writes a weighted sum of
 them over one. `gram` (for `dmd`), `lengths` (of it only the diagonal, for
-`drift`), `assembly` and `snapshot` are the library's own passes, `boundary` is
+`drift`), `algebra` (what is `window` x `window`), `assembly` and `snapshot` are the library's own passes, `boundary` is
 `end_epoch` with a prediction, all of it, by the recommended settings and with
 bfloat16 differences; `boundary-dmd` has `dmd` for the dynamics. `small` is a tree of
 400 vectors of 1,280 weights beside one leaf of their size.
@@ -16,6 +16,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 import pdt_optax
@@ -59,6 +60,18 @@ def _gram(walk: Trees, diagonal: bool) -> Callable[[], Any]:
             return jax.tree.map(lambda x: x.astype(jnp.float32), both)
 
     return lambda: gram(walk)
+
+
+def _algebra(dynamics: Any) -> Callable[[], Any]:
+    gram = np.diag(np.arange(1.0, 6)) + 0.1
+
+    @jax.jit
+    def small(gram: jax.Array) -> Any:
+        with widest_float() as wide:
+            forecast = dynamics(gram.astype(wide), 1, size=10**6, epsilon=1e-7, epoch=jnp.int32(9))
+            return jax.tree.map(lambda x: x.astype(jnp.complex64), forecast)
+
+    return lambda: small(jnp.asarray(gram, jnp.float32))
 
 
 def _assembly(walk: Trees) -> Callable[[], Any]:
@@ -131,6 +144,8 @@ def figures(shapes: trees.Shapes, repeats: int) -> dict[str, Any]:
         "reference-assembly": _reference_assembly(walk),
         "gram": _gram(walk, diagonal=False),
         "lengths": _gram(walk, diagonal=True),
+        "algebra": _algebra(pdt_optax.drift()),
+        "algebra-dmd": _algebra(pdt_optax.dmd(fit="current")),
         "assembly": _assembly(walk),
         "snapshot": _snapshot(walk),
         "boundary": boundary,

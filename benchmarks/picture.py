@@ -21,8 +21,9 @@ PEERS = {
 OURS = {
     "boundary": "pdt_optax, whole boundary",
     "boundary-bfloat16": "the same, bfloat16 differences",
+    "boundary-dmd": "the same, dmd for the dynamics",
 }
-PASSES = {"gram": "its Gram pass", "assembly": "its assembly pass", "snapshot": "its snapshot"}
+PASSES = {"lengths": "its pass for the lengths", "assembly": "its assembly pass", "snapshot": "its snapshot"}
 REFERENCES = {"reference-gram": "sum of the six arrays", "reference-assembly": "weighted sum, in place"}
 
 
@@ -38,10 +39,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         name: json.loads((args.out / f"{name}.json").read_text()) for name in ("boundary", "peers", "huge")
     }
     trees = {name: row for name, row in read["boundary"]["trees"].items() if not name.startswith("small")}
-    figure, axes = plt.subplots(figsize=(8, 5.5), layout="constrained")
+    figure, axes = plt.subplots(figsize=(9.5, 5.5), layout="constrained")
     for color, (name, label) in zip(("C3", "C1", "C4", "C5"), PEERS.items(), strict=True):
         _line(axes, read["peers"]["sizes"], name, label, color=color, marker="s", markersize=4)
-    for color, (name, label) in zip(("C0", "C9"), OURS.items(), strict=True):
+    for color, (name, label) in zip(("C0", "C9", "C2"), OURS.items(), strict=True):
         _line(axes, trees, name, label, color=color, marker="o", linewidth=2.2)
     for style, (name, label) in zip(("--", "-.", ":"), PASSES.items(), strict=True):
         _line(axes, trees, name, label, color="C0", linestyle=style, linewidth=1)
@@ -64,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         title=f"One prediction with a window of 5, on {machine['cores']} cores of an {machine['cpu']}",
     )
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=8, loc="upper left")
+    figure.legend(fontsize=8, loc="outside right upper")
     path = args.out / "boundary.png"
     figure.savefig(path, dpi=120)
     print(f"Look at {path}.")

@@ -39,10 +39,10 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 
 from experiments import bench_configs as configs
 from experiments import bench_report, pool, records
-from experiments.arms import BASELINE, Arm
+from experiments.arms import BASELINE, Arm, Predictive
 from experiments.bench_configs import Pair
 from experiments.data import DataUnavailableError
-from experiments.training import Config
+from experiments.training import Config, memory
 
 WIDEST_GRID = 16
 
@@ -185,6 +185,11 @@ def _train(plan: Sequence[Entry], out: Path, jobs: int, console: Console) -> Non
     console.print(f"{len(runs)} runs, {len(runs) - len(left)} already recorded.")
     if not left:
         return
+    predictive = {e.pair: e.config for e in left if isinstance(e.config.arm, Predictive)}
+    needed = [m for m in map(memory, predictive.values()) if m]
+    if needed:
+        largest = max(needed, key=lambda m: m.device)
+        console.print(f"The largest of them holds, besides data, gradients and activations:\n{largest}")
     for pair in dict.fromkeys(e.pair for e in left):
         pair.workload.load()  # missing data is the user's to hear of, once
     cost = {e.config: e.share * e.pair.seconds for e in left}

@@ -243,6 +243,15 @@ def train(config: Config, dataset: Dataset) -> Iterator[dict[str, Any]]:
         }
 
 
+def memory(config: Config) -> pdt_optax.Memory | None:
+    """What the run will hold besides data, gradients and activations; None if its arm is not PDT."""
+    tx = config.arm.method(config.recipe).tx
+    if not isinstance(tx, pdt_optax.PDT):
+        return None
+    model = nnx.eval_shape(lambda: config.workload.model(nnx.Rngs(0)))
+    return pdt_optax.memory(nnx.as_pure(nnx.state(model, nnx.Param)), tx)
+
+
 def _rate(schedule: Schedule, step: int) -> float:
     return float(np.asarray(schedule(step)))
 

@@ -61,7 +61,7 @@ def assemble(
     # A branch of its own, whose result is written to memory once: the count of
     # the accepted and the new weights would else each compute the mask again.
     like = jax.eval_shape(judged)
-    mask = lax.cond(finite, judged, lambda: jnp.zeros(like.shape, like.dtype))
+    mask = lax.cond(finite, judged, lambda: jnp.zeros_like(param, like.dtype))
     basis, _ = columns()
     prediction = basis[0] + combine(displacement.astype(compute), basis)
     if mask.dtype != bool:

@@ -35,6 +35,7 @@ class Settings:
     guard: rollback | None
     dry_run: bool
     storage: Storage
+    together: bool = False  # see `_predict`
 
     @property
     def needs_value(self) -> bool:
@@ -82,6 +83,7 @@ def predict_if_due(
             horizon=longest,
             reach=pace.horizon_now if adapts else None,
             storage=settings.storage,
+            together=settings.together,
         )
         report = PDTReport(
             predicted=prediction.finite,

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from pdt_optax._precision import widest_float
+from pdt_optax._sharding import over_shards
 from pdt_optax._storage import Storage
 from pdt_optax._sums import totals
 from pdt_optax.dynamics import Fit, seen_columns
@@ -53,6 +54,10 @@ def gram_matrix(
             columns = difference_basis([x.reshape(-1) for x in points], storage, fit, wide)
             return jnp.stack(totals([columns[i] * columns[j] for i, j in pairs]))
 
-        *upper, last = sum((products(points) for points in leaves), start=jnp.zeros(len(pairs), wide))
+        def measure(leaves: Sequence[Points], shares: Sequence[float]) -> jax.Array:
+            zeros = jnp.zeros(len(pairs), wide)
+            return sum((share * products(x) for x, share in zip(leaves, shares, strict=True)), start=zeros)
+
+        *upper, last = over_shards(measure, leaves)
         half = jnp.zeros((window, window), wide).at[rows, columns_].set(jnp.stack(upper))
         return jnp.where(np.tri(window, k=-1, dtype=bool), half.T, half), last

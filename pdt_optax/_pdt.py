@@ -1,5 +1,6 @@
 """`pdt`: any Optax optimizer, with a prediction of its weights between epochs."""
 
+import dataclasses
 import functools
 from collections.abc import Sequence
 from typing import Any, cast
@@ -20,6 +21,7 @@ from pdt_optax._boundary import (
     predict_if_due,
 )
 from pdt_optax._predict import check_horizon, check_model, count
+from pdt_optax._sharding import on_one_device
 from pdt_optax._state import Backup, PDTReport, PDTState, find_state, find_states, no_report, with_state
 from pdt_optax._storage import Column, Storage, Window
 from pdt_optax.dynamics import Dynamics
@@ -259,8 +261,9 @@ class _Wrapper:
         steps = [lax.convert_element_type(u, u.dtype) for u in _leaves.predicted(whole, updates, "updates")]
         small = _small(state)
         kept = None if state.backup is None else (state.inner_state, _saved(state))
+        settings = dataclasses.replace(self.settings, together=on_one_device((window, trained_from)))
         steps, window, small, kept = _end_epoch_if_due(
-            steps, window, small, kept, old, _which_predicted(state), self.settings, cast(int, self.every)
+            steps, window, small, kept, old, _which_predicted(state), settings, cast(int, self.every)
         )
         state = _restore(state, like, window, small, kept)
         return _leaves.replace(whole, updates, steps), state
@@ -364,6 +367,7 @@ def end_epoch(
     like = state.snapshots[-1]
     storage = wrapper.settings.storage
     window, trained = _columns(state, params, storage)
+    settings = dataclasses.replace(wrapper.settings, together=on_one_device((window, trained)))
     if not trained:
         raise ValueError("There is nothing to predict: the state's snapshots have no leaf.")
     value = _mean_value(state) if value is None else _scalar(value)
@@ -371,7 +375,7 @@ def end_epoch(
         # Only what changes goes through the jitted core: it would copy the rest.
         core = _end_epoch_donated if donate else _end_epoch
         spent, kept = storage.split(window)
-        new, fresh, small, report = core(trained, spent, kept, _small(state), value, wrapper.settings)
+        new, fresh, small, report = core(trained, spent, kept, _small(state), value, settings)
         snapshots = tuple(_leaves.replace(like, like, column) for column in (*kept, *fresh))
         state = small._replace(inner_state=state.inner_state, snapshots=snapshots)
         whole = like
@@ -380,7 +384,7 @@ def end_epoch(
         core = _end_epoch_guarded_donated if donate else _end_epoch_guarded
         now = Guarded(_leaves.predicted(whole, params, "params"), window, state.inner_state)
         now, saved, small, report = core(
-            now, _saved(state), _small(state), value, _which_predicted(state), wrapper.settings
+            now, _saved(state), _small(state), value, _which_predicted(state), settings
         )
         new = now.weights
         state = _restore(state, like, now.window, small, (now.inner_state, saved))
@@ -388,10 +392,12 @@ def end_epoch(
 
 
 def _lower_end_epoch(pdt_tx: PDT, params: Any) -> Any:
-    """The donated `end_epoch` of an unguarded wrapper, lowered for parameters of which only shapes are read."""
+    """The donated `end_epoch` of an unguarded wrapper, lowered for parameters, or for their shapes."""
+    abstract = any(isinstance(x, jax.ShapeDtypeStruct) for x in jax.tree.leaves(params))
+    state: Any = jax.eval_shape(pdt_tx.init, params) if abstract else pdt_tx.init(params)
     settings = wrapper_of(pdt_tx).settings
-    state: Any = jax.eval_shape(pdt_tx.init, params)
     window, trained = _columns(state, params, settings.storage)
+    settings = dataclasses.replace(settings, together=on_one_device(trained))
     value = jax.ShapeDtypeStruct((), jnp.float32)
     return _end_epoch_donated.lower(trained, *settings.storage.split(window), _small(state), value, settings)
 
@@ -534,8 +540,7 @@ def _own(new: Column, over: Column, after: Sequence[jax.Array]) -> Column:
     """
 
     def own(x: jax.Array, y: jax.Array, a: jax.Array) -> jax.Array:
-        first = jnp.sum(a.reshape(-1)[:1])
-        return jnp.where((first == 0) | (first != 0), x, y)
+        return jnp.where((a == 0) | (a != 0), x, y)
 
     return [own(*leaf) for leaf in zip(new, over, after, strict=True)]
 

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax import lax
 
@@ -14,8 +15,9 @@ from pdt_optax import _leaves
 from pdt_optax._assembly import Accept, assemble
 from pdt_optax._gram import Points, gram_matrix
 from pdt_optax._precision import in_widest_float
+from pdt_optax._sharding import on_one_device
 from pdt_optax._storage import WHOLE, Storage
-from pdt_optax.accept import Rule, mean_weight
+from pdt_optax.accept import Rule, mean_weights
 from pdt_optax.dynamics import Dynamics, check_fit
 
 
@@ -150,10 +152,18 @@ def predict_and_mask(
     horizon = check_horizon(horizon)
     check_model(dynamics, accept, len(snapshots))
     _leaves.match(snapshots, params)
-    return _predict(snapshots, params, step, dynamics=dynamics, accept=accept, horizon=horizon)
+    return _predict(
+        snapshots,
+        params,
+        step,
+        dynamics=dynamics,
+        accept=accept,
+        horizon=horizon,
+        together=on_one_device((snapshots, params)),
+    )
 
 
-@functools.partial(jax.jit, static_argnames=("dynamics", "accept", "horizon", "storage"))
+@functools.partial(jax.jit, static_argnames=("dynamics", "accept", "horizon", "storage", "together"))
 def _predict(
     snapshots: tuple[optax.Params, ...],
     params: optax.Params,
@@ -164,8 +174,15 @@ def _predict(
     horizon: int,
     reach: jax.Array | None = None,
     storage: Storage = WHOLE,
+    together: bool = False,
 ) -> Prediction:
-    """`predict_and_mask`, checked; `reach`, (), int32, is a horizon below the static one."""
+    """`predict_and_mask`, checked.
+
+    Args:
+      reach: (), int32, a horizon below the static one.
+      together: whether small leaves that are alike may be computed together;
+        not where they may be split over devices, each in its own way.
+    """
     leaves = _leaves.match(snapshots, params, storage)
     if not leaves:
         raise ValueError(
@@ -173,7 +190,7 @@ def _predict(
             f"Got {jax.tree.structure(snapshots[-1])}."
         )
     points = [(*leaf.snapshots, leaf.param) for leaf in leaves]
-    stacks = _stacks([leaf.param for leaf in leaves])
+    stacks = _stacks([leaf.param for leaf in leaves], together)
     stacked = [tuple(map(_stack, *(points[i] for i in stack))) for stack in stacks]
     small = in_widest_float(functools.partial(_forecast, storage=storage, dynamics=dynamics, horizon=horizon))
     ahead = jnp.asarray(horizon if reach is None else reach, jnp.int32)
@@ -184,8 +201,8 @@ def _predict(
     # weights and repeat them for each weight.
     increments, displacement, finite = lax.optimization_barrier((increments, displacement, finite))
 
-    def assembled(leaf: jax.Array | int, points: Points) -> tuple[jax.Array, jax.Array, jax.Array]:
-        new, mask = assemble(
+    def assembled(leaf: jax.Array | int, points: Points) -> tuple[jax.Array, jax.Array]:
+        return assemble(
             points,
             storage,
             dynamics.fit,
@@ -195,20 +212,22 @@ def _predict(
             horizon if reach is None else reach,
             finite,
         )
-        return new, mask, mean_weight(mask)
 
-    results: list[Any] = [None] * len(leaves)
+    new: list[Any] = [None] * len(leaves)
+    mask: list[Any] = [None] * len(leaves)
+    masks = []
     for stack, x in zip(stacks, stacked, strict=True):
         if len(stack) == 1:
-            results[stack[0]] = assembled(stack[0], x)
+            new[stack[0]], mask[stack[0]] = assembled(stack[0], x)
+            masks.append(mask[stack[0]])
         else:
-            together = jax.vmap(assembled)(jnp.array(stack), x)
+            news, judged = jax.vmap(assembled)(jnp.array(stack), x)
+            masks.append(judged)
             for row, i in enumerate(stack):
-                results[i] = [column[row] for column in together]
-    new, mask, shares = zip(*results, strict=True)
+                new[i], mask[i] = news[row], judged[row]
+    order = np.argsort([i for stack in stacks for i in stack])
+    shares, share = mean_weights(masks, [len(stack) for stack in stacks])
     unpredicted = jax.tree.map(lambda _: optax.MaskedNode(), snapshots[-1])
-    shares = jnp.stack(shares)
-    sizes = jnp.array([leaf.param.size for leaf in leaves], jnp.float32)
     return Prediction(
         params=_leaves.replace(snapshots[-1], params, new),
         mask=_leaves.replace(snapshots[-1], unpredicted, mask),
@@ -216,8 +235,8 @@ def _predict(
         singular_values=singular_values,
         rank=rank,
         eigenvalues=eigenvalues,
-        accepted_share=jnp.sum(shares * (sizes / jnp.maximum(sizes.sum(), 1))),
-        accepted_share_per_leaf=shares,
+        accepted_share=share,
+        accepted_share_per_leaf=shares[order],
         finite=finite,
     )
 
@@ -226,11 +245,12 @@ def _predict(
 _SMALL = 2**16
 
 
-def _stacks(leaves: Sequence[Any]) -> list[list[int]]:
+def _stacks(leaves: Sequence[Any], together: bool) -> list[list[int]]:
     """Indices of the leaves in groups: small ones that are alike together, each of the others alone."""
     groups: dict[Any, list[int]] = {}
     for i, x in enumerate(leaves):
-        groups.setdefault((x.shape, x.dtype) if x.size <= _SMALL else i, []).append(i)
+        alike = (x.shape, x.dtype) if together and x.size <= _SMALL else i
+        groups.setdefault(alike, []).append(i)
     return list(groups.values())
 
 

@@ -152,7 +152,7 @@ def test_small_leaves_that_are_alike_are_computed_together(monkeypatch: Any, acc
         walk.append([jax.random.normal(k, s) for k, s in leaves])
     *snapshots, params = walk
     settings: Any = {"dynamics": pdt_optax.drift(), "accept": accept, "horizon": 3}
-    assert sorted(map(len, _predict._stacks(params))) == [1, 2, 2, 3]
+    assert sorted(map(len, _predict._stacks(params, together=True))) == [1, 2, 2, 3]
     together = pdt_optax.predict_and_mask(snapshots, params, **settings)
     monkeypatch.setattr(_predict, "_SMALL", -1)
     jax.clear_caches()

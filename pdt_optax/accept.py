@@ -92,7 +92,8 @@ def mean_weights(masks: Sequence[jax.Array], stacked: Sequence[int]) -> tuple[ja
     def measure(leaves: Any, shares: Sequence[float]) -> jax.Array:
         counts, sizes = [], []
         for (mask,), share, count in zip(leaves, shares, stacked, strict=True):
-            counts.append(share * jax.vmap(total)(mask.reshape(count, -1).astype(wide)))
+            exact = jnp.int32 if mask.dtype == bool and mask.size < 2**31 else wide
+            counts.append(share * jax.vmap(total)(mask.reshape(count, -1).astype(exact)).astype(wide))
             sizes.append(jnp.full(count, share * (mask.size // count), wide))
         return jnp.stack([jnp.concatenate(counts), jnp.concatenate(sizes)])
 

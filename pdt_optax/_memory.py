@@ -90,7 +90,7 @@ def memory(params: Any, pdt_tx: PDT) -> Memory:
     state: Any = jax.eval_shape(pdt_tx.init, params)
     prediction = jax.eval_shape(
         lambda snapshots, params: _predict(
-            snapshots,
+            settings.storage.at_hand(snapshots),
             params,
             0,
             dynamics=settings.dynamics,

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import nnx
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -56,7 +57,7 @@ def put(tree: Any, on: Any) -> Any:
 def last(tx: Any, trees: list[Any], end_epoch: Any) -> Any:
     state = tx.init(trees[0])
     for tree in trees[1:]:
-        params, state, report = end_epoch(tree, state)
+        params, state, report = end_epoch(tree, state, value=1.0)
     assert report.predicted  # pyright: ignore[reportPossiblyUnboundVariable]
     return params, state, report  # pyright: ignore[reportPossiblyUnboundVariable]
 
@@ -72,21 +73,24 @@ def assert_same(got: Any, want: Any, before: Any) -> None:
     np.testing.assert_allclose(moved, expected, rtol=0, atol=3e-7)
 
 
-@pytest.mark.parametrize("name", SETTINGS)
+GUARDED: dict[str, dict[str, Any]] = {"guarded": {"guard": pdt_optax.rollback()}}
+
+
+@pytest.mark.parametrize("name", [*SETTINGS, *GUARDED])
 @pytest.mark.parametrize("kind", ["auto", "explicit"])
 @pytest.mark.parametrize("jitted", [False, True])
 @pytest.mark.parametrize("donate", [False, True])
 def test_a_split_window_predicts_what_one_device_does(
     name: str, kind: str, jitted: bool, donate: bool
 ) -> None:
-    tx = pdt_optax.pdt(optax.identity(), **SETTINGS[name])
+    tx = pdt_optax.pdt(optax.identity(), **(SETTINGS | GUARDED)[name])
     trees = walk()
     want, _, expected = last(tx, [jax.tree.map(jnp.asarray, t) for t in trees], tx.end_epoch)
     on = mesh(kind)
     with jax.set_mesh(on):
 
-        def end_epoch(params: Any, state: Any) -> Any:
-            return tx.end_epoch(params, state, donate=donate and not jitted)
+        def end_epoch(params: Any, state: Any, value: Any) -> Any:
+            return tx.end_epoch(params, state, value=value, donate=donate and not jitted)
 
         got, state, report = last(
             tx, [put(t, on) for t in trees], jax.jit(end_epoch) if jitted else end_epoch
@@ -169,6 +173,41 @@ def test_training_in_jit_keeps_the_shardings(kind: str, initialised: str) -> Non
         got, state, shares = train(put(start, on), tx.init if initialised == "eagerly" else jax.jit(tx.init))
     assert max(expected) > 0
     np.testing.assert_allclose(shares, expected, rtol=1e-5)
+    for leaf in SPECS:
+        np.testing.assert_allclose(got[leaf], want[leaf], rtol=2e-5, atol=2e-6)
+        for x in (got[leaf], *(s[leaf] for s in state.snapshots)):
+            assert x.sharding.is_equivalent_to(NamedSharding(on, SPECS[leaf][1]), x.ndim), leaf
+
+
+@pytest.mark.parametrize("kind", ["auto", "explicit"])
+def test_in_an_nnx_optimizer(kind: str) -> None:
+    """A jitted step on a split model; its snapshots are split as its weights are."""
+
+    class Model(nnx.Module):
+        def __init__(self) -> None:
+            for name, x in walk(1)[0].items():
+                setattr(self, name, nnx.Param(jnp.asarray(x)))
+
+    def train(place: Any) -> Any:
+        model = Model()
+        nnx.update(model, place(nnx.as_pure(nnx.state(model, nnx.Param))))
+        tx = pdt_optax.pdt(optax.adam(0.05), every=2, window=2, start=2, horizon=2)
+        optimizer = nnx.Optimizer(model, tx, wrt=nnx.Param)
+
+        @nnx.jit
+        def step(model: Any, optimizer: Any) -> None:
+            grads = jax.tree.map(lambda w: jnp.sin(3 * w), nnx.state(model, nnx.Param))
+            optimizer.update(model, grads)
+
+        for _ in range(12):
+            step(model, optimizer)
+        weights = dict(nnx.as_pure(nnx.state(model, nnx.Param)))
+        return weights, nnx.as_pure(optimizer.opt_state)
+
+    want, _ = train(lambda params: params)
+    on = mesh(kind)
+    with jax.set_mesh(on):
+        got, state = train(lambda params: type(params)(put(dict(params), on)))
     for leaf in SPECS:
         np.testing.assert_allclose(got[leaf], want[leaf], rtol=2e-5, atol=2e-6)
         for x in (got[leaf], *(s[leaf] for s in state.snapshots)):

@@ -212,3 +212,27 @@ def test_in_an_nnx_optimizer(kind: str) -> None:
         np.testing.assert_allclose(got[leaf], want[leaf], rtol=2e-5, atol=2e-6)
         for x in (got[leaf], *(s[leaf] for s in state.snapshots)):
             assert x.sharding.is_equivalent_to(NamedSharding(on, SPECS[leaf][1]), x.ndim), leaf
+
+
+def test_under_pmap() -> None:
+    """Eight replicas of all weights, each of which decides alone and alike."""
+    tx = pdt_optax.pdt(optax.adam(0.05), every=2, window=2, start=2, horizon=2)
+    params = jax.tree.map(jnp.asarray, walk(1)[0])
+
+    def train(params: Any) -> Any:
+        def step(carry: Any, _: Any) -> Any:
+            params, state = carry
+            updates, state = tx.update(jax.tree.map(lambda w: jnp.sin(3 * w), params), state, params)
+            now: Any = state
+            return (optax.apply_updates(params, updates), state), now.last_report.accepted_share
+
+        (params, _), shares = jax.lax.scan(step, (params, tx.init(params)), None, length=12)
+        return params, shares
+
+    want, expected = jax.jit(train)(params)
+    assert max(expected) > 0
+    got, shares = jax.pmap(train)(jax.tree.map(lambda x: jnp.stack([x] * 8), params))
+    for replica in range(8):
+        np.testing.assert_allclose(shares[replica], expected, rtol=1e-5)
+        for leaf in SPECS:
+            np.testing.assert_allclose(got[leaf][replica], want[leaf], rtol=2e-5, atol=2e-6)

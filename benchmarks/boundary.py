@@ -3,10 +3,11 @@
 On AlexNet's leaves at several sizes, in place: `reference-gram` sums the six
 arrays that the Gram pass reads, `reference-assembly` writes a weighted sum of
 them over one. `gram` (for `dmd`), `lengths` (of it only the diagonal, for
-`drift`), `algebra` (what is `window` x `window`), `assembly` and `snapshot` are the library's own passes, `boundary` is
-`end_epoch` with a prediction, all of it, by the recommended settings and with
-bfloat16 differences; `boundary-dmd` has `dmd` for the dynamics. `small` is a tree of
-400 vectors of 1,280 weights beside one leaf of their size.
+`drift`), `algebra` (what is `window` x `window`), `assembly` and `snapshot` are
+the library's own passes. `boundary` is `end_epoch` with a prediction, all of it,
+by the recommended settings; `boundary-bfloat16` keeps bfloat16 differences,
+`boundary-dmd` has `dmd` for the dynamics. `small` is a tree of 400 vectors of
+1,280 weights beside one leaf of their size.
 """
 
 import functools
@@ -100,17 +101,9 @@ def _assembly(walk: Trees) -> Callable[[], Any]:
 
 def _snapshot(walk: Trees) -> Callable[[], Any]:
     def copy(oldest: Any, newest: Any, value: jax.Array) -> Any:
-        return (
-            dict(
-                zip(
-                    newest,
-                    _pdt._own([*newest.values()], [*oldest.values()], [value] * len(newest)),
-                    strict=True,
-                )
-            ),
-        )
+        return (_pdt._own(newest, oldest, [value] * len(newest)),)
 
-    return measure.InPlace(copy, (walk[0], walk[-1], jnp.float32(0)), (0,))
+    return measure.InPlace(copy, ([*walk[0].values()], [*walk[-1].values()], jnp.float32(0)), (0,))
 
 
 class _Boundary:

@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from tqdm import tqdm
+from rich.progress import track
 
 import pdt_optax
 from benchmarks import measure, trees
@@ -42,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     params = jax.block_until_ready(drawn(jax.random.key(0)))
     state: Any = jax.block_until_ready(tx.init(params))
     seconds, predicted, share = [], [], 0.0
-    for epoch in tqdm(range(8), desc="epochs"):
+    for epoch in track(range(8), description="epochs"):
         params = jax.block_until_ready(train(params, jnp.float32(50 + epoch)))
         started = time.perf_counter()
         params, state, report = jax.block_until_ready(tx.end_epoch(params, state, donate=True))

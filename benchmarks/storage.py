@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from tqdm import tqdm
+from rich.progress import track
 
 import pdt_optax
 from benchmarks import measure
@@ -35,7 +35,7 @@ def trajectory(pair: bench_configs.Pair, epochs: int) -> list[Any]:
     state = program.init(jax.random.key(0))
     inputs, targets = map(jnp.asarray, workload.load().train)
     weights = [jax.tree.map(np.asarray, state.params)]
-    for epoch in tqdm(range(epochs), desc=pair.name):
+    for epoch in track(range(epochs), description=pair.name):
         key = jax.random.key(1 + epoch)
         order = jax.random.permutation(key, len(targets))[: workload.epoch_steps * workload.batch_size]
         for i, index in enumerate(order.reshape(workload.epoch_steps, -1)):

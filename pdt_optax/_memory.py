@@ -3,11 +3,10 @@
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 
 from pdt_optax import _leaves
 from pdt_optax._pdt import PDT, wrapper_of
-from pdt_optax._predict import _predict
+from pdt_optax._predict import _predict, _stacks
 
 
 class Memory(NamedTuple):
@@ -20,7 +19,8 @@ class Memory(NamedTuple):
       snapshots_on_host: whether they wait in host memory.
       backup: of the guard's weights and optimizer state.
       boundary: what `end_epoch(..., donate=True)` needs beyond all this while
-        it predicts: the mask, and the window if it waits in host memory.
+        it predicts: the mask, copies of the small leaves that are computed
+        together, and the window if it waits in host memory.
         Without `donate` it is two copies of the weights more.
     """
 
@@ -99,8 +99,13 @@ def memory(params: Any, pdt_tx: PDT) -> Memory:
             storage=settings.storage,
         ),
         state.snapshots,
-        jax.tree.map(lambda x: x if _leaves.is_floating(x) else jnp.zeros((), jnp.int8), params),
+        params,
     )
+    points = [
+        (*leaf.snapshots, leaf.param) for leaf in _leaves.match(state.snapshots, params, settings.storage)
+    ]
+    stacks = _stacks([leaf[-1] for leaf in points], together=True)
+    copied = [points[i] for stack in stacks if len(stack) > 1 for i in stack]
     snapshots = _bytes(state.snapshots)
     backup = 0 if state.backup is None else _bytes(state.backup)
     return Memory(
@@ -109,5 +114,5 @@ def memory(params: Any, pdt_tx: PDT) -> Memory:
         snapshots=snapshots,
         snapshots_on_host=settings.storage.host,
         backup=backup,
-        boundary=_bytes(prediction.mask) + (snapshots if settings.storage.host else 0),
+        boundary=_bytes(prediction.mask) + _bytes(copied) + (snapshots if settings.storage.host else 0),
     )

@@ -261,7 +261,7 @@ class _Wrapper:
         steps = [lax.convert_element_type(u, u.dtype) for u in _leaves.predicted(whole, updates, "updates")]
         small = _small(state)
         kept = None if state.backup is None else (state.inner_state, _saved(state))
-        settings = dataclasses.replace(self.settings, together=on_one_device((window, trained_from)))
+        settings = dataclasses.replace(self.settings, together=on_one_device(trained_from))
         steps, window, small, kept = _end_epoch_if_due(
             steps, window, small, kept, old, _which_predicted(state), settings, cast(int, self.every)
         )
@@ -367,7 +367,7 @@ def end_epoch(
     like = state.snapshots[-1]
     storage = wrapper.settings.storage
     window, trained = _columns(state, params, storage)
-    settings = dataclasses.replace(wrapper.settings, together=on_one_device((window, trained)))
+    settings = dataclasses.replace(wrapper.settings, together=on_one_device(trained))
     if not trained:
         raise ValueError("There is nothing to predict: the state's snapshots have no leaf.")
     value = _mean_value(state) if value is None else _scalar(value)

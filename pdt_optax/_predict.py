@@ -159,7 +159,7 @@ def predict_and_mask(
         dynamics=dynamics,
         accept=accept,
         horizon=horizon,
-        together=on_one_device((snapshots, params)),
+        together=on_one_device(params),
     )
 
 

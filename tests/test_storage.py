@@ -113,6 +113,15 @@ def test_a_boundary_allocates_no_more_than_its_mask(name: str, dtype: str | None
     assert memory.alias_size_in_bytes >= 2 * 4 * size  # the weights and the oldest snapshot
 
 
+def test_copies_of_small_leaves_are_counted() -> None:
+    """Thirty vectors that are predicted together: XLA's account of their boundary is what `memory` says."""
+    params = {f"w{i}": jax.ShapeDtypeStruct((40_000,), jnp.float32) for i in range(30)}
+    tx = pdt_optax.pdt(optax.identity())
+    told = pdt_optax.memory(params, tx).boundary
+    memory = _pdt._lower_end_epoch(tx, params).compile().memory_analysis()
+    assert 0.7 * told < memory.temp_size_in_bytes < told + 2**18
+
+
 @pytest.mark.parametrize(
     ("settings", "expected"),
     [

@@ -2,8 +2,9 @@
 
 from pdt_optax import presets
 from pdt_optax._memory import Memory, memory
-from pdt_optax._pdt import PDT, end_epoch, leaf_paths, pdt
+from pdt_optax._pdt import PDT, check_saved, end_epoch, leaf_paths, pdt
 from pdt_optax._predict import Prediction, predict_and_mask
+from pdt_optax._saved import resize_window
 from pdt_optax._state import Detached, PDTReport, PDTState, attach, detach
 from pdt_optax.accept import (
     Rule,
@@ -36,6 +37,7 @@ __all__ = [
     "agree",
     "attach",
     "bounded_rule",
+    "check_saved",
     "detach",
     "dmd",
     "drift",
@@ -51,6 +53,7 @@ __all__ = [
     "random_subset",
     "released_rule",
     "released_schedule",
+    "resize_window",
     "rollback",
     "shrink",
 ]

@@ -28,7 +28,7 @@ class Saving(NamedTuple):
     wait: bool = False
 
 
-def add_arguments(parser: argparse._ArgumentGroup, every: int) -> None:
+def add_arguments(parser: argparse._ActionsContainer, every: int) -> None:
     """`--resume`, `--save-every` and `--keep-checkpoints`."""
     parser.add_argument(
         "--resume",

@@ -59,7 +59,7 @@ def parser() -> argparse.ArgumentParser:
     run.add_argument("--seeds", type=int, nargs="+", default=[0, 100, 200, 300, 400], help="one run each")
     run.add_argument(
         "--rules",
-        nargs="+",
+        nargs="*",
         choices=pdt_optax.presets.names(),
         default=list(pdt_optax.presets.names()),
         help="presets to compare; the baseline always runs",
@@ -155,9 +155,10 @@ def train_all(
     )
     with Progress(*columns, console=console) as progress:
         overall = progress.add_task("epochs of all runs", total=sum(c.epochs for c in configs), note="")
-        for config in configs:
+        complete = devices.as_the_first([records.read(folder, c).complete for c in configs])
+        for config, recorded in zip(configs, complete, strict=True):
             name = f"{config.rule}, seed {config.seed}"
-            if not fresh and devices.as_the_first(records.read(folder, config).complete):
+            if recorded and not fresh:
                 progress.console.print(f"{name:>28}: already recorded")
                 progress.advance(overall, config.epochs)
                 continue

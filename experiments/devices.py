@@ -184,6 +184,14 @@ def is_first() -> bool:
     return jax.process_index() == 0
 
 
-def as_the_first(value: bool) -> bool:
-    """`value` as process 0 has it."""
-    return value if jax.process_count() == 1 else bool(multihost_utils.broadcast_one_to_all(np.array(value)))
+def wait_for_all() -> None:
+    """Until every process is here, and what the first has written can be read."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices("all")
+
+
+def as_the_first(values: list[bool]) -> list[bool]:
+    """What process 0 has found: so that all take the same way."""
+    if jax.process_count() == 1:
+        return values
+    return multihost_utils.broadcast_one_to_all(np.array(values)).tolist()

@@ -2,7 +2,7 @@
 
 import contextlib
 import json
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,7 +10,7 @@ import pdt_optax
 from experiments.arms import BASELINE
 from experiments.checkpoints import Checkpoints, Saving
 from experiments.data import Dataset
-from experiments.devices import ONE_DEVICE, Devices, is_first
+from experiments.devices import ONE_DEVICE, Devices, is_first, wait_for_all
 from experiments.training import Config, train
 
 Record = dict[str, Any]
@@ -67,7 +67,7 @@ def record(
     dataset: Dataset,
     devices: Devices = ONE_DEVICE,
     saving: Saving | None = None,
-) -> Iterator[Record]:
+) -> Generator[Record]:
     """Trains a config, writing each epoch's record as soon as it is there, and yields it.
 
     The first line of the file is the config; numbers keep six digits, and those
@@ -87,6 +87,7 @@ def record(
                 file.flush()
             if "epoch" in line:
                 yield line
+    wait_for_all()
 
 
 def _lines(

@@ -122,7 +122,6 @@ TINY = [
     "--batch-size",
     "512",
     "--rules",
-    "recommended",
     "--optimizer",
     "adamw",
     "--lr",

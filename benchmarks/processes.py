@@ -57,7 +57,7 @@ def train(out: Path, processes: int, mesh: str) -> None:
         )
         for i in range(processes)
     ]
-    if any([process.wait() for process in running]):
+    if max(map(subprocess.Popen.wait, running)) != 0:
         raise RuntimeError(f"A process of {processes} with --mesh {mesh} failed; its own message is above.")
 
 

@@ -15,7 +15,15 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import pdt_optax
+from experiments import records
+from experiments.arms import preset
+from experiments.bench_configs import PAIRS
+from experiments.checkpoints import Saving
+from experiments.devices import check_batch, devices
+from experiments.training import Config, _program
+from experiments.training import train as train_run
 from pdt_optax import _pdt
+from tests.test_bench import tiny
 
 SPECS = {
     "replicated": ((64, 32), P()),
@@ -333,3 +341,38 @@ def test_shapes_of_the_state_know_where_it_will_lie(kind: str) -> None:
         for leaf, x in params.items():
             spec = NamedSharding(on, snapshot[leaf].spec)
             assert spec.is_equivalent_to(x.sharding, x.ndim), leaf
+
+
+@pytest.mark.parametrize(
+    ("pair", "spread"),
+    [("mlp-sgd", "data=4,model=2"), ("mlp-sgd", "data=2,fsdp=2,model=2"), ("resnet-adamw", "fsdp=8")],
+)
+def test_the_trainer_on_a_mesh(pair: str, spread: str, tmp_path: Any) -> None:
+    """As on one device, weights split as the mesh says; broken off on one mesh, it goes on on another."""
+    workload = tiny(PAIRS[pair])
+    config = Config(workload, preset("recommended"), PAIRS[pair].optimizer, 3e-3, "cosine", epochs=7, seed=0)
+    dataset, on = workload.load(), devices(spread)
+    alone = list(train_run(config, dataset))
+    assert any(e["predicted"] for e in alone)
+    checkpoints = Saving(every=1, keep=True)
+    run = records.record(tmp_path, config, dataset, devices("data=8"), checkpoints)
+    while next(run)["epoch"] < 2:
+        pass
+    run.close()
+    together = list(records.record(tmp_path, config, dataset, on, checkpoints))
+    for name, tolerance in (("train_loss", 1e-3), ("validation_loss", 1e-2), ("accepted_share", 1e-2)):
+        np.testing.assert_allclose([e[name] for e in together], [e[name] for e in alone], rtol=tolerance)
+
+    key = jax.random.key(0)
+    state = _program(config, on).init(key)
+    split = {x.sharding.spec for x in jax.tree.leaves(state.params)}
+    assert ("model" in str(split)) == ("model" in spread)
+    assert ("fsdp" in str(split)) == ("fsdp" in spread)
+    for snapshot in state.opt_state.snapshots:
+        for x, s in zip(jax.tree.leaves(state.params), jax.tree.leaves(snapshot), strict=True):
+            assert s.sharding.is_equivalent_to(x.sharding, x.ndim)
+
+
+def test_a_batch_that_the_mesh_cannot_split() -> None:
+    with pytest.raises(ValueError, match=r"must be a multiple of the parts.* Got 12, 8 parts"):
+        check_batch(12, devices("data=4,fsdp=2"))

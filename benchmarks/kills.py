@@ -21,10 +21,10 @@ from typing import Any
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
 from rich.progress import track
 
 from benchmarks import measure
+from experiments import checkpoints
 
 EPOCHS = 60
 RUN = (
@@ -64,21 +64,16 @@ def finish(out: Path, cache: Path) -> None:
 
 def final(out: Path) -> dict[str, Any]:
     """The last checkpoints of all runs, as they lie on disk."""
-    states = {}
-    for folder in sorted((out / "checkpoints").iterdir()):
-        with ocp.CheckpointManager(folder.absolute()) as manager:
-            args = ocp.args.Composite(state=ocp.args.StandardRestore())
-            states[folder.name] = manager.restore(EPOCHS, args=args)["state"]
-    return states
+    return {folder.name: checkpoints.trained(folder) for folder in sorted((out / "checkpoints").iterdir())}
 
 
 def lies(out: Path) -> dict[str, int]:
     """What a killed run left: recorded epochs, whole checkpoints, and half-written ones."""
-    checkpoints = [p for folder in (out / "checkpoints").glob("*") for p in folder.iterdir()]
+    saved = [p for folder in (out / "checkpoints").glob("*") for p in folder.iterdir()]
     return {
         "epochs": sum(max(0, p.read_text().count("\n") - 1) for p in out.glob("*.jsonl")),
-        "checkpoints": sum(p.name.isdecimal() for p in checkpoints),
-        "unfinished_checkpoints": sum(not p.name.isdecimal() for p in checkpoints),
+        "checkpoints": sum(p.name.isdecimal() for p in saved),
+        "unfinished_checkpoints": sum(not p.name.isdecimal() for p in saved),
     }
 
 

@@ -17,11 +17,10 @@ from typing import Any
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
 from rich.progress import track
 
 from benchmarks import measure
-from experiments import records
+from experiments import checkpoints, records
 
 EPOCHS = 8
 RUN = (
@@ -65,9 +64,7 @@ def result(out: Path) -> Any:
     """The epochs' records of the run with PDT, and its final weights."""
     run = next(run for run in records.read_all(out) if run.rule == "recommended")
     folder = next((out / "checkpoints").glob("recommended-*"))
-    with ocp.CheckpointManager(folder.absolute()) as manager:
-        args = ocp.args.Composite(state=ocp.args.StandardRestore())
-        return run.epochs, jax.tree.leaves(manager.restore(EPOCHS, args=args)["state"]["params"])
+    return run.epochs, jax.tree.leaves(checkpoints.trained(folder)["params"])
 
 
 def apart(out: Path, reference: Path) -> dict[str, Any]:

@@ -133,3 +133,15 @@ class Checkpoints:
         )
         if self.saving.wait:
             self.manager.wait_until_finished()
+
+
+def trained(folder: Path) -> dict[str, Any]:
+    """The state in a run's latest checkpoint, as nested dicts of arrays on one device, wherever it was trained."""
+    handlers = {"state": ocp.StandardCheckpointHandler()}
+    here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    with ocp.CheckpointManager(folder.absolute(), item_handlers=handlers) as manager:
+        epoch = manager.latest_step()
+        shapes = manager.item_metadata(epoch)["state"].tree
+        target = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), shapes)
+        args = ocp.args.Composite(state=ocp.args.StandardRestore(target))
+        return manager.restore(epoch, args=args)["state"]

@@ -13,7 +13,6 @@ from typing import Any
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
 import pytest
 
 import pdt_optax
@@ -47,13 +46,8 @@ def config(arm: str) -> Config:
 
 
 def kept(folder: Path, c: Config) -> Any:
-    """The last checkpoint's arrays, as they lie on disk."""
-    with ocp.CheckpointManager(
-        (folder / "checkpoints" / records.path_of(folder, c).stem).absolute()
-    ) as manager:
-        last = manager.latest_step()
-        assert last == c.epochs
-        return manager.restore(last, args=ocp.args.Composite(state=ocp.args.StandardRestore()))["state"]
+    """The arrays in the last checkpoint."""
+    return checkpoints.trained(folder / "checkpoints" / records.path_of(folder, c).stem)
 
 
 def without_seconds(path: Path) -> list[dict[str, Any]]:
@@ -224,6 +218,7 @@ def test_two_processes_under_slurm_train_as_one_does(tmp_path: Path) -> None:
         ("data=0", r"such as data=4,model=2. Got 'data=0'"),
         ("rows=1", r"sizes of the axes data, fsdp, model, each at most once.* Got 'rows=1'"),
         ("data=1,data=1", r"each at most once"),
+        ("fsdp=2,model=2", r"over `fsdp` or over `model`.* Got 'fsdp=2,model=2'"),
     ],
 )
 def test_a_mesh_must_be_one_of_all_devices(mesh: str, message: str) -> None:

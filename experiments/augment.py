@@ -1,9 +1,7 @@
-"""Augmentations on the device: pure functions of float images (n, height, width, channels) and a key."""
+"""Augmentations on the device: pure functions of images (n, height, width, channels) and a key."""
 
 import jax
 import jax.numpy as jnp
-
-_GREY = jnp.array([0.299, 0.587, 0.114])
 
 
 def random_crop(
@@ -12,9 +10,10 @@ def random_crop(
     """Random-resized crops: a part of each image, of random area and shape, resized to the whole (bilinear).
 
     Args:
-      x: images.
+      x: images, floating.
       key: of the draw, one crop for each image.
-      least: the least share of the area; the greatest is 1.
+      least: the least share of the area; the greatest is 1. Crops that would be wider
+        or higher than the image are cut to it.
       ratio: the range of width / height, drawn evenly in its logarithm.
     """
     n, height, width, _ = x.shape
@@ -44,26 +43,26 @@ def random_colours(x: jax.Array, key: jax.Array) -> jax.Array:
 
     Args:
       x: images of three channels in [-1, 1].
-      key: of the draw.
+      key: of the draw, another one for each image.
     """
-    keys = jax.random.split(key, 5)
-    brightness, contrast, saturation = (
-        jax.random.uniform(k, (x.shape[0], 1, 1, 1), minval=0.6, maxval=1.4) for k in keys[:3]
-    )
 
     def grey(x: jax.Array) -> jax.Array:
-        return jnp.sum(x * _GREY, -1, keepdims=True)
+        return jnp.sum(x * jnp.array([0.299, 0.587, 0.114]), -1, keepdims=True)
 
-    original, x = x, (x + 1) / 2
-    x = jnp.clip(x * brightness, 0, 1)
-    x = jnp.clip((x - grey(x).mean((1, 2), keepdims=True)) * contrast + grey(x).mean((1, 2), keepdims=True), 0, 1)
-    x = jnp.clip((x - grey(x)) * saturation + grey(x), 0, 1) * 2 - 1
-    x = jnp.where(jax.random.bernoulli(keys[3], 0.8, (x.shape[0], 1, 1, 1)), x, original)
-    drained = jax.random.bernoulli(keys[4], 0.2, (x.shape[0], 1, 1, 1))
-    return jnp.where(drained, grey(x), x)
+    def blend(x: jax.Array, towards: jax.Array | float, share: jax.Array) -> jax.Array:
+        return jnp.clip(towards + (x - towards) * share, 0, 1)
+
+    each = (x.shape[0], 1, 1, 1)
+    of_shares, of_use, of_grey = jax.random.split(key, 3)
+    brightness, contrast, saturation = jax.random.uniform(of_shares, (3, *each), minval=0.6, maxval=1.4)
+    y = blend((x + 1) / 2, 0.0, brightness)
+    y = blend(y, grey(y).mean((1, 2), keepdims=True), contrast)
+    y = blend(y, grey(y), saturation)
+    x = jnp.where(jax.random.bernoulli(of_use, 0.8, each), 2 * y - 1, x)
+    return jnp.where(jax.random.bernoulli(of_grey, 0.2, each), grey(x), x)
 
 
 def view(x: jax.Array, key: jax.Array) -> jax.Array:
-    """A view for SimSiam: a random-resized crop of at least a fifth, flip, colours (without hue or blur)."""
+    """A view for SimSiam: a random-resized crop of at least a fifth, flip, colours (without hue and blur)."""
     crop, flip, colours = jax.random.split(key, 3)
     return random_colours(random_flip(random_crop(x, crop, least=0.2), flip), colours)

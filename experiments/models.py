@@ -233,4 +233,4 @@ class FCN(nnx.Module):
         """Logits (n, classes); trains BatchNorm if there is a key."""
         for layer, norm in zip(self.convs, self.norms, strict=True):
             x = halve(jax.nn.relu(norm(layer(x), use_running_average=key is None)))
-        return self.out(x).mean((1, 2)).astype(jnp.float32)
+        return self.out(x).astype(jnp.float32).mean((1, 2))

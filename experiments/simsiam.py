@@ -4,7 +4,8 @@ References:
   Chen and He, Exploring simple siamese representation learning, 2021.
 """
 
-from collections.abc import Sequence
+import functools
+import itertools
 from typing import Any
 
 import jax
@@ -13,60 +14,55 @@ import numpy as np
 from flax import nnx
 
 from experiments import augment
-from experiments.resnet import ResNet
+from experiments.resnet import ResNet, resnet18
+
+_norm = functools.partial(nnx.BatchNorm, momentum=0.9)
 
 
 class SimSiam(nnx.Module):
-    """A ResNet-18 for small images, a three-layer projector and a two-layer predictor.
+    """A backbone, a projector with BatchNorm after every layer, and a predictor with a bottleneck.
+
+    The defaults are the authors' for CIFAR-10: ResNet-18 with a stem for small images, and two
+    layers in the projector; 18,516,032 parameters.
 
     Args:
-      stages, width: of the ResNet; the defaults are ResNet-18.
-      projection: features of the projector's layers.
+      backbone: from images to features (n, backbone.features); None for the default.
+      layers: of the projector.
+      projection: features of each of them.
       bottleneck: hidden features of the predictor.
-      dtype: what the ResNet computes in; weights are float32.
+      dtype: what the default backbone computes in; weights are float32.
       rngs: of the initial weights.
     """
 
     def __init__(
         self,
+        backbone: ResNet | None = None,
         *,
-        stages: Sequence[int] = (2, 2, 2, 2),
-        width: int = 64,
+        layers: int = 2,
         projection: int = 2048,
         bottleneck: int = 512,
         dtype: Any = None,
         rngs: nnx.Rngs,
     ):
-        self.backbone = ResNet(
-            None, stages=stages, bottleneck=False, width=width, stem="cifar", dtype=dtype, rngs=rngs
-        )
-        widths = [self.backbone.features, *3 * [projection]]
-        self.projector = nnx.List(
-            # BatchNorm's shift makes a bias needless.
-            [nnx.Linear(i, o, use_bias=False, rngs=rngs) for i, o in zip(widths, widths[1:], strict=False)]
-        )
-        self.norms = nnx.List([nnx.BatchNorm(projection, momentum=0.9, rngs=rngs) for _ in range(3)])
+        self.backbone = backbone or resnet18(None, stem="cifar", dtype=dtype, rngs=rngs)
+        widths = itertools.pairwise([self.backbone.features] + [projection] * layers)
+        # BatchNorm takes a bias out again, and the last one neither scales nor shifts.
+        self.projector = nnx.List([nnx.Linear(i, o, use_bias=False, rngs=rngs) for i, o in widths])
+        self.norms = nnx.List([_norm(projection, rngs=rngs) for _ in range(layers - 1)])
+        self.last_norm = _norm(projection, use_bias=False, use_scale=False, rngs=rngs)
         self.narrow = nnx.Linear(projection, bottleneck, use_bias=False, rngs=rngs)
-        self.narrow_norm = nnx.BatchNorm(bottleneck, momentum=0.9, rngs=rngs)
+        self.narrow_norm = _norm(bottleneck, rngs=rngs)
         self.widen = nnx.Linear(bottleneck, projection, rngs=rngs)
 
-    def encode(self, x: jax.Array) -> jax.Array:
-        """Features for a probe: (n, features), in evaluation mode."""
-        return self.backbone.encode(x)
-
-    def _project(self, x: jax.Array, training: bool) -> tuple[jax.Array, jax.Array]:
-        z = self.backbone.encode(x, training)
-        for i, (layer, norm) in enumerate(zip(self.projector, self.norms, strict=True)):
-            z = norm(layer(z), use_running_average=not training)
-            z = z if i == 2 else jax.nn.relu(z)
-        p = jax.nn.relu(self.narrow_norm(self.narrow(z), use_running_average=not training))
+    def __call__(self, x: jax.Array, key: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
+        """Projections and predictions, each (n, projection); trains BatchNorm if there is a key."""
+        average = key is None
+        z = self.backbone(x, key)
+        for layer, norm in zip(self.projector, [*self.norms, self.last_norm], strict=True):
+            z = norm(layer(z), use_running_average=average)
+            z = z if norm is self.last_norm else jax.nn.relu(z)
+        p = jax.nn.relu(self.narrow_norm(self.narrow(z), use_running_average=average))
         return z, self.widen(p)
-
-    def losses(self, x: jax.Array, key: jax.Array, training: bool) -> jax.Array:
-        """The loss of each image, (n,), in [-1, 1]: of two views, each predicts where the other went."""
-        keys = jax.random.split(key)
-        (z1, p1), (z2, p2) = (self._project(augment.view(x, k), training) for k in keys)
-        return negative_cosine(p1, z2) / 2 + negative_cosine(p2, z1) / 2
 
 
 def negative_cosine(prediction: jax.Array, target: jax.Array) -> jax.Array:
@@ -78,28 +74,28 @@ def negative_cosine(prediction: jax.Array, target: jax.Array) -> jax.Array:
     return -jnp.sum(unit(prediction) * unit(jax.lax.stop_gradient(target)), axis=-1)
 
 
-def linear_probe(
-    features: np.ndarray,
-    targets: np.ndarray,
-    test_features: np.ndarray,
-    test_targets: np.ndarray,
-    *,
-    ridge: float = 1e-3,
-) -> float:
-    """Accuracy of the linear classifier on frozen features, by regularised least squares to one-hot targets.
+def losses(model: SimSiam, x: jax.Array, key: jax.Array, *, training: bool) -> jax.Array:
+    """The loss of each image, (n,), in [-1, 1]: of two views, each predicts where the other went."""
+    (z1, p1), (z2, p2) = (
+        model(augment.view(x, view), view if training else None) for view in jax.random.split(key)
+    )
+    return (negative_cosine(p1, z2) + negative_cosine(p2, z1)) / 2
 
-    It is solved exactly, so that the figure says something of the features and
-    nothing of a probe's own training. Features are standardised.
+
+def linear_probe(
+    features: np.ndarray, targets: np.ndarray, test_features: np.ndarray, test_targets: np.ndarray
+) -> float:
+    """Accuracy of a linear classifier on frozen features: ridge regression to the classes.
+
+    It is solved exactly, so that the figure says nothing of a probe's own training.
 
     Args:
-      features, targets: (n, d) and (n,), what it is fitted to.
+      features, targets: (n, d) and (n,), what it is fitted to; features are standardised by them.
       test_features, test_targets: likewise, what it is judged on.
-      ridge: weight of the penalty, relative to n.
     """
-    mean, deviation = features.mean(0), features.std(0) + 1e-6
-    x, x_test = ((f.astype(np.float64) - mean) / deviation for f in (features, test_features))
-    onehot = np.eye(int(targets.max()) + 1)[targets]
-    centre = onehot.mean(0)
-    gram = x.T @ x + ridge * len(x) * np.eye(x.shape[1])
-    weights = np.linalg.solve(gram, x.T @ (onehot - centre))
-    return float(np.mean((x_test @ weights + centre).argmax(1) == test_targets))
+    from sklearn.linear_model import RidgeClassifier
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    probe = make_pipeline(StandardScaler(), RidgeClassifier(alpha=1e-3 * len(features)))
+    return float(probe.fit(features, targets).score(test_features, test_targets))

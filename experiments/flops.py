@@ -1,0 +1,27 @@
+"""Floating-point operations of a computation, by XLA's own count."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+
+def flops(f: Callable[..., Any], *args: Any) -> float:
+    """Operations of one call of `f`, before XLA optimises it; nothing is computed or compiled.
+
+    A multiplication and an addition are two. The count is that of the program as
+    written, so it is the same on every backend; a compiled one would leave out
+    what became a library call. A loop's body counts once.
+
+    Args:
+      f: a function of arrays, jitted or not.
+      args: its arguments, or `jax.ShapeDtypeStruct`s in their place.
+
+    Raises:
+      NotImplementedError: if the backend does not count.
+    """
+    f = f if hasattr(f, "lower") else jax.jit(f)
+    cost = f.lower(*args).cost_analysis()
+    if not cost:
+        raise NotImplementedError(f"XLA counts no operations on {jax.default_backend()}.")
+    return cost["flops"]

@@ -10,8 +10,8 @@ def flops(f: Callable[..., Any], *args: Any) -> float:
     """Operations of one call of `f`, before XLA optimises it; nothing is computed or compiled.
 
     A multiplication and an addition are two. The count is that of the program as
-    written, so it is the same on every backend; a compiled one would leave out
-    what became a library call. A loop's body counts once.
+    written, so it is the same on every backend. A loop's body counts once, and a
+    call of a library, such as an eigenvalue decomposition, not at all.
 
     Args:
       f: a function of arrays, jitted or not.
@@ -20,8 +20,13 @@ def flops(f: Callable[..., Any], *args: Any) -> float:
     Raises:
       NotImplementedError: if the backend does not count.
     """
-    f = f if hasattr(f, "lower") else jax.jit(f)
-    cost = f.lower(*args).cost_analysis()
+    jitted: Any = f if hasattr(f, "lower") else jax.jit(f)
+    return lowered_flops(jitted.lower(*args))
+
+
+def lowered_flops(lowered: jax.stages.Lowered) -> float:
+    """The same of a computation that is lowered already, over all devices."""
+    cost: Any = lowered.cost_analysis()
     if not cost:
         raise NotImplementedError(f"XLA counts no operations on {jax.default_backend()}.")
     return cost["flops"]

@@ -62,7 +62,7 @@ def batches(
     if batch_size % processes:
         raise ValueError(f"`batch_size` must be a multiple of `processes`. Got {batch_size=}, {processes=}.")
     try:
-        source = tfds.data_source(NAME, split=split, data_dir=data_dir, download=False)
+        source: Any = tfds.data_source(NAME, split=split, data_dir=data_dir, download=False)
     except Exception:  # TFDS raises many kinds; all mean that the data is not there
         raise DataUnavailableError(
             f"{NAME} is not prepared in {data_dir or '~/tensorflow_datasets'}: get ILSVRC2012_img_train.tar and "
@@ -72,11 +72,12 @@ def batches(
 
     def crop(example: dict[str, np.ndarray], rng: np.random.Generator) -> Split:
         image = example["image"]
+        height, width, _ = image.shape
         if training:
-            pixels = resized(image, random_box(*image.shape[:2], rng), size)
+            pixels = resized(image, random_box(height, width, rng), size)
             pixels = pixels[:, ::-1] if rng.random() < 0.5 else pixels
         else:
-            pixels = resized(image, centre_box(*image.shape[:2]), size)
+            pixels = resized(image, centre_box(height, width), size)
         return Split(pixels, np.asarray(example["label"], np.int32))
 
     data = grain.MapDataset.source(source).seed(seed)

@@ -85,7 +85,7 @@ def scale_by_shampoo(
         statistics = jax.tree.map(start, params)
         return ShampooState(jnp.zeros((), jnp.int32), statistics, jax.tree.map(jnp.zeros_like, statistics))
 
-    def update(updates: Any, state: ShampooState, params: Any = None) -> tuple[Any, ShampooState]:
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, ShampooState]:
         del params
 
         def accumulate(grad: jax.Array, statistics: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:

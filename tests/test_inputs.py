@@ -1,5 +1,7 @@
 """What reaches the models: augmentations, orders of batches, ImageNet's source."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -107,7 +109,7 @@ def load(**settings):
 
 
 def test_imagenet_comes_in_batches_that_its_spec_tells(mocked):
-    data = load()
+    data: Any = load()
     assert len(data) == 3
     expected = imagenet.spec(4, 8)
     for array, shape in zip(data[0], expected, strict=True):

@@ -88,18 +88,25 @@ def products(program):
 
 @pytest.mark.parametrize("name", SMALL)
 def test_weights_and_logits_stay_float32_where_bfloat16_computes(name):
-    x = jax.random.normal(jax.random.key(0), (2, *(2 * [64 if name == "alexnet" else 32]), 3))
-    model = shapes(functools.partial(SMALL[name], dtype=jnp.bfloat16))
-    assert {x.dtype for x in jax.tree.leaves(nnx.state(model, nnx.Param))} == {jnp.dtype("float32")}
-    graph, state = nnx.split(SMALL[name](rngs=nnx.Rngs(0)))
-    full = jax.jit(lambda state, x: nnx.merge(graph, state)(x))(state, x)
-    program = jax.jit(lambda state, x: nnx.merge(nnx.split(model)[0], state)(x))
-    half = program(state, x)
-    assert half.dtype == jnp.float32
-    np.testing.assert_allclose(half, full, atol=0.1 * float(full.std()))
-    low = [e.invars[0].aval.dtype == jnp.bfloat16 for e in products(jax.make_jaxpr(program)(state, x).jaxpr)]
+    graph, state = nnx.split(shapes(functools.partial(SMALL[name], dtype=jnp.bfloat16)))
+    size = 64 if name == "alexnet" else 32
+    program = jax.make_jaxpr(lambda state, x: nnx.merge(graph, state)(x))(
+        state, SHAPE((2, size, size, 3), jnp.float32)
+    )
+    assert {x.dtype for x in jax.tree.leaves(state) if x.ndim > 1} == {jnp.dtype("float32")}
+    assert program.out_avals[0].dtype == jnp.float32
+    low = [equation.invars[0].aval.dtype == jnp.bfloat16 for equation in products(program.jaxpr)]
     # All but AlexNet's adaptive pool and the ResNet's classes.
     assert len(low) - sum(low) == {"alexnet": 2, "resnet": 1}.get(name, 0)
+
+
+@pytest.mark.parametrize("name", ["fcn", "vit"])
+def test_bfloat16_computes_nearly_the_same(name):
+    x = jax.random.normal(jax.random.key(0), (2, 32, 32, 3))
+    graph, state = nnx.split(SMALL[name](rngs=nnx.Rngs(0)))
+    half = nnx.split(shapes(functools.partial(SMALL[name], dtype=jnp.bfloat16)))[0]
+    one, other = jax.jit(lambda state, x: (nnx.merge(graph, state)(x), nnx.merge(half, state)(x)))(state, x)
+    np.testing.assert_allclose(other, one, atol=0.1 * float(one.std()))
 
 
 def fit(model, loss, tx, steps):
@@ -123,7 +130,7 @@ def fit(model, loss, tx, steps):
     return nnx.merge(graph, params, rest), losses
 
 
-@pytest.mark.parametrize("name", ["fcn", "resnet", "vit"])
+@pytest.mark.parametrize("name", ["resnet", "vit"])
 def test_small_members_learn_digits(name):
     digits = data.load("digits").train.first(64)
     images, labels = data.prepare(jnp.asarray(digits.inputs), 32), jnp.asarray(digits.targets)
@@ -131,7 +138,7 @@ def test_small_members_learn_digits(name):
     def loss(model, key):
         return optax.softmax_cross_entropy_with_integer_labels(model(images, key), labels).mean()
 
-    model, losses = fit(SMALL[name](rngs=nnx.Rngs(0)), loss, optax.adam(3e-3), 60)
+    model, losses = fit(SMALL[name](rngs=nnx.Rngs(0)), loss, optax.adam(3e-3), 40)
     assert losses[-1] < 0.2 * losses[0]
     # The running statistics have followed: evaluation knows what training learnt.
     assert (nnx.jit(lambda model: model(images))(model).argmax(-1) == labels).mean() > 0.9
@@ -201,12 +208,12 @@ def test_no_gradient_reaches_the_other_view():
 
 def test_simsiam_learns_to_predict_a_view_without_collapse():
     digits = data.load("digits").train.first(384)
-    images, labels = data.prepare(jnp.asarray(digits.inputs), 16), digits.targets
+    images, labels = data.prepare(jnp.asarray(digits.inputs), 8), digits.targets
     backbone = ResNet(None, stages=(1,), bottleneck=False, width=16, rngs=nnx.Rngs(0))
     model = simsiam.SimSiam(backbone, projection=64, bottleneck=16, rngs=nnx.Rngs(1))
 
     def loss(model, key):
-        batch = jax.random.choice(key, images, (128,), replace=False)
+        batch = jax.random.choice(key, images, (64,), replace=False)
         return simsiam.losses(model, batch, key, training=True).mean()
 
     model, losses = fit(model, loss, optax.sgd(0.2, momentum=0.9), 60)

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 from jax.extend.core import Var
-from jax.sharding import AbstractMesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, NamedSharding, PartitionSpec
 
 import pdt_optax
 from experiments import data, imagenet, resnet, vit
@@ -128,7 +128,7 @@ def dry_run(model: Callable[..., Any], tx: pdt_optax.PDT, batch: Split, *, devic
     size = batch.inputs.shape[0]
     if size % devices:
         raise ValueError(f"The batch must be a multiple of `devices`. Got {size} examples, {devices=}.")
-    mesh = AbstractMesh((devices,), ("data",))
+    mesh = AbstractMesh((devices,), ("data",), axis_types=(AxisType.Auto,))
 
     def placed(tree: Any, *spec: str) -> Any:
         sharding = NamedSharding(mesh, PartitionSpec(*spec))
@@ -158,7 +158,7 @@ def _residuals(loss: Callable[..., Any], params: Any, *args: Any) -> int:
     def forward(params: Any, *args: Any) -> Any:
         return jax.vjp(lambda params: loss(params, *args), params, has_aux=True)[1]
 
-    program = jax.make_jaxpr(forward)(params, *args).jaxpr
+    program: Any = jax.make_jaxpr(forward)(params, *args).jaxpr
     kept = {v for v in program.outvars if isinstance(v, Var)} - set(program.invars)
     return sum(v.aval.size * v.aval.dtype.itemsize for v in kept)
 

@@ -16,7 +16,7 @@ SHAPES = {"matrix": (4, 7), "wide": (3, 12), "tensor": (2, 3, 4), "vector": (5,)
 LARGEST = 8
 
 
-def gradients(steps, dtype=np.float64):
+def gradients(steps, dtype: Any = np.float64):
     rng = np.random.default_rng(0)
     return [{name: rng.normal(size=s).astype(dtype) for name, s in SHAPES.items()} for _ in range(steps)]
 
@@ -53,7 +53,8 @@ def test_updates_are_the_papers(dtype, tolerance, every):
     with jax.enable_x64(True):
         tx: Any = scale_by_shampoo(epsilon=1e-2, largest=LARGEST, every=every)
         steps = gradients(5, dtype)
-        state, update = tx.init(steps[0]), jax.jit(tx.update)
+        state: Any = tx.init(steps[0])
+        update: Any = jax.jit(tx.update)
         reference = Reference(1e-2, every)
         for grads in steps:
             updates, state = update(grads, state)

@@ -159,7 +159,7 @@ def _residuals(loss: Callable[..., Any], params: Any, *args: Any) -> int:
         return jax.vjp(lambda params: loss(params, *args), params, has_aux=True)[1]
 
     program: Any = jax.make_jaxpr(forward)(params, *args).jaxpr
-    kept = {v for v in program.outvars if isinstance(v, Var)} - set(program.invars)
+    kept: Any = {v for v in program.outvars if isinstance(v, Var)} - set(program.invars)
     return sum(v.aval.size * v.aval.dtype.itemsize for v in kept)
 
 

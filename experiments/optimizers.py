@@ -12,6 +12,8 @@ import jax
 import optax
 import optax.contrib
 
+from experiments.shampoo import shampoo
+
 # Each takes a rate and whether its first moment is on (schedule-free averaging
 # takes its place); an optimizer without one ignores it.
 OPTIMIZERS: dict[str, Callable[[Any, bool], optax.GradientTransformation]] = {
@@ -21,6 +23,8 @@ OPTIMIZERS: dict[str, Callable[[Any, bool], optax.GradientTransformation]] = {
     "adamw": lambda rate, moment: optax.adamw(rate, b1=0.9 if moment else 0.0),
     "rmsprop": lambda rate, moment: optax.rmsprop(rate),
     "lamb": lambda rate, moment: optax.lamb(rate, b1=0.9 if moment else 0.0),
+    # Roots at every tenth step: they are eigenvalue decompositions.
+    "shampoo": lambda rate, moment: shampoo(rate, momentum=0.9 if moment else None, every=10),
     "muon": lambda rate, moment: optax.contrib.muon(
         rate, beta=0.95 if moment else 0.0, adam_b1=0.9 if moment else 0.0
     ),

@@ -1,0 +1,186 @@
+"""What a run at the paper's scale on ImageNet will take, told without allocating anything.
+
+python -m experiments.dry_run vit_huge --devices 3
+"""
+
+import argparse
+import functools
+import math
+import sys
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jax.extend.core import Var
+from jax.sharding import AbstractMesh, AxisType, NamedSharding, PartitionSpec
+
+import pdt_optax
+from experiments import data, imagenet, resnet, vit
+from experiments.data import Split
+from experiments.flops import lowered_flops
+
+# The paper's networks in bfloat16, and its learning rates; it gives none for ViT-Huge, for which
+# ViT-Base's stands, and which keeps only what enters its layers.
+_SETTINGS: Any = {"classes": imagenet.CLASSES, "dtype": jnp.bfloat16}
+MODELS: Mapping[str, tuple[Callable[..., Any], float]] = {
+    "resnet50": (functools.partial(resnet.resnet50, **_SETTINGS), 0.1),
+    "vit_base": (functools.partial(vit.vit_base, **_SETTINGS), 0.003),
+    "vit_huge": (functools.partial(vit.vit_huge, **_SETTINGS, recompute=True), 0.003),
+}
+
+
+class State(NamedTuple):
+    """What a step carries on: weights, optimizer state and the rest of the model."""
+
+    params: Any
+    opt_state: Any
+    rest: Any
+
+
+class DryRun(NamedTuple):
+    """What a run will take; printed as a table.
+
+    Attributes:
+      parameters: of the model.
+      devices: the batch is split over them, and all else is on each.
+      batch: shapes and shardings of a batch.
+      memory: of weights, optimizer and snapshots on one device, bytes.
+      activations: that a step keeps for its gradient on one device, bytes, as JAX
+        writes it: XLA may keep less. What a recomputed layer
+        needs for itself is not counted: 5.8 GB for one of ViT-Huge at 200 images.
+      operations: floating-point ones of a step over all devices, by XLA's count.
+      step: the lowered training step, (state, batch, key) to (state, loss).
+    """
+
+    parameters: int
+    devices: int
+    batch: Split
+    memory: pdt_optax.Memory
+    activations: int
+    operations: float
+    step: jax.stages.Lowered
+
+    @property
+    def device(self) -> int:
+        """About what a device must hold, bytes: the run, and a step's gradients or a prediction."""
+        memory = self.memory
+        return memory.device - memory.boundary + max(memory.boundary, memory.params + self.activations)
+
+    def __str__(self) -> str:
+        rows = [
+            ("parameters", f"{self.parameters:,}"),
+            (
+                "batch",
+                f"{self.batch.inputs.dtype}{list(self.batch.inputs.shape)} over {self.devices} devices",
+            ),
+            ("operations in a step", f"{self.operations / 1e12:,.1f} T"),
+            ("on each device:", ""),
+            ("  weights", _gigabytes(self.memory.params)),
+            ("  optimizer", _gigabytes(self.memory.optimizer)),
+            ("  snapshots", _gigabytes(self.memory.snapshots)),
+            ("  a prediction", _gigabytes(self.memory.boundary)),
+            ("  or gradients", _gigabytes(self.memory.params)),
+            ("  and activations", _gigabytes(self.activations)),
+            ("  in all, about", _gigabytes(self.device)),
+        ]
+        return "\n".join(f"{name:<22}{value}".rstrip() for name, value in rows)
+
+
+def _gigabytes(size: float) -> str:
+    return f"{size / 1e9:8.2f} GB"
+
+
+def _loss(graph: Any, params: Any, rest: Any, batch: Split, key: jax.Array) -> tuple[jax.Array, Any]:
+    model = nnx.merge(graph, params, rest, copy=True)  # the model may change the rest
+    logits = model(data.scale(jnp.asarray(batch.inputs)), key)
+    loss = optax.softmax_cross_entropy_with_integer_labels(logits, batch.targets).mean()
+    return loss, nnx.split(model, nnx.Param, ...)[2]
+
+
+def training_step(graph: Any, tx: optax.GradientTransformationExtraArgs) -> Callable[..., Any]:
+    """A step of a classifier on uint8 images: (state, batch, key) to (state, loss)."""
+
+    def step(state: State, batch: Split, key: jax.Array) -> tuple[State, jax.Array]:
+        def loss(params: Any) -> tuple[jax.Array, Any]:
+            return _loss(graph, params, state.rest, batch, key)
+
+        (value, rest), grads = jax.value_and_grad(loss, has_aux=True)(state.params)
+        updates, opt_state = tx.update(grads, state.opt_state, state.params)
+        return State(optax.apply_updates(state.params, updates), opt_state, rest), value
+
+    return step
+
+
+def dry_run(model: Callable[..., Any], tx: pdt_optax.PDT, batch: Split, *, devices: int = 1) -> DryRun:
+    """Builds model, optimizer, batch and step of a run from their shapes alone.
+
+    Args:
+      model: makes it, from `rngs`.
+      tx: what `pdt(...)` returned.
+      batch: `jax.ShapeDtypeStruct`s of uint8 images and of labels.
+      devices: that share the batch; weights, optimizer and snapshots are on each. None is needed here.
+
+    Raises:
+      ValueError: if the devices do not share the batch out.
+    """
+    size = batch.inputs.shape[0]
+    if size % devices:
+        raise ValueError(f"The batch must be a multiple of `devices`. Got {size} examples, {devices=}.")
+    mesh = AbstractMesh((devices,), ("data",), axis_types=(AxisType.Auto,))
+
+    def placed(tree: Any, *spec: str) -> Any:
+        sharding = NamedSharding(mesh, PartitionSpec(*spec))
+        return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree)
+
+    graph, params, rest = nnx.split(nnx.eval_shape(lambda: model(rngs=nnx.Rngs(0))), nnx.Param, ...)
+    state = State(params, jax.eval_shape(tx.init, params), rest)
+    key: Any = jax.eval_shape(lambda: jax.random.key(0))
+    traced = jax.jit(training_step(graph, tx), donate_argnums=0).trace(
+        placed(state), placed(batch, "data"), key
+    )
+    lowered = traced.lower(lowering_platforms=("cuda",))
+    return DryRun(
+        parameters=sum(math.prod(x.shape) for x in jax.tree.leaves(params)),
+        devices=devices,
+        batch=placed(batch, "data"),
+        memory=pdt_optax.memory(nnx.as_pure(params), tx),
+        activations=_residuals(functools.partial(_loss, graph), params, rest, batch, key) // devices,
+        operations=lowered_flops(lowered),
+        step=lowered,
+    )
+
+
+def _residuals(loss: Callable[..., Any], params: Any, *args: Any) -> int:
+    """Bytes that a gradient by `params` keeps between its two passes, the arguments left out."""
+
+    def forward(params: Any, *args: Any) -> Any:
+        return jax.vjp(lambda params: loss(params, *args), params, has_aux=True)[1]
+
+    program: Any = jax.make_jaxpr(forward)(params, *args).jaxpr
+    kept: Any = {v for v in program.outvars if isinstance(v, Var)} - set(program.invars)
+    return sum(v.aval.size * v.aval.dtype.itemsize for v in kept)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command line; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m experiments.dry_run", description=__doc__)
+    parser.add_argument("model", choices=MODELS)
+    parser.add_argument("--devices", type=int, default=3)
+    parser.add_argument("--batch-size", type=int, default=600, help="over all devices (default: 600)")
+    parser.add_argument("--preset", choices=pdt_optax.presets.names(), default="paper")
+    arguments = parser.parse_args(argv)
+    model, rate = MODELS[arguments.model]
+    tx = pdt_optax.pdt(optax.sgd(rate, momentum=0.9), **getattr(pdt_optax.presets, arguments.preset))
+    try:
+        print(dry_run(model, tx, imagenet.spec(arguments.batch_size), devices=arguments.devices))
+    except ValueError as e:
+        print(e, file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,63 @@
+"""The paper's largest networks, built and lowered from shapes, and the estimate against a compiled step."""
+
+import functools
+from typing import Any
+
+import jax
+import optax
+import pytest
+from flax import nnx
+
+import pdt_optax
+from experiments import dry_run, imagenet
+from experiments.resnet import resnet14_mini
+from experiments.vit import vit_mini
+
+TX = pdt_optax.pdt(optax.sgd(0.1, momentum=0.9))
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters", "teraflops"),
+    [  # three times torchvision's multiply-adds of a forward pass, ViT-Huge's recomputed layers four
+        ("resnet50", 25_557_032, 3 * 2 * 4.089 * 0.6),
+        ("vit_huge", 633_685_480, 4 * 2 * 167.295 * 0.6),
+    ],
+)
+def test_the_papers_largest_runs_are_lowered_for_three_devices(name, parameters, teraflops):
+    result = dry_run.dry_run(dry_run.MODELS[name][0], TX, imagenet.spec(600), devices=3)
+    assert result.parameters == parameters
+    assert result.memory.params == 4 * parameters
+    assert result.memory.snapshots == 5 * 4 * parameters
+    assert result.operations / 1e12 == pytest.approx(teraflops, rel=0.1)
+    text = result.step.as_text()
+    assert "mhlo.num_partitions = 3" in text
+    assert "tensor<600x224x224x3xui8>" in text
+    assert "bf16" in text
+    # It fits the paper's three cards of 80 GB.
+    assert result.device < 80e9
+
+
+@pytest.mark.parametrize(
+    "make", [functools.partial(vit_mini, 10), functools.partial(resnet14_mini, 10, stages=(1, 1))]
+)
+def test_the_estimate_is_near_what_a_compiled_step_takes(make):
+    batch = imagenet.spec(256, 32)
+    result = dry_run.dry_run(make, TX, batch)
+    graph, params, rest = nnx.split(nnx.eval_shape(lambda: make(rngs=nnx.Rngs(0))), nnx.Param, ...)
+    state = dry_run.State(params, jax.eval_shape(TX.init, params), rest)
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    step = jax.jit(dry_run.training_step(graph, TX), donate_argnums=0)
+    memory: Any = step.lower(state, batch, key).compile().memory_analysis()
+    taken = memory.temp_size_in_bytes
+    assert 0.6 < taken / (result.activations + result.memory.params) < 1.6
+
+
+def test_the_command_prints_a_table_or_one_sentence(capsys):
+    assert dry_run.main(["vit_base", "--devices", "2", "--batch-size", "64"]) == 0
+    table = capsys.readouterr().out
+    for line in ("parameters            87,158,248", "uint8[64, 224, 224, 3] over 2 devices", "6.8 T"):
+        assert line in table
+    assert dry_run.main(["resnet50", "--devices", "3", "--batch-size", "64"]) == 2
+    assert (
+        capsys.readouterr().err == "The batch must be a multiple of `devices`. Got 64 examples, devices=3.\n"
+    )

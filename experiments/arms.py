@@ -46,6 +46,8 @@ class Method(NamedTuple):
         the state.
       refreshes: whether the statistics of BatchNorm are estimated anew after a
         jump, from a pass over the epoch's batches.
+      validates: whether `end_epoch` gets the validation loss of the epoch's
+        last weights in place of its mean training loss.
     """
 
     tx: optax.GradientTransformation
@@ -53,6 +55,7 @@ class Method(NamedTuple):
     end_epoch: Callable[[Any, Any, jax.Array], tuple[Any, Any, Any]] | None = None
     evaluated: Callable[[Any, Any], Any] | None = None
     refreshes: bool = False
+    validates: bool = False
 
 
 @dataclasses.dataclass(frozen=True)

@@ -34,17 +34,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from experiments import bench_configs as configs
-from experiments import bench_report, checkpoints, devices, pool, records
-from experiments.arms import BASELINE, Arm, Predictive
+from experiments import bench_report, checkpoints, devices, pool, records, sweep
+from experiments.arms import BASELINE, Arm
 from experiments.bench_configs import Pair
 from experiments.data import DataUnavailableError
-from experiments.training import Config, memory
+from experiments.training import Config
 
 WIDEST_GRID = 16
 
@@ -70,12 +68,7 @@ def parser() -> argparse.ArgumentParser:
     )
     p.add_argument("--arms", nargs="+", metavar="NAME", help="arms, by default those of the command")
     p.add_argument("--seeds", nargs="+", type=int, help="by default those of the command")
-    p.add_argument(
-        "--jobs",
-        type=int,
-        help="runs side by side, one CPU core each; 0: one after the other, each on all devices, as with "
-        "accelerators or a --mesh (default: 2, with those 0)",
-    )
+    sweep.add_arguments(p)
     p.add_argument(
         "--out", type=Path, default=Path("experiments/results/bench"), help="folder for all results"
     )
@@ -97,7 +90,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         spread = devices.start(args)
         console = Console(quiet=not devices.is_first())
-        how = _how(args, spread)
+        how = sweep.how(args, spread)
         pairs = _pairs(args.workloads)
         seeds = tuple(dict.fromkeys(args.seeds or _SEEDS[args.what]))
         if args.what == "tune":
@@ -140,28 +133,6 @@ _ARMS = {
     "final": configs.FINAL,
     "table": configs.FINAL,
 }
-
-
-class How(NamedTuple):
-    """How runs are trained: so many side by side, or each on these devices; and when they are saved."""
-
-    jobs: int
-    devices: devices.Devices
-    saving: checkpoints.Saving
-
-
-def _how(args: argparse.Namespace, spread: devices.Devices) -> How:
-    together = args.mesh is not None or jax.process_count() > 1
-    jobs = args.jobs if args.jobs is not None else 2 if jax.default_backend() == "cpu" and not together else 0
-    if jobs < 0:
-        raise ValueError(f"`--jobs` must be 0 or more. Got {jobs}.")
-    if jobs > 0 and together:
-        raise ValueError(
-            "`--jobs` puts runs side by side on the cores of one machine; a mesh or several processes take them one "
-            f"after the other: leave it out. Got --jobs {jobs}."
-        )
-    # A run's seconds are compared: nothing is written while it trains.
-    return How(jobs, spread if jobs == 0 else devices.ONE_DEVICE, checkpoints.saving(args, wait=True))
 
 
 class Entry(NamedTuple):
@@ -212,45 +183,13 @@ def _folder(out: Path, pair: Pair) -> Path:
     return out / "records" / pair.name
 
 
-def _train(plan: Sequence[Entry], out: Path, how: How, console: Console) -> None:
-    """Trains what is not recorded yet, with a progress bar over runs."""
-    runs = {e.config: e for e in plan}.values()  # two shares of a short schedule may be one run
-    done = devices.as_the_first([records.read(_folder(out, e.pair), e.config).complete for e in runs])
-    left = [e for e, complete in zip(runs, done, strict=True) if not complete]
-    console.print(f"{len(runs)} runs, {len(runs) - len(left)} already recorded.")
-    if not left:
-        return
-    predictive = {e.pair: e.config for e in left if isinstance(e.config.arm, Predictive)}
-    needed = [m for m in map(memory, predictive.values()) if m]
-    if needed:
-        largest = max(needed, key=lambda m: m.device)
-        console.print(f"The largest of them holds, besides data, gradients and activations:\n{largest}")
-    for pair in dict.fromkeys(e.pair for e in left):
-        pair.workload.load()  # missing data is the user's to hear of, once
-    cost = {e.config: e.share * e.pair.seconds for e in left}
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn("{task.fields[done]}/{task.fields[runs]} runs"),
-        TimeElapsedColumn(),
-        TextColumn("elapsed,"),
-        TimeRemainingColumn(),
-        TextColumn("to go"),
-    )
-    for e in left:
-        devices.check_batch(e.config.workload.batch_size, how.devices)
-    tasks = [pool.Task(_folder(out, e.pair), e.config, how.saving) for e in left]
-    # The estimate weighs runs by their known cost and learns the machine's speed from ten minutes.
-    with Progress(*columns, console=console, speed_estimate_period=600) as progress:
-        bar = progress.add_task("starting", total=sum(cost.values()), done=0, runs=len(left))
-        for done, task in enumerate(pool.train_all(tasks, how.jobs, how.devices), start=1):
-            name = f"{task.folder.name} {task.config.rule} seed {task.config.seed}"
-            progress.update(bar, advance=cost[task.config], done=done, description=name)
-            if not console.is_terminal:  # a log shows no bar
-                console.print(f"{done}/{len(left)} {name}", highlight=False)
+def _train(plan: Sequence[Entry], out: Path, how: sweep.How, console: Console) -> None:
+    """Trains what is not recorded yet."""
+    runs = [sweep.Planned(_folder(out, e.pair), e.config, e.share * e.pair.seconds) for e in plan]
+    sweep.train(runs, how, console)
 
 
-def tune(pairs: Sequence[Pair], seeds: Sequence[int], out: Path, how: How, console: Console) -> None:
+def tune(pairs: Sequence[Pair], seeds: Sequence[int], out: Path, how: sweep.How, console: Console) -> None:
     """Finds each pair's learning rate for the baseline and writes it to OUT/tuned.json."""
     grids = {pair.name: sorted(pair.rates) for pair in pairs}
     unsettled = list(pairs)

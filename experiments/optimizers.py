@@ -52,6 +52,16 @@ class Cosine(Schedule):
 
 
 @dataclasses.dataclass(frozen=True)
+class FlooredCosine(Schedule):
+    """From `peak` to 1e-3, the least rate of the paper's Table 6, in `steps` steps; constant below it."""
+
+    steps: int
+
+    def __call__(self, count: jax.typing.ArrayLike) -> Any:
+        return optax.cosine_decay_schedule(self.peak, self.steps, alpha=min(1.0, 1e-3 / self.peak))(count)
+
+
+@dataclasses.dataclass(frozen=True)
 class Constant(Schedule):
     """Always `peak`."""
 
@@ -71,4 +81,8 @@ class Warmup(Schedule):
         return optax.warmup_constant_schedule(0.0, self.peak, self.warmup)(count)
 
 
-SCHEDULES: dict[str, Callable[[float, int], Schedule]] = {"cosine": Cosine, "constant": Constant}
+SCHEDULES: dict[str, Callable[[float, int], Schedule]] = {
+    "cosine": Cosine,
+    "floored_cosine": FlooredCosine,
+    "constant": Constant,
+}

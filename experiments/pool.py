@@ -1,7 +1,6 @@
 """Runs side by side: each worker process trains on one core and writes its own records."""
 
 import contextlib
-import dataclasses
 import itertools
 import multiprocessing
 import os
@@ -50,7 +49,7 @@ def train_all(tasks: Sequence[Task], jobs: int, devices: Devices = ONE_DEVICE) -
     Raises:
       WorkerError: if a worker ends early.
     """
-    groups = [list(g) for _, g in itertools.groupby(tasks, lambda t: dataclasses.replace(t.config, seed=0))]
+    groups = [list(g) for _, g in itertools.groupby(tasks, lambda t: t.config.program)]
     if jobs == 0:
         for task in itertools.chain.from_iterable(groups):
             _train(task, devices)

@@ -6,12 +6,14 @@ from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+
 import pdt_optax
 from experiments.arms import BASELINE
 from experiments.checkpoints import Checkpoints, Saving
 from experiments.data import Dataset
 from experiments.devices import ONE_DEVICE, Devices, is_first, wait_for_all
-from experiments.training import Config, train
+from experiments.training import Config, operations, train
 
 Record = dict[str, Any]
 
@@ -48,6 +50,15 @@ def read(folder: Path, config: Config) -> Run:
     return run or Run(config.fields, [])
 
 
+def arrays(folder: Path, config: Config) -> dict[str, np.ndarray]:
+    """What a watched run left beside its record; empty if nothing."""
+    path = path_of(folder, config).with_suffix(".npz")
+    if not path.exists():
+        return {}
+    with np.load(path, allow_pickle=False) as file:
+        return dict(file)
+
+
 def read_all(folder: Path) -> list[Run]:
     """All runs in a folder, by seed, then by rule: the baseline, the presets, all others."""
     runs = [run for path in folder.glob("*.jsonl") if (run := _read(path))]
@@ -72,17 +83,22 @@ def record(
 
     The first line of the file is the config; numbers keep six digits, and those
     that are not finite are written as NaN and Infinity, as Python's json does.
-    Of several processes, the first writes. Checkpoints lie beside the records.
+    Of several processes, the first writes. Checkpoints lie beside the records; a
+    watched run has none, since it must be seen from its start, and its arrays
+    are written before its last epoch's record.
     """
     folder.mkdir(parents=True, exist_ok=True)
     path = path_of(folder, config)
     with contextlib.ExitStack() as stack:
         checkpoints = None
-        if saving and saving.every:
+        if saving and saving.every and not config.watch:
             checkpoints = stack.enter_context(Checkpoints(folder / "checkpoints" / path.stem, saving))
         file = stack.enter_context(path.open("w")) if is_first() else None
-        for line in _lines(config, dataset, devices, checkpoints):
+        kept: dict[str, np.ndarray] = {}
+        for line in _lines(config, dataset, devices, checkpoints, kept):
             if file:
+                if line.get("epoch") == config.epochs and kept:
+                    np.savez_compressed(path.with_suffix(".npz"), allow_pickle=False, **kept)
                 file.write(json.dumps(line) + "\n")
                 file.flush()
             if "epoch" in line:
@@ -91,9 +107,14 @@ def record(
 
 
 def _lines(
-    config: Config, dataset: Dataset, devices: Devices, checkpoints: Checkpoints | None
+    config: Config,
+    dataset: Dataset,
+    devices: Devices,
+    checkpoints: Checkpoints | None,
+    arrays: dict[str, np.ndarray],
 ) -> Iterator[Record]:
     spread = {} if devices.mesh is None else {"devices": str(devices)}
-    yield config.fields | {"settings": {k: repr(v) for k, v in config.settings.items()}} | spread
-    for epoch in train(config, dataset, devices, checkpoints):
+    counted = {"flops": operations(config)} if "flops" in config.watch else {}
+    yield config.fields | {"settings": {k: repr(v) for k, v in config.settings.items()}} | spread | counted
+    for epoch in train(config, dataset, devices, checkpoints, arrays):
         yield {k: float(f"{v:.6g}") if isinstance(v, float) else v for k, v in epoch.items()}

@@ -16,6 +16,7 @@ import optax
 
 import pdt_optax
 from experiments.arms import Method, Predictive, Recipe
+from pdt_optax.schedule import Pace
 
 
 def _sum(rows: Iterable[Any]) -> Any:
@@ -209,6 +210,32 @@ class Refreshed(Predictive):
 
     def method(self, recipe: Recipe) -> Method:
         return Predictive(self.name, self.given).method(recipe)._replace(refreshes=True)
+
+
+@dataclasses.dataclass(frozen=True)
+class while_falling:  # noqa: N801
+    """A schedule: predictions go on while the epochs' values fall, and pause while they rise."""
+
+    needs_value = True
+
+    def longest(self, horizon: int) -> int:
+        return horizon
+
+    def next(self, pace: Pace, value: jax.Array, jumped: jax.Array) -> Pace:
+        del jumped
+        rises = value > pace.value_before
+        return pace._replace(interval_now=jnp.where(rises, jnp.iinfo(jnp.int32).max, 1))
+
+
+@dataclasses.dataclass(frozen=True)
+class Validated(Predictive):
+    """PDT whose schedule and guard judge epochs by their validation loss."""
+
+    def settings(self, recipe: Recipe) -> dict[str, Any]:
+        return super().settings(recipe) | {"judged by": "validation loss"}
+
+    def method(self, recipe: Recipe) -> Method:
+        return Predictive(self.name, self.given).method(recipe)._replace(validates=True)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,10 +15,12 @@ import optax
 from flax import nnx
 
 import pdt_optax
+from experiments import simsiam, watch
 from experiments.arms import Arm, Method, Recipe
 from experiments.checkpoints import Checkpoints, Saved
 from experiments.data import Dataset, Split
 from experiments.devices import ONE_DEVICE, Devices, check_batch
+from experiments.flops import flops
 from experiments.optimizers import OPTIMIZERS, SCHEDULES, Schedule
 from experiments.workloads import Workload
 
@@ -33,6 +35,7 @@ class Config:
       optimizer, learning_rate, schedule: names in `optimizers`, and the peak rate.
       epochs: of `workload.epoch_steps` steps each.
       seed: of the initial weights, the data order and the dropout.
+      watch: what is kept besides the usual records, names in `watch.KINDS`.
     """
 
     workload: Workload
@@ -42,10 +45,13 @@ class Config:
     schedule: str
     epochs: int
     seed: int
+    watch: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         _check_name("optimizer", self.optimizer, OPTIMIZERS)
         _check_name("schedule", self.schedule, SCHEDULES)
+        for kind in self.watch:
+            _check_name("watch", kind, watch.KINDS)
         for name in ("learning_rate", "epochs"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"`{name}` must be positive. Got {getattr(self, name)}.")
@@ -71,7 +77,14 @@ class Config:
     def fields(self) -> dict[str, Any]:
         """The config as plain values, without the arm's settings."""
         own = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)[2:]}
+        if not self.watch:
+            del own["watch"]
         return self.workload.fields | {"rule": self.rule} | own
+
+    @property
+    def program(self) -> "Config":
+        """What of the config is compiled."""
+        return dataclasses.replace(self, seed=0, watch=())
 
     @property
     def key(self) -> str:
@@ -103,6 +116,7 @@ class _Program(NamedTuple):
     refresh: Callable[..., _State]
     evaluate: Callable[..., jax.Array]
     evaluated: Callable[[Any, Any], Any]
+    features: Callable[[Any, Any, jax.Array], jax.Array] | None
 
 
 @functools.lru_cache(maxsize=1)
@@ -121,9 +135,8 @@ def _program(config: Config, devices: Devices = ONE_DEVICE) -> _Program:
 
     def losses(params: Any, rest: Any, x: jax.Array, y: jax.Array, key: Any = None) -> Any:
         model = nnx.merge(graph, params, rest, copy=True)  # the model may change the rest
-        logits = model(workload.prepare(x), key)
-        values = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.maximum(y, 0))
-        return values, (logits, nnx.split(model, nnx.Param, ...)[2])
+        values, right = workload.losses(model, x, y, key)
+        return values, (right, nnx.split(model, nnx.Param, ...)[2])
 
     def batch(inputs: jax.Array, targets: jax.Array, index: jax.Array | None) -> tuple[jax.Array, jax.Array]:
         return (inputs, targets) if index is None else (inputs[index], targets[index])
@@ -143,14 +156,18 @@ def _program(config: Config, devices: Devices = ONE_DEVICE) -> _Program:
         return state._replace(rest=devices.weights(rest))
 
     def evaluate(params: Any, rest: Any, x: jax.Array, y: jax.Array) -> jax.Array:
-        values, (logits, _) = losses(params, rest, x, y)
+        values, (right, _) = losses(params, rest, x, y)
         real = y >= 0
-        sums = jnp.stack([jnp.sum(values * real), jnp.sum((logits.argmax(-1) == y) & real)])
-        return devices.everywhere(sums)
+        return devices.everywhere(jnp.stack([jnp.sum(values * real), jnp.sum(right & real)]))
+
+    def features(params: Any, rest: Any, x: jax.Array) -> jax.Array:
+        assert workload.features is not None
+        return devices.everywhere(workload.features(nnx.merge(graph, params, rest, copy=True), x))
 
     evaluated = jax.jit(method.evaluated) if method.evaluated else lambda params, _: params
     step, refresh = (jax.jit(f, donate_argnums=0) for f in (step, refresh))
-    return _Program(method, init, step, refresh, jax.jit(evaluate), evaluated)
+    probed = jax.jit(features) if workload.features else None
+    return _Program(method, init, step, refresh, jax.jit(evaluate), evaluated, probed)
 
 
 def train(
@@ -158,6 +175,7 @@ def train(
     dataset: Dataset,
     devices: Devices = ONE_DEVICE,
     checkpoints: Checkpoints | None = None,
+    arrays: dict[str, np.ndarray] | None = None,
 ) -> Iterator[dict[str, Any]]:
     """Trains a model and yields one record after each epoch.
 
@@ -172,7 +190,8 @@ def train(
       `compile_seconds` (in the first record, else 0), `predicted`,
       `accepted_share`, `horizon`; and, where the workload has a probe,
       `probe_loss`: at the epoch's end on the first training examples, at the
-      weights that are validated.
+      weights that are validated. Whatever else the config watches is in the records
+      or, before the last of them, in `arrays`.
 
     Raises:
       ValueError: if the data is not of the size that the workload expects, or
@@ -186,7 +205,7 @@ def train(
             f"{max(workload.train_examples, steps * workload.batch_size)}. Got {examples}."
         )
     check_batch(workload.batch_size, devices)
-    program = _program(dataclasses.replace(config, seed=0), devices)
+    program = _program(config.program, devices)
     method = program.method
 
     model_key, order_key, dropout_key = jax.random.split(jax.random.key(config.seed), 3)
@@ -201,6 +220,7 @@ def train(
 
     batches = _Batches(dataset.train, devices)
     validation = _evaluation_batches(dataset.test, devices)
+    training = _evaluation_batches(dataset.train, devices) if program.features else None
     probe = _evaluation_batches(dataset.train.first(workload.probe_examples), devices)
 
     # What the steps do not need stays out of their way between two epochs' ends.
@@ -217,7 +237,8 @@ def train(
         value, report = state.losses / steps, None
         if method.end_epoch is not None:
             state = attach(state, detached)
-            params, opt_state, report = method.end_epoch(state.params, state.opt_state, value)
+            judged = evaluate(state)["validation_loss"] if method.validates else value
+            params, opt_state, report = method.end_epoch(state.params, state.opt_state, judged)
             state = state._replace(params=params, opt_state=opt_state)
             if method.refreshes and report.predicted:
                 for index, key in zip(*order, strict=True):
@@ -228,14 +249,23 @@ def train(
     def evaluate(state: _State) -> dict[str, float]:
         weights = program.evaluated(state.params, state.opt_state)
         loss, accuracy = _means(program.evaluate, weights, state.rest, validation)
+        if program.features:
+            x, x_test = (
+                _features(program.features, weights, state.rest, part) for part in (training, validation)
+            )
+            accuracy = simsiam.linear_probe(x, dataset.train.targets, x_test, dataset.test.targets)
         probed = {"probe_loss": _means(program.evaluate, weights, state.rest, probe)[0]} if probe else {}
         return {"validation_loss": loss, "validation_accuracy": accuracy} | probed
 
-    def epoch_order(epoch: int) -> tuple[jax.Array, jax.Array]:
-        key = jax.random.fold_in(order_key, epoch)
-        order = jax.random.permutation(key, examples)[: steps * workload.batch_size]
-        return order.reshape(steps, -1), jax.random.split(jax.random.fold_in(dropout_key, epoch), steps)
+    def loss_at(weights: Any) -> float:
+        points = _evaluation_batches(dataset.train.first(watch.POINTS), devices)
+        return _means(program.evaluate, weights, state.rest, points)[0]
 
+    def epoch_order(epoch: int) -> tuple[jax.Array, jax.Array]:
+        order = workload.order(dataset.train.targets, jax.random.fold_in(order_key, epoch))
+        return order[:steps], jax.random.split(jax.random.fold_in(dropout_key, epoch), steps)
+
+    watched = watch.Watch(config.watch, config.epochs, state.params, {} if arrays is None else arrays)
     state, detached = detach(state)
 
     # One rehearsal on copies compiles everything.
@@ -255,6 +285,8 @@ def train(
             state = program.step(state, *batches(index), key)
         jax.block_until_ready(state.losses)
         trained = time.perf_counter()
+        before = watched.before_end(state.params)
+        began = time.perf_counter()
         state, detached, value, report = jax.block_until_ready(end_epoch(state, detached, order))
         ended = time.perf_counter()
         record = {
@@ -263,13 +295,16 @@ def train(
             **evaluate(state),
             "learning_rate": _rate(method.schedule, (epoch + 1) * steps - 1),
             "train_seconds": trained - started,
-            "pdt_seconds": ended - trained if method.end_epoch is not None else 0.0,
+            "pdt_seconds": ended - began if method.end_epoch is not None else 0.0,
             "compile_seconds": compile_seconds if epoch == 0 else 0.0,
             "predicted": bool(report.predicted) if report is not None else False,
             "accepted_share": float(report.accepted_share) if report is not None else 0.0,
             "horizon": int(report.horizon) if report is not None else 0,
+            **watched.after_end(epoch + 1, before, state.params, report),
         }
         epochs.append(record)
+        if epoch + 1 == config.epochs:
+            watched.finish(state.params, loss_at)
         if checkpoints:
             position = {
                 "epochs": epoch + 1,
@@ -318,6 +353,19 @@ def memory(config: Config) -> pdt_optax.Memory | None:
     return pdt_optax.memory(nnx.as_pure(nnx.state(model, nnx.Param)), tx)
 
 
+def operations(config: Config) -> dict[str, float]:
+    """Floating-point operations of a training step and of an epoch's end, told from shapes. See `flops.flops`."""
+    program, workload = _program(config.program), config.workload
+    state: Any = jax.eval_shape(program.init, jax.random.key(0))
+    dataset = workload.load()
+    inputs, targets = (jax.ShapeDtypeStruct((workload.batch_size, *x.shape[1:]), x.dtype) for x in dataset.train)
+    end = program.method.end_epoch
+    return {
+        "step": flops(lambda s, x, y, k: program.step(s, x, y, None, k), state, inputs, targets, jax.random.key(0)),
+        "boundary": flops(end, state.params, state.opt_state, state.losses) if end else 0.0,
+    }
+
+
 def _rate(schedule: Schedule, step: int) -> float:
     return float(np.asarray(schedule(step)))
 
@@ -337,6 +385,12 @@ def _evaluation_batches(
         return [devices.batch(part) for part in np.split(padded, len(padded) // size)]
 
     return split.targets.size, list(zip(batches(split.inputs, 0), batches(split.targets, -1), strict=True))
+
+
+def _features(features: Callable[..., jax.Array], params: Any, rest: Any, batches: Any) -> np.ndarray:
+    """Of each example of a split, (n, d)."""
+    count, arrays = batches
+    return np.concatenate([features(params, rest, x) for x, _ in arrays])[:count]
 
 
 def _means(evaluate: Callable[..., jax.Array], params: Any, rest: Any, batches: Any) -> tuple[float, float]:

@@ -7,10 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
 from flax import nnx
 
+from experiments import batches, models, resnet, simsiam, small_models, text, vit
 from experiments import data as datasets
-from experiments import models, small_models, text
 from experiments.data import Dataset
 
 Model = Any  # an nnx.Module; pyright does not know that those of ours can be called
@@ -66,6 +69,23 @@ class Workload:
     def prepare(self, inputs: jax.Array) -> jax.Array:
         """From stored inputs to what the model takes."""
         raise NotImplementedError
+
+    def losses(
+        self, model: Model, inputs: jax.Array, targets: jax.Array, key: jax.Array | None
+    ) -> tuple[jax.Array, jax.Array]:
+        """The loss at each target, and whether the model says it; negative targets are padding."""
+        logits = model(self.prepare(inputs), key)
+        values = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.maximum(targets, 0))
+        return values, logits.argmax(-1) == targets
+
+    @property
+    def features(self) -> Callable[[Model, jax.Array], jax.Array] | None:
+        """From a model and inputs to the features that a linear probe judges; None if the model itself classifies."""
+        return None
+
+    def order(self, targets: np.ndarray, key: jax.Array) -> jax.Array:
+        """The examples of an epoch's batches, (steps or more, batch_size)."""
+        return batches.shuffled(targets, key, self.batch_size)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -165,6 +185,49 @@ class Images(Small):
         return datasets.scale(inputs)
 
 
+SCHEMES = {"shuffled": batches.shuffled, "single_class": batches.single_class}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Resized(Images):
+    """Images at the size and in the three channels that the paper's networks take.
+
+    Attributes:
+      image_size: images are resized to this.
+      scheme: which examples make up a batch, a name in `SCHEMES`.
+    """
+
+    image_size: int
+    scheme: str = "shuffled"
+
+    @property
+    def probe_examples(self) -> int:
+        return 0
+
+    def prepare(self, inputs: jax.Array) -> jax.Array:
+        return datasets.prepare(inputs, self.image_size)
+
+    def order(self, targets: np.ndarray, key: jax.Array) -> jax.Array:
+        return SCHEMES[self.scheme](targets, key, self.batch_size)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Siamese(Resized):
+    """SimSiam's loss on two views of each image; its accuracy is a linear probe's."""
+
+    def losses(
+        self, model: Model, inputs: jax.Array, targets: jax.Array, key: jax.Array | None
+    ) -> tuple[jax.Array, jax.Array]:
+        training = key is not None
+        views = jax.random.key(0) if key is None else key  # the same views at every evaluation
+        values = simsiam.losses(model, self.prepare(inputs), views, training=training)
+        return values, jnp.zeros(targets.shape, bool)
+
+    @property
+    def features(self) -> Callable[[Model, jax.Array], jax.Array]:
+        return lambda model, inputs: model.backbone(self.prepare(inputs))
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Characters(Small):
     """Next-character prediction; accuracy is the share of characters predicted.
@@ -186,10 +249,22 @@ class Characters(Small):
         return inputs
 
 
+def _simsiam(*, rngs: nnx.Rngs, backbone: str, **size: Any) -> Model:
+    features = {"resnet18": functools.partial(resnet.resnet18, stem="cifar"), "mini": resnet.resnet14_mini}
+    own = {name: size.pop(name) for name in ("stages", "width") if name in size}
+    return simsiam.SimSiam(features[backbone](None, **own, rngs=rngs), **size, rngs=rngs)
+
+
 MODELS: Mapping[str, Callable[..., Model]] = {
     "mlp": functools.partial(small_models.MLP, classes=datasets.CLASSES),
     "cnn": functools.partial(small_models.ConvNet, classes=datasets.CLASSES),
     "vit": functools.partial(small_models.ViT, classes=datasets.CLASSES),
     "resnet": functools.partial(small_models.ResNet, classes=datasets.CLASSES),
+    "fcnet": functools.partial(models.FCNet, datasets.CLASSES),
+    "fcn": functools.partial(models.FCN, datasets.CLASSES),
+    "alexnet": functools.partial(models.AlexNet, datasets.CLASSES),
+    "resnet_mini": functools.partial(resnet.resnet14_mini, datasets.CLASSES),
+    "vit_mini": functools.partial(vit.vit_mini, datasets.CLASSES),
+    "simsiam": _simsiam,
     "char_lm": functools.partial(small_models.CharacterModel, characters=len(text.ALPHABET)),
 }

@@ -70,6 +70,11 @@ def load(name: str, data_dir: Path | None = None, download: bool = False) -> Dat
     if name == "cifar10":
         hint = "a machine with another copy: --data-dir DIR, or try --data digits, which needs no download"
         return _tfds(name, data_dir, download, hint)
+    if name == "imagenet2012":
+        raise DataUnavailableError(
+            "imagenet2012 does not fit into memory, where the trainer keeps its data: --dry-run tells what a run "
+            "would take, and `experiments.imagenet` reads it batch by batch."
+        )
     raise ValueError(f"There is no data set {name!r}. The data sets are {', '.join(NAMES)}.")
 
 

@@ -265,6 +265,9 @@ MODELS: Mapping[str, Callable[..., Model]] = {
     "alexnet": functools.partial(models.AlexNet, datasets.CLASSES),
     "resnet_mini": functools.partial(resnet.resnet14_mini, datasets.CLASSES),
     "vit_mini": functools.partial(vit.vit_mini, datasets.CLASSES),
+    "resnet50": functools.partial(resnet.resnet50, 1_000, dtype=jnp.bfloat16),
+    "vit_base": functools.partial(vit.vit_base, 1_000, dtype=jnp.bfloat16),
+    "vit_huge": functools.partial(vit.vit_huge, 1_000, dtype=jnp.bfloat16),
     "simsiam": _simsiam,
     "char_lm": functools.partial(small_models.CharacterModel, characters=len(text.ALPHABET)),
 }

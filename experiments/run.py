@@ -1,0 +1,181 @@
+"""The paper's tables and figures: one command for each, at three scales.
+
+Runs are trained once and shared by all views that show them; after Ctrl-C, or worse, the next
+start goes on. What is recorded is drawn into OUT/SCALE/VIEW and onto one page, OUT/SCALE/index.html.
+
+examples:
+  python -m experiments.run --list --scale small
+  python -m experiments.run table2 --scale small
+  python -m experiments.run fig4 --rule released recommended --seeds 0 100
+  python -m experiments.run all --scale smoke
+  python -m experiments.run table1 --scale paper --dry-run
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+import pdt_optax
+from experiments import checkpoints, devices, page, pool, records, report, sweep, views
+from experiments.arms import BASELINE
+from experiments.data import DataUnavailableError
+from experiments.setups import SCALES
+from experiments.views import VIEWS, View
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    p = argparse.ArgumentParser(
+        "python -m experiments.run", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    p.add_argument("views", nargs="*", metavar="VIEW", help=f"all, or of {', '.join(VIEWS)}")
+    p.add_argument("--scale", choices=SCALES, default="small", help="how large (default: small)")
+    p.add_argument("--list", action="store_true", help="claim, command, cost and status of every view")
+    p.add_argument("--seeds", type=int, nargs="+", help="by default those of the scale")
+    p.add_argument(
+        "--rule",
+        nargs="+",
+        metavar="NAME",
+        help=f"presets beside the baseline, of {', '.join(pdt_optax.presets.names())} (default: those of the scale)",
+    )
+    p.add_argument("--out", type=Path, default=Path("experiments/results"), help="folder for all results")
+    p.add_argument("--fresh", action="store_true", help="train again what is already recorded")
+    p.add_argument("--page", action="store_true", help="draw what is recorded, train nothing")
+    p.add_argument("--dry-run", action="store_true", help="tell what the runs will take, train nothing")
+    p.add_argument(
+        "--devices", type=int, default=3, help="of a dry run, which needs none of them (default: 3)"
+    )
+    p.add_argument("--tensorboard", type=Path, metavar="DIR", help="write the runs' scalars there too")
+    sweep.add_arguments(p)
+    checkpoints.add_arguments(p, every=10)
+    devices.add_arguments(p)
+    return p
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line. Returns 0; 2 for bad input or missing data; 130 after Ctrl-C."""
+    p = parser()
+    args = p.parse_args(argv)
+    try:
+        rules = _rules(args.rule, args.scale)
+        chosen = _views(args.views or (["all"] if args.list else []))
+        if args.list:
+            _list(chosen, args, rules)
+            return 0
+        if args.dry_run:
+            from experiments import dry_run_views
+
+            return dry_run_views.show(chosen, args.scale, rules, args.devices)
+        spread = devices.start(args)
+        console = Console(quiet=not devices.is_first())
+        if not args.page:
+            sweep.train(_plan(chosen, args, rules), sweep.how(args, spread), console, _log(args))
+    except (ValueError, DataUnavailableError, pool.WorkerError) as e:
+        print(f"{p.prog}: {e}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        Console().print("Interrupted: finished runs are kept, the next start goes on with the rest.")
+        return 130
+    if devices.is_first():
+        _show(chosen, args, rules, console)
+    return 0
+
+
+def _rules(names: Sequence[str] | None, scale: str) -> tuple[str, ...]:
+    """The rules that are shown, the baseline first whether or not it is named."""
+    if names is None:
+        return SCALES[scale].rules
+    for name in names:
+        if name != BASELINE:
+            pdt_optax.presets.named(name)
+    return tuple(dict.fromkeys([BASELINE, *names]))
+
+
+def _views(names: Sequence[str]) -> list[View]:
+    if not names:
+        raise ValueError(f"Name a view, or all: there are {', '.join(VIEWS)}.")
+    for name in names:
+        if name != "all" and name not in VIEWS:
+            raise ValueError(f"There is no view {name!r}. There are all, {', '.join(VIEWS)}.")
+    return list(VIEWS.values()) if "all" in names else [VIEWS[name] for name in dict.fromkeys(names)]
+
+
+def _plan(chosen: Sequence[View], args: argparse.Namespace, rules: Sequence[str]) -> list[sweep.Planned]:
+    """All runs of some views, each once."""
+    return list(
+        {
+            config.key: sweep.Planned(
+                views.folder_of(args.out, args.scale, row.setup), config, setup.seconds
+            )
+            for view in chosen
+            for row, setup, config in view.configs(args.scale, rules, args.seeds)
+        }.values()
+    )
+
+
+def _command(view: View, scale: str) -> str:
+    return f"python -m experiments.run {view.name} --scale {scale}"
+
+
+def _list(chosen: Sequence[View], args: argparse.Namespace, rules: Sequence[str]) -> None:
+    lines: list[tuple[str, ...]] = [("view", "claim", "command", "minutes", "recorded")]
+    for view in chosen:
+        plan = _plan([view], args, rules)
+        lines.append(
+            (view.name, view.claim, _command(view, args.scale), f"{minutes(plan):.0f}", _status(plan))
+        )
+    whole = _plan(chosen, args, rules)
+    lines.append(("together", "", "", f"{minutes(whole):.0f}", _status(whole)))
+    print(report.markdown(lines), end="")
+    print("\nMinutes are on two CPU cores; views share runs, so that together they take less than their sum.")
+
+
+def minutes(plan: Sequence[sweep.Planned]) -> float:
+    """About what a plan takes, two runs side by side."""
+    return sum(p.seconds for p in plan) / 2 / 60
+
+
+def _status(plan: Sequence[sweep.Planned]) -> str:
+    done = sum(records.read(p.folder, p.config).complete for p in plan)
+    return f"{done} of {len(plan)}"
+
+
+def _log(args: argparse.Namespace):
+    """What is done after each run: its scalars go to TensorBoard, if asked for."""
+    if args.tensorboard is None:
+        return None
+    from experiments import loggers
+
+    def done(planned: sweep.Planned) -> None:
+        run = records.read(planned.folder, planned.config)
+        name = f"{planned.folder.name}/{records.path_of(planned.folder, planned.config).stem}"
+        with loggers.tensorboard(args.tensorboard / name) as log:
+            loggers.log_run(log, run)
+
+    return done
+
+
+def _show(chosen: Sequence[View], args: argparse.Namespace, rules: Sequence[str], console: Console) -> None:
+    """Draws what is recorded: some views, and the page of all."""
+    folder = args.out / args.scale
+    for view in chosen:
+        finds = views.find(view, args.scale, rules, args.seeds, args.out)
+        if view.rows(args.scale) and not finds:
+            console.print(f"{view.name}: nothing is recorded yet.")
+            continue
+        plan = _plan([view], args, rules)
+        command = _command(view, args.scale)
+        status = "" if not plan else _status(plan)
+        shown = page.write_view(view, finds, folder / view.name, command, status, SCALES[args.scale].reduced)
+        console.print(f"[bold]{view.name}[/bold] {view.title}", highlight=False)
+        for verdict in shown.verdicts:
+            console.print(f"  {verdict}", highlight=False)
+    page.write_index(folder, list(VIEWS), args.scale)
+    console.print(f"Look at {folder / 'index.html'}", soft_wrap=True, highlight=False)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

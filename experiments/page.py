@@ -26,9 +26,7 @@ code { background: #8882; padding: .1rem .3rem; } .claim { font-style: italic; }
 """
 
 
-def write_view(
-    view: View, finds: Finds, folder: Path, command: str, status: str, reduced: str
-) -> Shown:
+def write_view(view: View, finds: Finds, folder: Path, command: str, status: str, reduced: str) -> Shown:
     """Draws a view into its folder, with its tables as table.md and what the page needs as view.json."""
     folder.mkdir(parents=True, exist_ok=True)
     for old in folder.glob("*.png"):
@@ -118,7 +116,7 @@ def _table(lines: Sequence[Sequence[str]]) -> str:
     header, *rest = lines
     head = "".join(f"<th>{html.escape(cell)}</th>" for cell in header)
     rows = "".join(
-        f'<tr{" class=paper" if "paper" in line[1:2] else ""}>'
+        f"<tr{' class=paper' if 'paper' in line[1:2] else ''}>"
         + "".join(f"<td>{html.escape(cell)}</td>" for cell in line)
         + "</tr>"
         for line in rest

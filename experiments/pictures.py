@@ -1,11 +1,14 @@
 """The pictures of the paper's views. Colours suit colour-blind readers, lines differ in grey."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib import colormaps
+from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogFormatter, MaxNLocator
 
 from experiments.arms import BASELINE
 from experiments.records import Run
@@ -46,9 +49,10 @@ def curves(runs: Mapping[str, Sequence[Run]], fields: Sequence[str], path: Path,
             if field != "accepted_share" or rule != BASELINE:
                 curve(axis, runs[rule], field, rule, style)
         axis.set(xlabel="epoch", ylabel=LABELS[field])
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         axis.grid(alpha=0.3)
         if field.endswith("loss"):
-            axis.set_yscale("log")
+            _scale(axis)
     if "accepted_share" in fields:
         axes[list(fields).index("accepted_share")].set_ylim(0, 1.02)
     if BASELINE in runs and "train_loss" in fields:
@@ -60,6 +64,16 @@ def curves(runs: Mapping[str, Sequence[Run]], fields: Sequence[str], path: Path,
     figure.legend(handles, labels, loc="outside lower center", ncols=len(labels))
     figure.suptitle(title)
     figure.savefig(path, dpi=100)
+
+
+def _scale(axis: Any) -> None:
+    """Logarithmic where losses span more than a factor of three."""
+    values = np.concatenate([line.get_ydata() for line in axis.get_lines()] or [[1.0]])
+    values = values[np.isfinite(values)]
+    if values.size and values.min() > 0 and values.max() > 3 * values.min():
+        axis.set_yscale("log")
+        axis.yaxis.set_major_formatter(LogFormatter(minor_thresholds=(2, 0.5)))
+        axis.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(2, 0.5)))
 
 
 def curve(
@@ -77,3 +91,127 @@ def curve(
     axis.plot(places, values.mean(0), **style, label=label, markevery=every, ms=5, lw=1.6)
     if len(values) > 1:
         axis.fill_between(places, values.min(0), values.max(0), color=style["color"], alpha=0.15, lw=0)
+
+
+def operations(runs: Mapping[str, tuple[Sequence[Run], np.ndarray]], path: Path, title: str) -> None:
+    """Train loss over epochs and over operations so far."""
+    figure = Figure(figsize=(11, 4.2), layout="constrained")
+    axes = figure.subplots(1, 2, sharey=True)
+    chosen = styles(list(runs))
+    for rule, (own, work) in runs.items():
+        curve(axes[0], own, "train_loss", rule, chosen[rule])
+        curve(axes[1], own, "train_loss", rule, chosen[rule], x=work / 1e12)
+    axes[0].set(xlabel="epoch", ylabel="train loss")
+    axes[1].set(xlabel="operations so far, in 1e12")
+    for axis in axes:
+        axis.grid(alpha=0.3)
+    _scale(axes[0])
+    axes[0].legend()
+    figure.suptitle(title)
+    figure.savefig(path, dpi=100)
+
+
+def shares(
+    run: Run, kernels: Sequence[str], is_convolution: Callable[[str], bool], path: Path, title: str
+) -> None:
+    """The accepted share at every jump: of each layer, and of its types."""
+    jumps = [e for e in run.epochs if "shares" in e]
+    epochs = [e["epoch"] for e in jumps]
+    figure = Figure(figsize=(11, 4.2), layout="constrained")
+    layers, types = figure.subplots(1, 2, sharey=True)
+    shades = colormaps["viridis"](np.linspace(0, 0.9, len(kernels)))
+    for i, leaf in enumerate(kernels):
+        style = STYLES[i % len(STYLES)]
+        values = [e["shares"][leaf] for e in jumps]
+        label = leaf.removesuffix("/kernel")
+        layers.plot(
+            epochs, values, color=shades[i], ls=style["ls"], marker="osD^vx*P"[i % 8], ms=5, label=label
+        )
+    for i, (label, kind) in enumerate((("convolutions", True), ("dense layers", False))):
+        chosen = [leaf for leaf in kernels if is_convolution(leaf) == kind]
+        values = [np.mean([e["shares"][leaf] for leaf in chosen]) for e in jumps]
+        types.plot(epochs, values, **STYLES[i + 1], label=f"{label}, mean over layers")
+    types.plot(epochs, [e["accepted_share"] for e in jumps], **STYLES[0], label="all weights")
+    layers.set(xlabel="epoch", ylabel=LABELS["accepted_share"], ylim=(0, 1.02), title="by layer")
+    types.set(xlabel="epoch", title="by type")
+    for axis in (layers, types):
+        axis.grid(alpha=0.3)
+        axis.legend(fontsize=8)
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+    figure.suptitle(title)
+    figure.savefig(path, dpi=100)
+
+
+def mask(arrays: Mapping[str, np.ndarray], path: Path, title: str) -> None:
+    """A band for each kernel, in the order of its weights from left to right and from top to bottom."""
+    bands = [
+        (n, b) for n, b in zip(arrays["mask_names"], arrays["mask"], strict=True) if n.endswith("kernel")
+    ]
+    figure = Figure(figsize=(10, 0.55 * len(bands) + 1.2), layout="constrained")
+    axes = figure.subplots(len(bands), 1, squeeze=False)[:, 0]
+    image = None
+    for axis, (name, band) in zip(axes, bands, strict=True):
+        image = axis.imshow(
+            band / 255, vmin=0, vmax=1, cmap="cividis", aspect="auto", interpolation="nearest"
+        )
+        axis.set(xticks=[], yticks=[])
+        axis.set_ylabel(str(name).removesuffix("/kernel"), rotation=0, ha="right", va="center")
+    figure.colorbar(image, ax=list(axes), label="share that jumped")
+    figure.suptitle(title)
+    figure.savefig(path, dpi=100)
+
+
+def landscapes(arrays: Mapping[str, Mapping[str, np.ndarray]], path: Path, title: str) -> None:
+    """A panel for each run: contours of the loss, the path on it, rings where it was predicted."""
+    figure = Figure(figsize=(4.9 * len(arrays), 4.6), layout="constrained")
+    axes = figure.subplots(1, len(arrays), squeeze=False)[0]
+    lowest = min(float(a["landscape_loss"].min()) for a in arrays.values())
+    highest = max(float(a["landscape_loss"].max()) for a in arrays.values())
+    low, high = np.log10(max(lowest, 1e-6)), np.log10(max(highest, 1e-6))
+    levels = np.logspace(low, max(high, low + 1e-3), 16)
+    surface = None
+    for axis, (rule, a) in zip(axes, arrays.items(), strict=True):
+        place = (a["landscape_x"], a["landscape_y"], a["landscape_loss"])
+        surface = axis.contourf(*place, levels, norm=LogNorm(), cmap="Greys", extend="both")
+        x, y = a["landscape_points"].T
+        axis.plot(x, y, ".-", color="#D55E00", lw=1.4, ms=5, label="weights at epochs' ends")
+        jumped = a["landscape_jumped"]
+        if jumped.any():
+            axis.plot(x[jumped], y[jumped], "o", mfc="none", color="#0072B2", ms=9, label="predicted")
+        axis.plot(x[0], y[0], "s", color="#0072B2", ms=8, label="start")
+        axis.plot(x[-1], y[-1], "*", color="#0072B2", ms=13, label="end")
+        first, second = 100 * a["landscape_explained"]
+        axis.set(
+            title=rule,
+            xlabel=f"first direction ({first:.0f}% of the variance)",
+            ylabel=f"second direction ({second:.0f}%)",
+        )
+    handles = axes[-1].get_legend_handles_labels()
+    figure.legend(*handles, loc="outside lower center", ncols=len(handles[1]))
+    figure.colorbar(
+        surface, ax=list(axes), label="train loss", format=LogFormatter(minor_thresholds=(2, 0.5))
+    )
+    figure.suptitle(title)
+    figure.savefig(path, dpi=100)
+
+
+def hyperparameters(
+    panels: Mapping[str, Mapping[int, Sequence[Run]]], baseline: Sequence[Run], path: Path, title: str
+) -> None:
+    """A panel for each setting, a line for each of its values."""
+    figure = Figure(figsize=(4.2 * len(panels), 4.2), layout="constrained")
+    axes = figure.subplots(1, len(panels), squeeze=False, sharey=True)[0]
+    for axis, (name, values) in zip(axes, panels.items(), strict=True):
+        curve(axis, baseline, "train_loss", BASELINE, STYLES[0])
+        shades = colormaps["viridis"](np.linspace(0, 0.9, len(values)))
+        for i, (value, runs) in enumerate(values.items()):
+            style = {**STYLES[1 + i % (len(STYLES) - 1)], "color": shades[i]}
+            curve(axis, runs, "train_loss", f"{name} {value}", style)
+        axis.set(xlabel="epoch", title=name)
+        axis.grid(alpha=0.3)
+        axis.legend(fontsize=8)
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes[0].set_ylabel("train loss")
+    _scale(axes[0])
+    figure.suptitle(title)
+    figure.savefig(path, dpi=100)

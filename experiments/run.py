@@ -107,9 +107,7 @@ def _plan(chosen: Sequence[View], args: argparse.Namespace, rules: Sequence[str]
     """All runs of some views, each once."""
     return list(
         {
-            config.key: sweep.Planned(
-                views.folder_of(args.out, args.scale, row.setup), config, setup.seconds
-            )
+            config.key: sweep.Planned(views.folder_of(args.out, args.scale, row.setup), config, setup.seconds)
             for view in chosen
             for row, setup, config in view.configs(args.scale, rules, args.seeds)
         }.values()

@@ -99,9 +99,7 @@ SCALES: Mapping[str, Scale] = {
             "ResNet-50": Network("resnet_mini", 32, {"stages": (1, 1), "width": 4}, seconds=7),
             "ViT-Base": Network("vit_mini", 32, {"depth": 1, "features": 12}, seconds=5),
             "ViT-Huge": Network("vit_mini", 32, {"depth": 2, "features": 12}, seconds=6),
-            "SimSiam": Network(
-                "simsiam", 32, {**_tiny_siamese(4, 32), "stages": (1, 1)}, seconds=12
-            ),
+            "SimSiam": Network("simsiam", 32, {**_tiny_siamese(4, 32), "stages": (1, 1)}, seconds=12),
         },
         seeds=((0,), (0,)),
         rules=("baseline", "released"),
@@ -180,9 +178,7 @@ class Setup(NamedTuple):
         """One run."""
         watch = self.watch if seed == SEEDS[0] else ()
         rate = self.learning_rate
-        return Config(
-            self.workload, arm, self.optimizer, rate, self.schedule, self.epochs, seed, watch
-        )
+        return Config(self.workload, arm, self.optimizer, rate, self.schedule, self.epochs, seed, watch)
 
 
 def optimizers() -> dict[str, tuple[str, float]]:

@@ -358,10 +358,14 @@ def operations(config: Config) -> dict[str, float]:
     program, workload = _program(config.program), config.workload
     state: Any = jax.eval_shape(program.init, jax.random.key(0))
     dataset = workload.load()
-    inputs, targets = (jax.ShapeDtypeStruct((workload.batch_size, *x.shape[1:]), x.dtype) for x in dataset.train)
+    inputs, targets = (
+        jax.ShapeDtypeStruct((workload.batch_size, *x.shape[1:]), x.dtype) for x in dataset.train
+    )
     end = program.method.end_epoch
     return {
-        "step": flops(lambda s, x, y, k: program.step(s, x, y, None, k), state, inputs, targets, jax.random.key(0)),
+        "step": flops(
+            lambda s, x, y, k: program.step(s, x, y, None, k), state, inputs, targets, jax.random.key(0)
+        ),
         "boundary": flops(end, state.params, state.opt_state, state.losses) if end else 0.0,
     }
 

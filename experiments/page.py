@@ -44,7 +44,7 @@ def write_view(view: View, finds: Finds, folder: Path, command: str, status: str
         "note": view.note,
         "command": command,
         "recorded": status,
-        "reduced": reduced if view.rows(folder.parent.name) else "",
+        "reduced": reduced,
         "commit": commit(),
         "machine": machine(),
         "verdicts": list(shown.verdicts),
@@ -104,10 +104,9 @@ def _section(name: str, about: dict) -> str:
     for title, lines in about["tables"].items():
         parts.append((f"<h3>{html.escape(title)}</h3>" if title else "") + _table(lines))
     notes = " ".join(filter(None, (about["note"], f"Reduced: {about['reduced']}" * bool(about["reduced"]))))
-    recorded = f", {about['recorded']} runs recorded" if about["recorded"] else ""
     parts.append(f"<p>{html.escape(notes)}</p>" if notes else "")
     parts.append(
-        f"<p><code>{about['command']}</code>{recorded}; drawn at commit {about['commit']} on {about['machine']}</p>"
+        f"<p><code>{about['command']}</code>: {about['recorded']}; drawn at commit {about['commit']} on {about['machine']}</p>"
     )
     return "".join(parts) + "</section>\n"
 

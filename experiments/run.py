@@ -13,17 +13,19 @@ examples:
 
 import argparse
 import sys
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
 
 import pdt_optax
-from experiments import checkpoints, devices, page, pool, records, report, sweep, views
-from experiments.arms import BASELINE
+from experiments import checkpoints, devices, page, pool, records, sweep, views
+from experiments.arms import BASELINE, Predictive
 from experiments.data import DataUnavailableError
 from experiments.setups import SCALES
 from experiments.views import VIEWS, View
+from experiments.workloads import Resized, Siamese
 
 
 def parser() -> argparse.ArgumentParser:
@@ -66,9 +68,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             _list(chosen, args, rules)
             return 0
         if args.dry_run:
-            from experiments import dry_run_views
-
-            return dry_run_views.show(chosen, args.scale, rules, args.devices)
+            _dry_run(chosen, args, rules)
+            return 0
         spread = devices.start(args)
         console = Console(quiet=not devices.is_first())
         if not args.page:
@@ -119,16 +120,35 @@ def _command(view: View, scale: str) -> str:
 
 
 def _list(chosen: Sequence[View], args: argparse.Namespace, rules: Sequence[str]) -> None:
-    lines: list[tuple[str, ...]] = [("view", "claim", "command", "minutes", "recorded")]
     for view in chosen:
         plan = _plan([view], args, rules)
-        lines.append(
-            (view.name, view.claim, _command(view, args.scale), f"{minutes(plan):.0f}", _status(plan))
-        )
+        print(f"{view.name:<9}{minutes(plan):5.0f} min  {_status(plan)}\n{'':9}{view.claim}")
+        print(f"{'':9}{_command(view, args.scale)}")
     whole = _plan(chosen, args, rules)
-    lines.append(("together", "", "", f"{minutes(whole):.0f}", _status(whole)))
-    print(report.markdown(lines), end="")
-    print("\nMinutes are on two CPU cores; views share runs, so that together they take less than their sum.")
+    print(f"{'together':<9}{minutes(whole):5.0f} min  {_status(whole)}")
+    print(
+        "Minutes of training on two CPU cores; runs that views share count once in what they take together."
+    )
+
+
+def _dry_run(chosen: Sequence[View], args: argparse.Namespace, rules: Sequence[str]) -> None:
+    """Model, batch, memory and step of every setup, told from shapes; the first rule's are shown."""
+    from experiments import dry_run, imagenet  # which import what only they need
+
+    planned = _plan(chosen, args, rules)
+    for folder in dict.fromkeys(p.folder for p in planned):
+        configs = [p.config for p in planned if p.folder == folder]
+        config = next((c for c in configs if isinstance(c.arm, Predictive)), configs[0])
+        workload, tx = config.workload, config.arm.method(config.recipe).tx
+        print(f"{folder.name}, {config.rule}, {config.epochs} epochs of {workload.epoch_steps} steps")
+        if isinstance(workload, Siamese) or not isinstance(tx, pdt_optax.PDT):
+            print("  no dry run: it is for classifiers under PDT")
+            continue
+        assert isinstance(workload, Resized)
+        count = args.devices if workload.data == imagenet.NAME else 1
+        spec = imagenet.spec(workload.batch_size, workload.image_size)
+        told = dry_run.dry_run(lambda rngs, w=workload: w.model(rngs), tx, spec, devices=count)
+        print(textwrap.indent(str(told), "  "))
 
 
 def minutes(plan: Sequence[sweep.Planned]) -> float:
@@ -138,7 +158,7 @@ def minutes(plan: Sequence[sweep.Planned]) -> float:
 
 def _status(plan: Sequence[sweep.Planned]) -> str:
     done = sum(records.read(p.folder, p.config).complete for p in plan)
-    return f"{done} of {len(plan)}"
+    return f"{done} of {len(plan)} runs recorded" if plan else "nothing to train"
 
 
 def _log(args: argparse.Namespace):
@@ -166,8 +186,8 @@ def _show(chosen: Sequence[View], args: argparse.Namespace, rules: Sequence[str]
             continue
         plan = _plan([view], args, rules)
         command = _command(view, args.scale)
-        status = "" if not plan else _status(plan)
-        shown = page.write_view(view, finds, folder / view.name, command, status, SCALES[args.scale].reduced)
+        reduced = SCALES[args.scale].reduced if plan else ""
+        shown = page.write_view(view, finds, folder / view.name, command, _status(plan), reduced)
         console.print(f"[bold]{view.name}[/bold] {view.title}", highlight=False)
         for verdict in shown.verdicts:
             console.print(f"  {verdict}", highlight=False)

@@ -69,7 +69,8 @@ def negative_cosine(prediction: jax.Array, target: jax.Array) -> jax.Array:
     """Minus the cosine between rows, (n,); no gradient reaches `target`."""
 
     def unit(x: jax.Array) -> jax.Array:
-        return x / jnp.maximum(jnp.linalg.norm(x, axis=-1, keepdims=True), 1e-8)
+        # Not by the norm, whose gradient at a row of zeros is NaN.
+        return x * jax.lax.rsqrt(jnp.maximum(jnp.sum(x**2, axis=-1, keepdims=True), 1e-16))
 
     return -jnp.sum(unit(prediction) * unit(jax.lax.stop_gradient(target)), axis=-1)
 

@@ -353,6 +353,7 @@ def toy_view(view: View, finds: Finds, folder: Path) -> Shown:
         "PDT": toy.descend(toy.predictive()),
     }
     given = {row["row"]: row["steps"] for row in PAPER[view.name]["rows"]}
+    runs = {name: run for name, run in runs.items() if name in given}
     toy.trajectory_picture(runs, folder / f"{view.name}.png")
     drawn = {f"{view.name}.png": "trajectories in the x-y plane over the loss"}
     if view.name == "fig8":
@@ -558,7 +559,7 @@ VIEWS: dict[str, View] = {
         View(
             "fig1",
             "Paths through weight space, Adam against PDT",
-            "PDT takes a shorter way than Adam over the loss surface.",
+            "Against Adam, PDT moves faster over the loss surface.",
             _rows(("AlexNet, Adam", "alexnet-adam")),
             landscapes,
             seeds="first",

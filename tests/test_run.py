@@ -1,0 +1,316 @@
+"""The paper's views: its numbers, what is planned, how claims are judged, and a few of them end to end."""
+
+import dataclasses
+import json
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import pdt_optax
+from experiments import loggers, records, rules, run, setups, training, views, watch
+from experiments.arms import BASELINE, Arm, preset
+from experiments.setups import SCALES, SEEDS
+from experiments.views import PAPER, VIEWS, Found
+from experiments.workloads import Resized
+
+TABLES = [name for name in PAPER if name.startswith("table")]
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_the_papers_tables_are_whole_and_agree_with_themselves(name):
+    rows = {}
+    for row in PAPER[name]["rows"]:
+        rows.setdefault(row["row"], {})[row["method"]] = row
+    assert list(rows) == [row.label for row in VIEWS[name].rows("paper")]
+    for pair in rows.values():
+        assert list(pair) == ["baseline", "PDT"]
+        for saved, time in (("saved_loss", "ttb_loss"), ("saved_accuracy", "ttb_accuracy")):
+            if saved in pair["PDT"]:
+                before, after = (np.ravel(pair[method][time])[0] for method in pair)
+                # The paper's own, but for rows that it rounded or averaged otherwise.
+                assert 100 * (1 - after / before) == pytest.approx(pair["PDT"][saved], abs=1.0)
+
+
+def test_rows_that_the_papers_tables_share_are_the_same():
+    def lines(table, label):
+        return [{k: v for k, v in r.items() if k != "row"} for r in PAPER[table]["rows"] if r["row"] == label]
+
+    for row in VIEWS["table7"].rows("paper"):
+        assert lines("table7", row.label) == lines("table2", row.label)
+    assert lines("table6", "lr 0.1") == lines("table2", "SGD, lr 0.1")
+    assert lines("table4", "i.i.d.") == lines("table5", "batch 128, lr 0.05")
+
+
+@pytest.mark.parametrize("scale", SCALES)
+def test_every_view_is_planned_and_all_setups_are_shown(scale):
+    known = setups.setups(scale)
+    used = {row.setup for view in VIEWS.values() for row in view.rows(scale)}
+    assert used == set(known)
+    for view in VIEWS.values():
+        for row, setup, config in view.configs(scale, SCALES[scale].rules):
+            assert setup == known[row.setup]
+            assert config.epochs > 6 or scale != "smoke"  # or nothing would be predicted
+    configs = [c for view in VIEWS.values() for _, _, c in view.configs(scale, SCALES[scale].rules)]
+    assert len({c.key for c in configs}) == len({(c.program, c.arm.name, c.seed) for c in configs})
+
+
+def test_views_share_runs():
+    def keys(name):
+        return {config.key for _, _, config in VIEWS[name].configs("paper", setups.RULES)}
+
+    assert keys("table7") < keys("table2")
+    assert keys("fig4") < keys("table1") == keys("fig10")
+    assert keys("fig9") == keys("fig11") == keys("fig12") < keys("fig4") < keys("table1")
+    assert keys("fig4") < keys("table6")
+    assert keys("fig1") < keys("table2")
+
+
+def test_the_papers_scale_has_the_papers_settings():
+    setup = setups.setups("paper")["alexnet-sgd-0.05"]
+    workload = setup.workload
+    assert isinstance(workload, Resized)
+    assert (workload.batch_size, setup.learning_rate, setup.epochs, workload.image_size) == (
+        256,
+        0.05,
+        60,
+        128,
+    )
+    assert (workload.train_examples, workload.epoch_steps) == (50_000, 195)
+    rates = [setup.config(Arm(BASELINE), 0).recipe.schedule(step) for step in (0, 60 * 195 // 2, 60 * 195)]
+    np.testing.assert_allclose(rates, [0.05, 0.051 / 2, 0.001], rtol=1e-5)
+
+
+def test_the_list_says_claim_command_cost_and_status_and_small_is_within_its_budget(tmp_path, capsys):
+    assert run.main(["--list", "--scale", "small", "--out", str(tmp_path)]) == 0
+    printed = capsys.readouterr().out
+    for view in VIEWS.values():
+        assert view.claim in printed
+        assert f"python -m experiments.run {view.name} --scale small" in printed
+    together = re.search(r"together +(\d+) min  0 of (\d+) runs", printed)
+    assert together
+    assert int(together[1]) <= 8 * 60
+    assert all(setup.seconds <= 30 for setup in setups.setups("small").values())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], r"Name a view, or all: there are fig1, "),
+        (["table9"], r"no view 'table9'\. There are all, fig1"),
+        (["fig4", "--rule", "best"], r"no preset 'best'\. The presets are paper"),
+        (["fig4", "--jobs", "-1"], r"`--jobs` must be 0 or more\. Got -1"),
+        (["table1", "--scale", "paper", "--dry-run", "--devices", "7"], r"multiple of `devices`.*600.*7"),
+    ],
+)
+def test_bad_input_is_one_sentence_and_exit_code_2(arguments, message, tmp_path, capsys):
+    assert run.main([*arguments, "--out", str(tmp_path)]) == 2
+    error = capsys.readouterr().err
+    assert re.search(message, error)
+    assert len(error.splitlines()) == 1
+
+
+# How claims are judged, on hand-made records.
+
+
+def run_of(rule, losses, accuracy=0.8, seed=0, rate=0.1, batch=32):
+    config = {"rule": rule, "seed": seed, "epochs": len(losses), "optimizer": "sgd"}
+    config |= {"learning_rate": rate, "batch_size": batch}
+    epochs = [
+        {
+            "epoch": i + 1,
+            "train_loss": loss,
+            "validation_accuracy": accuracy,
+            "train_seconds": 1.0,
+            "pdt_seconds": 0.0,
+            "predicted": False,
+        }
+        for i, loss in enumerate(losses)
+    ]
+    return records.Run(config, epochs)
+
+
+def found(faster, rate=0.1, batch=32, accuracy=0.8):
+    losses = [2, 1, 1] if faster else [3, 2, 2]
+    pair = (run_of(BASELINE, [3, 2, 1], 0.8, 0, rate, batch), run_of("x", losses, accuracy, 0, rate, batch))
+    return Found(list(pair), {})
+
+
+def test_a_row_holds_if_every_seed_is_faster_and_accuracy_is_kept():
+    assert views.holds(found(True).runs, "x")
+    assert not views.holds(found(False).runs, "x")
+    assert views.holds(found(True, accuracy=0.7901).runs, "x")
+    assert not views.holds(found(True, accuracy=0.785).runs, "x")
+    missed = [run_of(BASELINE, [3, 2, 1], seed=1), run_of("x", [3, 2, 2], seed=1)]
+    assert not views.holds([*found(True).runs, *missed], "x")
+    assert views.holds(found(True).runs, "y") is None
+
+
+def test_verdicts_tell_low_learning_rates_apart():
+    def said(*rows):
+        return views.verdicts({str(i): found(*row) for i, row in enumerate(rows)})
+
+    assert said((True,)) == ["x: holds"]
+    assert said((False,)) == ["x: does not hold"]
+    assert said((True, 0.1), (True, 0.2)) == ["x: holds (all 2 rows)"]
+    assert said((True, 0.1), (False, 0.2)) == ["x: holds only at low learning rates (1 of 2 rows)"]
+    assert said((False, 0.1), (True, 0.2)) == ["x: holds in 1 of 2 rows"]
+    assert said((True, 0.1), (False, 0.2), (True, 0.1, 64), (True, 0.2, 64)) == [
+        "x: holds only at low learning rates (3 of 4 rows)"
+    ]
+    assert said((True, 0.1), (False, 0.1, 64)) == ["x: holds in 1 of 2 rows"]
+
+
+# What runs are watched for.
+
+
+def test_a_landscape_is_the_plane_of_the_path_and_the_loss_on_it():
+    rng = np.random.default_rng(0)
+    axes = np.linalg.qr(rng.normal(size=(50, 2)))[0].T
+    centre, inside = rng.normal(size=50), rng.normal(size=(9, 2)) * [3, 1]
+    path = (centre + inside @ axes).astype(np.float32)
+    seen = watch.landscape(path, lambda w: float(np.sum((w - centre) ** 2)))
+    assert seen["landscape_explained"].sum() == pytest.approx(1, abs=1e-5)
+    points, x, y = (seen[f"landscape_{name}"] for name in ("points", "x", "y"))
+    np.testing.assert_allclose(points[-1], 0, atol=1e-5)
+    for a, b in ((points, path),):  # distances in the plane are those in weight space
+        np.testing.assert_allclose(
+            np.linalg.norm(a - a[0], axis=1), np.linalg.norm(b - b[0], axis=1), rtol=1e-4
+        )
+    assert (x[0] < points[:, 0].min()) & (x[-1] > points[:, 0].max())
+    # The loss is the squared distance to the centre, which lies in the plane.
+    i, j = np.unravel_index(seen["landscape_loss"].argmin(), seen["landscape_loss"].shape)
+    grid = np.stack(np.meshgrid(x, y), -1)
+    away = seen["landscape_loss"] - seen["landscape_loss"][i, j]
+    assert away.max() > 0
+    np.testing.assert_allclose(np.diff(seen["landscape_loss"], 2, 0), 2 * (y[1] - y[0]) ** 2, rtol=1e-2)
+    assert grid.shape[:2] == seen["landscape_loss"].shape
+
+
+def test_a_band_keeps_shares_and_their_places():
+    cells = watch.BAND[0] * watch.BAND[1]
+    mask = np.zeros(4 * cells, bool)
+    mask[: 2 * cells : 4] = True
+    band = watch._band(mask).ravel()
+    np.testing.assert_array_equal(band[: cells // 2], 64)  # a quarter
+    np.testing.assert_array_equal(band[cells // 2 :], 0)
+    small = watch._band(np.array([True, False])).ravel()
+    np.testing.assert_array_equal(small, np.repeat([255, 0], cells // 2))
+
+
+def test_predictions_pause_while_values_rise():
+    tx = pdt_optax.pdt(optax.sgd(0.1), window=2, start=2, schedule=rules.while_falling())
+    params = jnp.ones(3)
+    state = tx.init(params)
+    predicted = []
+    for value in (9, 8, 7, 6, 5, 6, 7, 8, 7, 6, 5):
+        updates, state = tx.update(params, state, params)
+        params, state, report = tx.end_epoch(optax.apply_updates(params, updates), state, value=value)
+        predicted.append(bool(report.predicted))
+    assert predicted == [False, False, True, False, True, False, False, False, True, False, True]
+
+
+def test_operations_of_a_step_and_a_boundary():
+    setup = setups.setups("smoke")["fcnet-2"]
+    plain, pdt = (training.operations(setup.config(preset(rule), 0)) for rule in (BASELINE, "released"))
+    assert plain["boundary"] == 0
+    assert pdt["step"] == pytest.approx(plain["step"], rel=1e-3)
+    weights = 192 * 32 + 32 + 32 * 10 + 10
+    # Forward and both gradients, but that of the images, two operations for each weight and image.
+    assert plain["step"] == pytest.approx(32 * 2 * (2 * 192 * 32 + 3 * 32 * 10), rel=0.3)
+    # Inner products of five differences and as many passes to predict: tens of operations a weight.
+    assert 20 * weights < pdt["boundary"] < 300 * weights
+
+
+def test_batches_of_one_class_reach_the_steps(monkeypatch):
+    setup = setups.setups("smoke")["alexnet-classes"]
+    workload = setup.workload
+    order = workload.order(workload.load().train.targets, jax.random.key(0))
+    assert all(len(set(workload.load().train.targets[np.asarray(batch)])) == 1 for batch in order)
+    iid = setups.setups("smoke")["alexnet-iid"].workload
+    assert dataclasses.replace(workload, scheme="shuffled") == iid
+
+
+def test_simsiam_is_trained_on_its_own_loss_and_probed():
+    setup = setups.setups("smoke")["simsiam"]._replace(epochs=3)
+    epochs = list(training.train(setup.config(Arm(BASELINE), 0), setup.workload.load()))
+    losses = [e["train_loss"] for e in epochs]
+    assert -1 <= losses[-1] < losses[0] <= 1
+    assert epochs[-1]["validation_accuracy"] > 0.3  # of ten digits, from their features
+
+
+# End to end.
+
+
+def cells(table):
+    return [
+        [c.strip() for c in line.strip("|").split("|")] for line in table.splitlines() if line[:2] == "| "
+    ]
+
+
+def test_views_are_trained_once_drawn_and_put_on_a_page(tmp_path, capsys):
+    arguments = ["fig2", "fig7", "fig8", "fig9", "fig11", "fig12"]
+    arguments += ["--scale", "smoke", "--jobs", "0", "--out", str(tmp_path), "--save-every", "0"]
+    assert run.main(arguments) == 0
+    capsys.readouterr()
+    folder = tmp_path / "smoke"
+
+    # The table says what the records say.
+    setup = setups.setups("smoke")["fcnet-4"]
+    arm = setups.every_third("released")
+    record = records.read(folder / "records" / "fcnet-4", setup.config(arm, SEEDS[0]))
+    base = records.read(folder / "records" / "fcnet-4", setup.config(Arm(BASELINE), SEEDS[0]))
+    (line,) = (
+        row
+        for row in cells((folder / "fig2" / "table.md").read_text())
+        if row[:3] == ["FCNet, 4 layers", "here", "released"]
+    )
+    assert line[3] == "1"
+    assert line[4] == f"{record.epochs[-1]['validation_accuracy']:.4f}"
+    assert line[5] == f"{min(e['train_loss'] for e in record.epochs):.2g}"
+    best = min(e["train_loss"] for e in base.epochs)
+    reached = [e["epoch"] for e in record.epochs if e["train_loss"] <= best]
+    assert line[6] == (f"{reached[0]:.1f}" if reached else "never")
+    assert "holds: the same steps" in (folder / "fig7" / "table.md").read_text()
+
+    # Shares and operations of a watched run.
+    watched = setups.setups("smoke")["alexnet-sgd-0.05"].config(preset("released"), SEEDS[0])
+    seen = records.read(folder / "records" / "alexnet-sgd-0.05", watched)
+    (jump,) = (e for e in seen.epochs if e["predicted"])
+    assert set(seen.fields["flops"]) == {"step", "boundary"}
+    assert list(jump["shares"]) == [f"{layer}/{kind}" for layer in
+        ("conv1", "conv2", "conv3", "conv4", "conv5", "fc1", "fc2", "fc3") for kind in ("bias", "kernel")]  # fmt: skip
+    arrays = records.arrays(folder / "records" / "alexnet-sgd-0.05", watched)
+    assert arrays["mask"].shape == (16, *watch.BAND)
+    for name, band in zip(arrays["mask_names"], arrays["mask"], strict=True):
+        if name == "fc1/kernel":
+            assert band.mean() / 255 == pytest.approx(jump["shares"][str(name)], abs=0.01)
+
+    # A page that needs nothing else, and all of whose pictures are there.
+    page = (folder / "index.html").read_text()
+    assert not re.search(r"https?://|<script|<link", page)
+    assert all((folder / picture).exists() for picture in re.findall(r'src="([^"]*)"', page))
+    assert page.count("<section") == 6
+    assert {json.loads((folder / name / "view.json").read_text())["title"] for name in ("fig2", "fig9")} <= {
+        view.title for view in VIEWS.values()
+    }
+
+    before = {p: p.read_bytes() for p in (folder / "records").rglob("*.jsonl")}
+    assert run.main([*arguments[:6], "--tensorboard", str(tmp_path / "tb"), *arguments[6:]]) == 0
+    assert f"{len(before)} runs, {len(before)} already recorded" in capsys.readouterr().out
+    assert {p: p.read_bytes() for p in (folder / "records").rglob("*.jsonl")} == before
+
+
+def test_any_logger_that_takes_a_dict_gets_the_scalars(tmp_path):
+    logged = []
+    loggers.log_run(lambda values, step: logged.append((step, values)), run_of("x", [3, 2]))
+    assert [step for step, _ in logged] == [1, 2]
+    assert logged[1][1]["train_loss"] == 2
+    assert logged[1][1]["predicted"] == 0
+    pytest.importorskip("tensorboardX")
+    with loggers.tensorboard(tmp_path) as log:
+        loggers.log_run(log, run_of("x", [3, 2]))
+    assert next(tmp_path.glob("events.*")).stat().st_size > 100

@@ -1,6 +1,7 @@
 # make demo   train on embedded real data, with and without PDT, and draw the comparison
 # make test   lint, type-check and test
-# Both set themselves up in a virtual environment inside the checkout.
+# make smoke  all tables and figures of the paper, end to end at a tiny size: runs/smoke/index.html
+# All set themselves up in a virtual environment inside the checkout.
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -10,13 +11,18 @@ PIP = $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check
 DIGITS = --data digits --width 0.25 --image-size 64 --batch-size 64 \
 	--optimizer adamw --learning-rate 3e-4 --epochs 40
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint smoke clean
 
 demo: $(VENV)/.experiments
 	$(VENV)/bin/python -m experiments.cifar_alexnet $(DIGITS) --seeds 0 --fresh --out runs/demo
 
 test: $(VENV)/.test lint
 	$(VENV)/bin/python -m pytest --numprocesses 2
+
+# Compiling is most of it.
+smoke: export XLA_FLAGS = --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true
+smoke: $(VENV)/.experiments
+	$(VENV)/bin/python -m experiments.run all --scale smoke --fresh --out runs
 
 lint: $(VENV)/.test
 	$(VENV)/bin/ruff check

@@ -34,9 +34,8 @@ def log_run(log: Log, run: Run) -> None:
         log(scalars(epoch), epoch["epoch"])
 
 
-@contextlib.contextmanager
-def tensorboard(folder: Path) -> Iterator[Log]:
-    """A log that writes TensorBoard's event files, by tensorboardX.
+def writer() -> Any:
+    """tensorboardX's writer, which needs no TensorFlow.
 
     Raises:
       ValueError: if tensorboardX is not installed.
@@ -45,10 +44,18 @@ def tensorboard(folder: Path) -> Iterator[Log]:
         from tensorboardX import SummaryWriter
     except ImportError:
         raise ValueError("`--tensorboard` needs tensorboardX: pip install tensorboardX.") from None
-    with SummaryWriter(str(folder)) as writer:
+    return SummaryWriter
+
+
+@contextlib.contextmanager
+def tensorboard(folder: Path) -> Iterator[Log]:
+    """A log that writes one run's event file, in place of those that are there."""
+    for old in folder.glob("events.out.tfevents.*"):
+        old.unlink()
+    with writer()(str(folder)) as open_writer:
 
         def log(values: Mapping[str, float], step: int) -> None:
             for name, value in values.items():
-                writer.add_scalar(name, value, step)
+                open_writer.add_scalar(name, value, step)
 
         yield log

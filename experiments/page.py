@@ -9,8 +9,10 @@ from pathlib import Path
 
 import jax
 
-from experiments import report, views
-from experiments.views import Finds, Shown, View
+from experiments import report
+from experiments.claims import RULE_OF_JUDGEMENT, Finds
+from experiments.figures import Shown
+from experiments.views import View
 
 STYLE = """
 :root { color-scheme: light dark; }
@@ -31,7 +33,7 @@ def write_view(view: View, finds: Finds, folder: Path, command: str, status: str
     folder.mkdir(parents=True, exist_ok=True)
     for old in folder.glob("*.png"):
         old.unlink()
-    shown = view.render(view, finds, folder)
+    shown = view.render(view.name, finds, folder)
     parts = [f"# {view.title}\n", f"> {view.claim}\n", f"`{command}`\n"]
     parts += [f"{view.note}\n"] if view.note else []
     parts += [f"- {verdict}" for verdict in shown.verdicts] + [""] * bool(shown.verdicts)
@@ -87,7 +89,7 @@ def write_index(folder: Path, names: Sequence[str], scale: str) -> None:
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
         f'<meta name="viewport" content="width=device-width"><style>{STYLE}</style></head>\n<body><h1>{title}</h1>'
         f"<p>The paper's numbers stand beside ours. Its baseline's time is its whole run; ours is its own first "
-        f"crossing. {_markdown(views.RULE_OF_JUDGEMENT)}</p>\n<nav>{links}</nav>\n{body}</body></html>\n"
+        f"crossing. {_markdown(RULE_OF_JUDGEMENT)}</p>\n<nav>{links}</nav>\n{body}</body></html>\n"
     )
 
 

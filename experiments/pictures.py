@@ -149,7 +149,7 @@ def mask(arrays: Mapping[str, np.ndarray], path: Path, title: str) -> None:
     ]
     figure = Figure(figsize=(10, 0.55 * len(bands) + 1.2), layout="constrained")
     axes = figure.subplots(len(bands), 1, squeeze=False)[:, 0]
-    image = None
+    image: Any = None
     for axis, (name, band) in zip(axes, bands, strict=True):
         image = axis.imshow(
             band / 255, vmin=0, vmax=1, cmap="cividis", aspect="auto", interpolation="nearest"
@@ -169,7 +169,7 @@ def landscapes(arrays: Mapping[str, Mapping[str, np.ndarray]], path: Path, title
     highest = max(float(a["landscape_loss"].max()) for a in arrays.values())
     low, high = np.log10(max(lowest, 1e-6)), np.log10(max(highest, 1e-6))
     levels = np.logspace(low, max(high, low + 1e-3), 16)
-    surface = None
+    surface: Any = None
     for axis, (rule, a) in zip(axes, arrays.items(), strict=True):
         place = (a["landscape_x"], a["landscape_y"], a["landscape_loss"])
         surface = axis.contourf(*place, levels, norm=LogNorm(), cmap="Greys", extend="both")

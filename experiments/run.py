@@ -14,13 +14,13 @@ examples:
 import argparse
 import sys
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from rich.console import Console
 
 import pdt_optax
-from experiments import checkpoints, devices, page, pool, records, sweep, views
+from experiments import checkpoints, devices, loggers, page, pool, records, sweep, views
 from experiments.arms import BASELINE, Predictive
 from experiments.data import DataUnavailableError
 from experiments.setups import SCALES
@@ -161,11 +161,11 @@ def _status(plan: Sequence[sweep.Planned]) -> str:
     return f"{done} of {len(plan)} runs recorded" if plan else "nothing to train"
 
 
-def _log(args: argparse.Namespace):
-    """What is done after each run: its scalars go to TensorBoard, if asked for."""
+def _log(args: argparse.Namespace) -> Callable[[sweep.Planned], None] | None:
+    """What is done with each recorded run: its scalars go to TensorBoard, if asked for."""
     if args.tensorboard is None:
         return None
-    from experiments import loggers
+    loggers.writer()  # or a missing package would be found out after the first run
 
     def done(planned: sweep.Planned) -> None:
         run = records.read(planned.folder, planned.config)

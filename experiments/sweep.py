@@ -66,11 +66,14 @@ def how(args: argparse.Namespace, spread: devices.Devices) -> How:
 def train(
     plan: Iterable[Planned], how: How, console: Console, done: Callable[[Planned], None] | None = None
 ) -> None:
-    """Trains what is not recorded yet, with a progress bar over runs; calls `done` after each."""
+    """Trains what is not recorded yet, with a progress bar over runs; calls `done` for each that is recorded."""
     runs = list({p.config: p for p in plan}.values())  # two parts of a plan may share a run
     recorded = devices.as_the_first([records.read(p.folder, p.config).complete for p in runs])
     left = [p for p, complete in zip(runs, recorded, strict=True) if how.fresh or not complete]
     console.print(f"{len(runs)} runs, {len(runs) - len(left)} already recorded.")
+    for p in runs:
+        if done and p not in left:
+            done(p)
     if not left:
         return
     predictive = {p.config.program: p.config for p in left if isinstance(p.config.arm, Predictive)}

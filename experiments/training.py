@@ -237,7 +237,7 @@ def train(
         value, report = state.losses / steps, None
         if method.end_epoch is not None:
             state = attach(state, detached)
-            judged = evaluate(state)["validation_loss"] if method.validates else value
+            judged = jnp.asarray(evaluate(state)["validation_loss"]) if method.validates else value
             params, opt_state, report = method.end_epoch(state.params, state.opt_state, judged)
             state = state._replace(params=params, opt_state=opt_state)
             if method.refreshes and report.predicted:

@@ -8,6 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import keystr, tree_flatten_with_path
 
+import pdt_optax
+
 KINDS = {
     "shares": "the accepted share of each leaf, in the record of every jump",
     "flops": "operations of a step and of an epoch's end, in the first line of the record",
@@ -55,7 +57,9 @@ class Watch:
         needed = self.path or self.mask_from is not None
         return jax.block_until_ready(jax.tree.map(jnp.copy, params)) if needed else None
 
-    def after_end(self, epoch: int, before: Params | None, params: Params, report: Any) -> dict[str, Any]:
+    def after_end(
+        self, epoch: int, before: Params | None, params: Params, report: pdt_optax.PDTReport | None
+    ) -> dict[str, Any]:
         """What the record of an epoch, counted from 1, gets besides the usual."""
         predicted = report is not None and bool(report.predicted)
         if self.path:
@@ -70,7 +74,7 @@ class Watch:
             self.arrays["mask_names"] = np.array(self.names)
             self.arrays["mask_epoch"] = np.array(epoch)
             self.mask_from = None
-        if predicted and "shares" in self.kinds:
+        if predicted and report is not None and "shares" in self.kinds:
             shares = np.asarray(report.accepted_share_per_leaf).tolist()
             return {"shares": {n: float(f"{s:.6g}") for n, s in zip(self.names, shares, strict=True)}}
         return {}

@@ -1,0 +1,103 @@
+"""Which of the paper's claims hold, told from records."""
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from experiments import report
+from experiments.arms import BASELINE
+from experiments.bench_report import diverged
+from experiments.records import Run
+
+ACCURACY_LOST = 0.01  # at most, where a claim holds
+
+RULE_OF_JUDGEMENT = (
+    "A row holds for a rule if every seed reaches its baseline's best train loss, on average sooner than the "
+    "baseline first does, and mean final accuracy is at most one point lower. Sooner is counted in epochs, each "
+    "longer by the run's own share of time spent on predictions, so that a machine whose speed drifts does not decide. "
+    "*Holds*: in all rows. *Holds only at low learning rates*: of rows that differ in their learning rate, in all up to "
+    "some rate and in none above it, for every batch size. Otherwise the rows are counted; *does not hold*: in none."
+)
+
+
+class Found(NamedTuple):
+    """What is recorded of a row: its complete runs, and the arrays of those of the first seed, by arm."""
+
+    runs: list[Run]
+    arrays: Mapping[str, Mapping[str, np.ndarray]]
+
+    def of(self, rule: str) -> list[Run]:
+        """The runs of one arm."""
+        return [run for run in self.runs if run.rule == rule]
+
+    @property
+    def rules(self) -> list[str]:
+        """The arms that there are, the baseline first."""
+        return list(dict.fromkeys(run.rule for run in self.runs))
+
+
+Finds = Mapping[str, Found]  # by the paper's name of a row
+
+
+def holds(runs: Sequence[Run], rule: str) -> bool | None:
+    """Whether a row holds for a rule, as `RULE_OF_JUDGEMENT` says; None if the rule or its baselines are not there."""
+    baselines = {run.seed: run for run in runs if run.rule == BASELINE}
+    pairs = [(run, baselines[run.seed]) for run in runs if run.rule == rule and run.seed in baselines]
+    if not pairs:
+        return None
+    ratios = [_sooner(run, base) for run, base in pairs]
+    lost = [base.epochs[-1][_ACCURACY] - run.epochs[-1][_ACCURACY] for run, base in pairs]
+    return bool(np.mean(ratios) < 1 and np.mean(lost) <= ACCURACY_LOST + 1e-9)  # accuracies are rounded
+
+
+_ACCURACY = "validation_accuracy"
+
+
+def _sooner(run: Run, baseline: Run) -> float:
+    """Epochs to the baseline's best train loss, made longer by the predictions' share, over the baseline's own."""
+    own, first = (report.to_best(r, baseline, "train_loss").epochs for r in (run, baseline))
+    spent, trained = (sum(e[field] for e in run.epochs) for field in ("pdt_seconds", "train_seconds"))
+    return own * (1 + spent / trained) / first
+
+
+def verdicts(finds: Finds, rules: Sequence[str] | None = None) -> list[str]:
+    """For each rule, in how much of the table the claim of saved time holds."""
+    shown = dict.fromkeys(rule for found in finds.values() for rule in found.rules if rule != BASELINE)
+    said = []
+    for rule in rules or shown:
+        held = {label: holds(found.runs, rule) for label, found in finds.items()}
+        held = {label: bool(h) for label, h in held.items() if h is not None}
+        if held:
+            said.append(f"{rule}: {_verdict(held, {label: finds[label] for label in held})}")
+    return said
+
+
+def _verdict(held: Mapping[str, bool], finds: Finds) -> str:
+    count, every = sum(held.values()), len(held)
+    if count == every:
+        return "holds" if every == 1 else f"holds (all {every} rows)"
+    if count == 0:
+        return "does not hold" if every == 1 else f"does not hold (none of {every} rows)"
+    by_batch: dict[tuple[str, int], list[tuple[float, bool]]] = {}
+    for label, found in finds.items():
+        fields = found.runs[0].fields
+        group = (fields["optimizer"], fields["batch_size"])
+        by_batch.setdefault(group, []).append((fields["learning_rate"], held[label]))
+    groups = [[h for _, h in sorted(group)] for group in by_batch.values()]
+    swept = all(len(group) > 1 for group in groups)
+    # Falling from True to False once, and never back.
+    if swept and all(group == sorted(group, reverse=True) for group in groups):
+        return f"holds only at low learning rates ({count} of {every} rows)"
+    return f"holds in {count} of {every} rows"
+
+
+def final(found: Found, rule: str, field: str = "train_loss") -> float:
+    return float(np.mean([run.epochs[-1][field] for run in found.of(rule)]))
+
+
+def failures(found: Found, rule: str) -> tuple[int, int]:
+    """How many runs of an arm diverged, and how many there are."""
+    baselines = {run.seed: run for run in found.of(BASELINE)}
+    failed = [diverged(run, baselines[run.seed]) for run in found.of(rule) if run.seed in baselines]
+    return sum(failed), len(failed)

@@ -265,7 +265,7 @@ def shares(name: str, finds: Finds, folder: Path) -> Shown:
             overall = [e["accepted_share"] for e in jumps]
             half = max(1, len(overall) // 2)
             falls = np.mean(overall[-half:]) < np.mean(overall[:half])
-            kind = "holds" if higher == len(jumps) else "does not hold"
+            kind = "holds" if higher >= 0.9 * len(jumps) else "does not hold"
             said.append(
                 f"{run.rule}: convolutions accept more than dense layers: {kind} (at {higher} of {len(jumps)} jumps); "
                 f"the share falls as training goes on: {'holds' if falls and len(jumps) > 1 else 'does not hold'}"
@@ -292,7 +292,7 @@ def masks(name: str, finds: Finds, folder: Path) -> Shown:
             if "mask" in arrays:
                 file = f"fig12-{rule}.png"
                 pictures.mask(arrays, folder / file, f"{label}, {rule}, epoch {int(arrays['mask_epoch'])}")
-                drawn[name] = (
+                drawn[file] = (
                     f"{rule}: the share of weights that jumped, in the order of each kernel's weights"
                 )
     return Shown({}, drawn, [])

@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib import colormaps
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogFormatter, MaxNLocator
+from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
 from experiments.arms import BASELINE
 from experiments.records import Run
@@ -66,14 +66,20 @@ def curves(runs: Mapping[str, Sequence[Run]], fields: Sequence[str], path: Path,
     figure.savefig(path, dpi=100)
 
 
+@FuncFormatter
+def _plain(value: float, _: Any) -> str:
+    """A tick of a logarithmic axis, where its first digit leaves room for it."""
+    return f"{value:g}" if f"{value:.0e}"[0] in "12346" else ""
+
+
 def _scale(axis: Any) -> None:
     """Logarithmic where losses span more than a factor of three."""
     values = np.concatenate([line.get_ydata() for line in axis.get_lines()] or [[1.0]])
     values = values[np.isfinite(values)]
     if values.size and values.min() > 0 and values.max() > 3 * values.min():
         axis.set_yscale("log")
-        axis.yaxis.set_major_formatter(LogFormatter(minor_thresholds=(2, 0.5)))
-        axis.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(2, 0.5)))
+        axis.yaxis.set_major_formatter(_plain)
+        axis.yaxis.set_minor_formatter(_plain if values.max() < 100 * values.min() else NullFormatter())
 
 
 def curve(
@@ -132,7 +138,8 @@ def shares(
         values = [np.mean([e["shares"][leaf] for leaf in chosen]) for e in jumps]
         types.plot(epochs, values, **STYLES[i + 1], label=f"{label}, mean over layers")
     types.plot(epochs, [e["accepted_share"] for e in jumps], **STYLES[0], label="all weights")
-    layers.set(xlabel="epoch", ylabel=LABELS["accepted_share"], ylim=(0, 1.02), title="by layer")
+    layers.set(xlabel="epoch", ylabel=LABELS["accepted_share"], title="by layer")
+    layers.set_ylim(bottom=0)
     types.set(xlabel="epoch", title="by type")
     for axis in (layers, types):
         axis.grid(alpha=0.3)
@@ -188,9 +195,7 @@ def landscapes(arrays: Mapping[str, Mapping[str, np.ndarray]], path: Path, title
         )
     handles = axes[-1].get_legend_handles_labels()
     figure.legend(*handles, loc="outside lower center", ncols=len(handles[1]))
-    figure.colorbar(
-        surface, ax=list(axes), label="train loss", format=LogFormatter(minor_thresholds=(2, 0.5))
-    )
+    figure.colorbar(surface, ax=list(axes), label="train loss", ticks=levels[::3], format="%.3g")
     figure.suptitle(title)
     figure.savefig(path, dpi=100)
 

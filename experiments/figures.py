@@ -117,7 +117,7 @@ def curves(name: str, finds: Finds, folder: Path, fields: Sequence[str] = ()) ->
 def depth(name: str, finds: Finds, folder: Path) -> Shown:
     """Fig. 2: whether predictions on all weights fail where masked ones do not."""
     shown = curves(name, finds, folder, ("train_loss", "validation_accuracy"))
-    said = list(shown.verdicts)
+    said = [verdict for verdict in shown.verdicts if "-unmasked" not in verdict]
     for label, found in finds.items():
         for rule in found.rules:
             if rule.endswith("-unmasked"):
@@ -129,7 +129,7 @@ def depth(name: str, finds: Finds, folder: Path) -> Shown:
 def random_masks(name: str, finds: Finds, folder: Path) -> Shown:
     """Fig. 5: what a random mask of the same share does."""
     shown = curves(name, finds, folder, ("train_loss", "validation_accuracy", "accepted_share"))
-    said = list(shown.verdicts)
+    said = [verdict for verdict in shown.verdicts if "-random" not in verdict]
     for found in finds.values():
         for rule in found.rules:
             masked = rule.removesuffix("-random")

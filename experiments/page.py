@@ -2,7 +2,9 @@
 
 import html
 import json
+import os
 import platform
+import re
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
@@ -74,8 +76,12 @@ def commit() -> str:
 
 
 def machine() -> str:
-    """Processor or accelerator, and versions."""
+    """Processor or accelerators, and versions."""
     kind, count = jax.devices()[0].device_kind, jax.device_count()
+    if jax.default_backend() == "cpu":
+        count, models = os.cpu_count(), Path("/proc/cpuinfo")
+        found = re.search(r"model name\s*: (.*)", models.read_text()) if models.exists() else None
+        kind = found[1] if found else platform.processor() or "CPU"
     return f"{count} x {kind}, Python {platform.python_version()}, jax {jax.__version__}"
 
 

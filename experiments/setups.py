@@ -28,7 +28,7 @@ class Network(NamedTuple):
       size: its settings.
       seconds: of one run on one core (two busy), compilation and evaluation included; at
         the paper's scale, of the paper's baseline (Table 1).
-      epochs: another number than the scale's.
+      epochs, rate: in place of the scale's epochs, and of its factor of the learning rates.
     """
 
     model: str
@@ -36,6 +36,7 @@ class Network(NamedTuple):
     size: Mapping[str, Any]
     seconds: float
     epochs: int | None = None
+    rate: float | None = None
 
 
 class Scale(NamedTuple):
@@ -49,7 +50,7 @@ class Scale(NamedTuple):
       networks: by the paper's names.
       seeds: of Tables 1, 2, 4 and 6, and of all else.
       rules: shown unless others are asked for.
-      batches, learning_rates: Table 5's and 6's grid.
+      batches, learning_rates: Table 5's and 6's grid; for each of its batch sizes, the epochs.
       variants: Fig. 14's settings.
       reduced: what is smaller than in the paper, and why, in a sentence.
     """
@@ -63,7 +64,7 @@ class Scale(NamedTuple):
     networks: Mapping[str, Network]
     seeds: tuple[tuple[int, ...], tuple[int, ...]]
     rules: tuple[str, ...]
-    batches: tuple[int, ...]
+    batches: Mapping[int, int]
     learning_rates: tuple[float, ...]
     variants: Mapping[str, tuple[int, ...]]
     reduced: str
@@ -75,7 +76,7 @@ _VARIANTS = {
     "start": (5, 10, 15, 20),
     "window": (3, 5, 8),
 }
-_PAPER_GRID = {"batches": (32, 64, 128, 256, 512), "learning_rates": (0.001, 0.01, 0.05, 0.1)}
+_LEARNING_RATES = (0.001, 0.01, 0.05, 0.1)
 
 
 def _tiny_siamese(width: int, projection: int) -> dict[str, Any]:
@@ -103,7 +104,7 @@ SCALES: Mapping[str, Scale] = {
         },
         seeds=((0,), (0,)),
         rules=("baseline", "released"),
-        batches=(256, 512),
+        batches={256: 7, 512: 7},
         learning_rates=(0.01, 0.1),
         variants={"horizon": (3, 5), "interval": (1, 2), "start": (5, 6), "window": (3, 5)},
         reduced="256 digits, 7 epochs and the narrowest networks: only shows that everything runs.",
@@ -116,24 +117,29 @@ SCALES: Mapping[str, Scale] = {
         batch=1 / 8,
         rates={"sgd": 2, "momentum": 10, "adam": 2, "adamw": 10, "rmsprop": 3, "lamb": 4, "shampoo": 20},
         networks={
-            "AlexNet": Network("alexnet", 64, {"width": 1 / 8}, seconds=28),
-            "FCNet-2": Network("fcnet", 32, {"depth": 2, "pixels": 3072, "width": 1 / 2}, seconds=12),
-            "FCNet-4": Network("fcnet", 32, {"depth": 4, "pixels": 3072, "width": 1 / 2}, seconds=12),
-            "FCNet-6": Network("fcnet", 32, {"depth": 6, "pixels": 3072, "width": 1 / 2}, seconds=12),
-            "FCN": Network("fcn", 32, {"width": 1 / 8}, seconds=28),
-            "ResNet-50": Network("resnet_mini", 32, {"width": 8}, seconds=28),
+            "AlexNet": Network("alexnet", 64, {"width": 1 / 8}, seconds=25),
+            # Shampoo's products of 512 x 512 matrices would take minutes.
+            "AlexNet, Shampoo": Network("alexnet", 64, {"width": 1 / 16}, seconds=28),
+            "FCNet-2": Network("fcnet", 32, {"depth": 2, "pixels": 3072, "width": 1 / 2}, seconds=10),
+            "FCNet-4": Network("fcnet", 32, {"depth": 4, "pixels": 3072, "width": 1 / 2}, seconds=10),
+            "FCNet-6": Network("fcnet", 32, {"depth": 6, "pixels": 3072, "width": 1 / 2}, seconds=10),
+            "FCN": Network("fcn", 32, {"width": 1 / 8}, seconds=25),
+            "ResNet-50": Network("resnet_mini", 32, {"width": 8}, seconds=28, epochs=20, rate=1),
             "ViT-Base": Network("vit_mini", 32, {"depth": 2}, seconds=28),
-            "ViT-Huge": Network("vit_mini", 32, {}, seconds=28),
-            "SimSiam": Network("simsiam", 32, _tiny_siamese(8, 128), seconds=28, epochs=15),
+            "ViT-Huge": Network("vit_mini", 32, {"depth": 4}, seconds=30, epochs=16),
+            "SimSiam": Network(
+                "simsiam", 32, {**_tiny_siamese(8, 128), "stages": (1, 1, 1)}, seconds=28, epochs=14, rate=1
+            ),
         },
         seeds=(SEEDS, SEEDS[:3]),
         rules=RULES,
-        **_PAPER_GRID,
+        batches={32: 12, 64: 20, 128: 25, 256: 25, 512: 25},
+        learning_rates=_LEARNING_RATES,
         variants=_VARIANTS,
         reduced="3,000 Fashion-MNIST images instead of CIFAR-10 and ImageNet, 25 epochs instead of 60, inputs of "
         "64 x 64 (AlexNet) or 32 x 32, networks narrower (AlexNet by 8) or small members of the same "
         "families, batches of an eighth of the paper's, and higher learning rates for the fewer steps: "
-        "what two CPU cores train in half a minute a run.",
+        "what one CPU core trains in half a minute a run. Fewer epochs where steps are slow or many: see setups.py.",
     ),
     "paper": Scale(
         data="cifar10",
@@ -156,7 +162,8 @@ SCALES: Mapping[str, Scale] = {
         },
         seeds=(SEEDS, SEEDS),
         rules=RULES,
-        **_PAPER_GRID,
+        batches=dict.fromkeys((32, 64, 128, 256, 512), 60),
+        learning_rates=_LEARNING_RATES,
         variants=_VARIANTS,
         reduced="Nothing: the paper's own settings, where it states them.",
     ),
@@ -206,6 +213,7 @@ def setups(scale: str) -> Mapping[str, Setup]:
         batch: int,
         schedule: str = "cosine",
         watch: tuple[str, ...] = (),
+        epochs: int | None = None,
         **changes: Any,
     ) -> Setup:
         n = size.networks[network]
@@ -221,8 +229,9 @@ def setups(scale: str) -> Mapping[str, Setup]:
             image_size=n.image_size,
             **changes,
         )
-        rate = float(f"{rate * size.rates.get(optimizer, 1):.6g}")
-        return Setup(workload, optimizer, rate, schedule, n.epochs or size.epochs, n.seconds, watch)
+        rate = float(f"{rate * (n.rate or size.rates.get(optimizer, 1)):.6g}")
+        epochs = epochs or n.epochs or size.epochs
+        return Setup(workload, optimizer, rate, schedule, epochs, n.seconds, watch)
 
     # Table 6 says 1e-3 for the least rate of SGD's schedule; 1e-3 is more than other optimizers start from.
     found = {
@@ -233,10 +242,12 @@ def setups(scale: str) -> Mapping[str, Setup]:
     found["alexnet-sgd-0.05"] = found["alexnet-sgd-0.05"]._replace(watch=("shares", "mask", "flops"))
     for name, (optimizer, rate) in list(optimizers().items())[1:]:
         watch = ("landscape",) if name == "Adam" else ()
-        found[f"alexnet-{optimizer}"] = setup("AlexNet", optimizer, rate, 256, watch=watch)
+        network = f"AlexNet, {name}" if f"AlexNet, {name}" in size.networks else "AlexNet"
+        found[f"alexnet-{optimizer}"] = setup(network, optimizer, rate, 256, watch=watch)
     grid = [(batch, rate) for batch in size.batches for rate in size.learning_rates]
-    for batch, rate in dict.fromkeys([*grid, (256, 0.01)]):
-        found[f"alexnet-b{batch}-{rate:g}"] = setup("AlexNet", "sgd", rate, batch, "constant")
+    for batch, rate in dict.fromkeys([*grid, (256, 0.01)]):  # the latter is Figs. 5 and 6, too
+        epochs = size.batches[batch]
+        found[f"alexnet-b{batch}-{rate:g}"] = setup("AlexNet", "sgd", rate, batch, "constant", epochs=epochs)
     for name, scheme in (("iid", "shuffled"), ("classes", "single_class")):
         found[f"alexnet-{name}"] = setup("AlexNet", "sgd", 0.05, 128, scheme=scheme)
     for depth in (2, 4, 6):

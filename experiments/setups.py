@@ -115,11 +115,11 @@ SCALES: Mapping[str, Scale] = {
         validation_examples=1_000,
         epochs=25,
         batch=1 / 8,
-        rates={"sgd": 2, "momentum": 10, "adam": 2, "adamw": 10, "rmsprop": 3, "lamb": 4, "shampoo": 20},
+        rates={"sgd": 2, "momentum": 10, "adam": 2, "adamw": 10, "rmsprop": 3, "lamb": 4, "shampoo": 5},
         networks={
             "AlexNet": Network("alexnet", 64, {"width": 1 / 8}, seconds=25),
             # Shampoo's products of 512 x 512 matrices would take minutes.
-            "AlexNet, Shampoo": Network("alexnet", 64, {"width": 1 / 16}, seconds=28),
+            "AlexNet, Shampoo": Network("alexnet", 64, {"width": 1 / 16}, seconds=28, epochs=18),
             "FCNet-2": Network("fcnet", 32, {"depth": 2, "pixels": 3072, "width": 1 / 2}, seconds=10),
             "FCNet-4": Network("fcnet", 32, {"depth": 4, "pixels": 3072, "width": 1 / 2}, seconds=10),
             "FCNet-6": Network("fcnet", 32, {"depth": 6, "pixels": 3072, "width": 1 / 2}, seconds=10),

@@ -122,7 +122,10 @@ def depth(name: str, finds: Finds, folder: Path) -> Shown:
         for rule in found.rules:
             if rule.endswith("-unmasked"):
                 failed, count = failures(found, rule)
-                said.append(f"{label}, {rule}: {failed} of {count} runs diverged")
+                said.append(
+                    f"{label}, {rule}: final train loss {final(found, rule):.3g}, the baseline's "
+                    f"{final(found, BASELINE):.3g}; {failed} of {count} runs diverged"
+                )
     return shown._replace(verdicts=said)
 
 

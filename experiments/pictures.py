@@ -172,9 +172,9 @@ def landscapes(arrays: Mapping[str, Mapping[str, np.ndarray]], path: Path, title
     """A panel for each run: contours of the loss, the path on it, rings where it was predicted."""
     figure = Figure(figsize=(4.9 * len(arrays), 4.6), layout="constrained")
     axes = figure.subplots(1, len(arrays), squeeze=False)[0]
-    lowest = min(float(a["landscape_loss"].min()) for a in arrays.values())
-    highest = max(float(a["landscape_loss"].max()) for a in arrays.values())
-    low, high = np.log10(max(lowest, 1e-6)), np.log10(max(highest, 1e-6))
+    losses = np.concatenate([a["landscape_loss"].ravel() for a in arrays.values()])
+    losses = np.maximum(losses[np.isfinite(losses)], 1e-6)
+    low, high = np.log10(losses.min()), np.log10(losses.max())
     levels = np.logspace(low, max(high, low + 1e-3), 16)
     surface: Any = None
     for axis, (rule, a) in zip(axes, arrays.items(), strict=True):

@@ -90,8 +90,9 @@ class Watch:
             shaped = [jnp.asarray(p.reshape(x.shape), x.dtype) for p, x in zip(parts, leaves, strict=True)]
             return loss(jax.tree.unflatten(tree, shaped))
 
-        found = landscape(np.stack(self.path), at)
-        self.arrays.update(found, landscape_jumped=np.array(self.jumped))
+        path = np.stack(self.path)
+        finite = np.isfinite(path).all(1)  # a run that diverged is shown up to there
+        self.arrays.update(landscape(path[finite], at), landscape_jumped=np.array(self.jumped)[finite])
 
 
 def _flat(params: Params) -> np.ndarray:

@@ -196,6 +196,21 @@ def test_a_landscape_is_the_plane_of_the_path_and_the_loss_on_it():
     assert grid.shape[:2] == seen["landscape_loss"].shape
 
 
+def test_a_run_that_diverged_is_shown_up_to_there():
+    arrays = {}
+    weights = [{"w": jnp.array([x, x**2, 1.0])} for x in (0.0, 1.0, 2.0, np.nan)]
+    watched = watch.Watch(("landscape",), 3, weights[0], arrays)
+    report = pdt_optax.pdt(optax.sgd(0.1)).end_epoch(
+        weights[0], pdt_optax.pdt(optax.sgd(0.1)).init(weights[0])
+    )[2]
+    for epoch, w in enumerate(weights[1:], start=1):
+        watched.after_end(epoch, watched.before_end(w), w, report)
+    watched.finish(weights[-1], lambda w: float(jnp.sum(w["w"] ** 2)))
+    assert arrays["landscape_points"].shape == (3, 2)
+    assert not arrays["landscape_jumped"].any()
+    assert np.isfinite(arrays["landscape_loss"]).all()
+
+
 def test_a_band_keeps_shares_and_their_places():
     cells = watch.BAND[0] * watch.BAND[1]
     mask = np.zeros(4 * cells, bool)

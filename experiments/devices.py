@@ -21,8 +21,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """`--mesh` and how processes find each other."""
     group = parser.add_argument_group(
         "devices",
-        "By default all devices, of all processes, split the batch. Under SLURM the processes that srun starts "
-        "find each other; elsewhere start each with the three options below.",
+        "By default all devices, of all processes, split the batch. Under SLURM the processes\n"
+        "that srun starts find each other; elsewhere start each with the last three options.\n"
+        "All processes must see the same --out.",
     )
     group.add_argument(
         "--mesh",

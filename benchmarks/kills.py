@@ -28,22 +28,9 @@ from experiments import checkpoints
 
 EPOCHS = 40
 RUN = (
-    *[
-        "--data",
-        "digits",
-        "--width",
-        "0.05",
-        "--image-size",
-        "63",
-        "--batch-size",
-        "256",
-        "--optimizer",
-        "adamw",
-        "--learning-rate",
-        "1e-3",
-    ],
-    *(f"--epochs {EPOCHS} --seeds 0 --rules recommended --save-every 2 --keep-checkpoints").split(),
-)
+    "--data digits --width 0.05 --image-size 63 --batch-size 256 --optimizer adamw --learning-rate 1e-3 "
+    f"--epochs {EPOCHS} --seeds 0 --rules recommended --save-every 2 --keep-checkpoints"
+).split()
 
 
 def start(out: Path, cache: Path) -> subprocess.Popen[bytes]:

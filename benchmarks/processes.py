@@ -24,22 +24,9 @@ from experiments import checkpoints, records
 
 EPOCHS = 8
 RUN = (
-    *[
-        "--data",
-        "digits",
-        "--width",
-        "0.05",
-        "--image-size",
-        "63",
-        "--batch-size",
-        "256",
-        "--optimizer",
-        "adamw",
-        "--learning-rate",
-        "1e-3",
-    ],
-    *f"--epochs {EPOCHS} --seeds 0 --rules recommended --keep-checkpoints --save-every {EPOCHS}".split(),
-)
+    "--data digits --width 0.05 --image-size 63 --batch-size 64 --optimizer momentum --learning-rate 0.02 "
+    f"--epochs {EPOCHS} --seeds 0 --rules recommended --keep-checkpoints --save-every {EPOCHS}"
+).split()
 PROCESSES = 4
 
 

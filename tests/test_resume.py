@@ -106,21 +106,8 @@ def test_a_record_that_ends_in_half_a_line_is_read_up_to_it(tmp_path: Path) -> N
     assert records.read_all(tmp_path) == []
 
 
-TINY = [
-    "--data",
-    "digits",
-    "--width",
-    "0.05",
-    "--image-size",
-    "63",
-    "--batch-size",
-    "512",
-    "--rules",
-    "--optimizer",
-    "adamw",
-    "--lr",
-    "1e-3",
-]
+SIZE = "--width 0.05 --image-size 63 --batch-size 512"
+TINY = f"--data digits {SIZE} --rules --optimizer adamw --lr 1e-3".split()
 
 
 def test_kill_minus_nine_at_the_first_epoch(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from pdt_optax import presets
 from pdt_optax._pdt import PDT, end_epoch, leaf_paths, pdt
 from pdt_optax._predict import Prediction, predict_and_mask
+from pdt_optax._recorder import Recorder
 from pdt_optax._state import PDTReport, PDTState
 from pdt_optax.accept import (
     Rule,
@@ -27,6 +28,7 @@ __all__ = [
     "PDTReport",
     "PDTState",
     "Prediction",
+    "Recorder",
     "Rule",
     "Schedule",
     "adaptive",

@@ -9,6 +9,8 @@
           tables go to OUT/guard
   statistics  BatchNorm's statistics after a jump, kept or estimated anew, on the
           tuning seeds (--workloads resnet); its tables go to OUT/statistics
+  storage the window as bfloat16 differences and in host memory, on final's seeds;
+          its tables go to OUT/storage
   final   the reported arms on seeds that nothing was tuned on, and shorter
           schedules of the baseline, `released` and `recommended`
   table   final's tables and pictures from what is recorded; trains nothing
@@ -37,10 +39,10 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 
 from experiments import bench_configs as configs
 from experiments import bench_report, pool, records
-from experiments.arms import BASELINE, Arm
+from experiments.arms import BASELINE, Arm, Predictive
 from experiments.bench_configs import Pair
 from experiments.data import DataUnavailableError
-from experiments.training import Config
+from experiments.training import Config, memory
 
 WIDEST_GRID = 16
 
@@ -54,7 +56,7 @@ def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser("bench", description=__doc__, formatter_class=Formatter)
     p.add_argument(
         "what",
-        choices=("tune", "screen", "jumps", "guard", "statistics", "final", "table", "list"),
+        choices=("tune", "screen", "jumps", "guard", "statistics", "storage", "final", "table", "list"),
         help="see above",
     )
     p.add_argument(
@@ -80,7 +82,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     console = Console()
     if args.what == "list":
         console.print("pairs:", *configs.PAIRS, highlight=False)
-        for name in ("final", "screen", "jumps", "guard", "statistics"):
+        for name in ("final", "screen", "jumps", "guard", "statistics", "storage"):
             console.print(f"arms of {name}:", *(arm.name for arm in _ARMS[name]), highlight=False)
         return 0
     try:
@@ -113,6 +115,7 @@ _SEEDS = {
     "jumps": configs.TUNING_SEEDS[:1],
     "guard": configs.TUNING_SEEDS[:1],
     "statistics": configs.TUNING_SEEDS,
+    "storage": configs.REPORTED_SEEDS,
     "final": configs.REPORTED_SEEDS,
     "table": configs.REPORTED_SEEDS,
 }
@@ -121,6 +124,7 @@ _ARMS = {
     "jumps": tuple(configs.JUMPS.values()),
     "guard": configs.RUNAWAY,
     "statistics": configs.STATISTICS,
+    "storage": configs.STORAGE,
     "final": configs.FINAL,
     "table": configs.FINAL,
 }
@@ -181,6 +185,11 @@ def _train(plan: Sequence[Entry], out: Path, jobs: int, console: Console) -> Non
     console.print(f"{len(runs)} runs, {len(runs) - len(left)} already recorded.")
     if not left:
         return
+    predictive = {e.pair: e.config for e in left if isinstance(e.config.arm, Predictive)}
+    needed = [m for m in map(memory, predictive.values()) if m]
+    if needed:
+        largest = max(needed, key=lambda m: m.device)
+        console.print(f"The largest of them holds, besides data, gradients and activations:\n{largest}")
     for pair in dict.fromkeys(e.pair for e in left):
         pair.workload.load()  # missing data is the user's to hear of, once
     cost = {e.config: e.share * e.pair.seconds for e in left}

@@ -110,7 +110,15 @@ CONTROLS = (
 )
 FINAL = (*(preset(name) for name in (BASELINE, *pdt_optax.presets.names())), *CONTROLS)
 SHORTENED = (BASELINE, "released", "recommended")  # also trained on the shorter schedules
-README_ARMS = ("released", "recommended", "last-step", "random-mask", "lookahead", "schedule-free", "schedule-free-x2")
+README_ARMS = (
+    "released",
+    "recommended",
+    "last-step",
+    "random-mask",
+    "lookahead",
+    "schedule-free",
+    "schedule-free-x2",
+)
 
 
 def _rate_aware(recipe: Recipe, **settings: Any) -> Mapping[str, Any]:
@@ -187,6 +195,14 @@ STATISTICS = (
     rules.Refreshed("recommended-refreshed", tuple(RECOMMENDED.items())),
 )
 
+# How the window is kept.
+STORAGE = (
+    Arm(BASELINE),
+    preset("recommended"),
+    predictive("recommended-bfloat16", snapshot_dtype="bfloat16"),
+    predictive("recommended-on-host", snapshot_device="host"),
+)
+
 ARMS: dict[str, Arm] = {
-    arm.name: arm for arm in (*FINAL, *SCREEN, *RUNAWAY, *JUMPS.values(), *STATISTICS)
+    arm.name: arm for arm in (*FINAL, *SCREEN, *RUNAWAY, *JUMPS.values(), *STATISTICS, *STORAGE)
 }

@@ -26,7 +26,7 @@ import pdt_optax
 from experiments import data, records, report
 from experiments.arms import BASELINE, preset
 from experiments.optimizers import OPTIMIZERS, SCHEDULES
-from experiments.training import Config
+from experiments.training import Config, memory
 from experiments.workloads import AlexNetImages
 
 
@@ -102,6 +102,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         f"{len(configs)} runs of {args.epochs} epochs, {len(dataset.train.targets):,} training and "
         f"{len(dataset.test.targets):,} validation images, on {device.device_kind} ({device.platform})."
     )
+    if needed := next(filter(None, map(memory, configs)), None):
+        console.print(
+            f"A run with PDT holds, besides data, gradients and activations:\n{needed}", highlight=False
+        )
     interrupted = False
     try:
         train_all(configs, dataset, args.out, args.fresh, console)

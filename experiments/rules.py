@@ -67,7 +67,7 @@ class until(pdt_optax.Rule):  # noqa: N801
     rule: pdt_optax.Rule
     end: int
 
-    def at(self, epoch: Any, leaf: int) -> Any:
+    def at(self, epoch: Any, leaf: Any) -> Any:
         rule = self.rule.at(epoch, leaf)
 
         def stopped(*given: Any) -> jax.Array:

@@ -14,6 +14,7 @@ import numpy as np
 import optax
 from flax import nnx
 
+import pdt_optax
 from experiments.arms import Arm, Method, Recipe
 from experiments.data import Dataset, Split
 from experiments.optimizers import OPTIMIZERS, SCHEDULES, Schedule
@@ -126,7 +127,9 @@ def _program(config: Config) -> _Program:
         updates, opt_state = method.tx.update(grads, state.opt_state, state.params)
         return _State(optax.apply_updates(state.params, updates), opt_state, rest, state.losses + value)
 
-    def refresh(state: _State, inputs: jax.Array, targets: jax.Array, index: jax.Array, key: jax.Array) -> Any:
+    def refresh(
+        state: _State, inputs: jax.Array, targets: jax.Array, index: jax.Array, key: jax.Array
+    ) -> Any:
         _, (_, rest) = losses(state.params, state.rest, inputs[index], targets[index], key)
         return state._replace(rest=rest)
 
@@ -175,15 +178,24 @@ def train(config: Config, dataset: Dataset) -> Iterator[dict[str, Any]]:
     validation = _evaluation_arrays(dataset.test)
     probe = _evaluation_arrays(dataset.train.first(workload.probe_examples))
 
-    def end_epoch(state: _State, batches: tuple[jax.Array, jax.Array]) -> tuple[_State, Any, Any]:
+    # What the steps do not need stays out of their way between two epochs' ends.
+    def detach(state: _State) -> tuple[_State, Any]:
+        if not isinstance(method.tx, pdt_optax.PDT):
+            return state, None
+        opt_state, detached = pdt_optax.detach(state.opt_state)
+        return state._replace(opt_state=opt_state), detached
+
+    def end_epoch(state: _State, detached: Any, batches: tuple[jax.Array, jax.Array]) -> tuple[Any, ...]:
         value, report = state.losses / steps, None
         if method.end_epoch is not None:
-            params, opt_state, report = method.end_epoch(state.params, state.opt_state, value)
+            opt_state = pdt_optax.attach(state.opt_state, detached) if detached else state.opt_state
+            params, opt_state, report = method.end_epoch(state.params, opt_state, value)
             state = state._replace(params=params, opt_state=opt_state)
             if method.refreshes and report.predicted:
                 for index, key in zip(*batches, strict=True):
                     state = program.refresh(state, inputs, targets, index, key)
-        return state._replace(losses=jnp.zeros(())), value, report
+        state, detached = detach(state._replace(losses=jnp.zeros(())))
+        return state, detached, value, report
 
     def evaluate(state: _State) -> dict[str, float]:
         weights = program.evaluated(state.params, state.opt_state)
@@ -196,13 +208,16 @@ def train(config: Config, dataset: Dataset) -> Iterator[dict[str, Any]]:
         order = jax.random.permutation(key, examples)[: steps * workload.batch_size]
         return order.reshape(steps, -1), jax.random.split(jax.random.fold_in(dropout_key, epoch), steps)
 
+    state, detached = detach(state)
+
     # One rehearsal on copies compiles everything.
     started = time.perf_counter()
     batches = epoch_batches(0)
-    rehearsal = program.step(jax.tree.map(jnp.copy, state), inputs, targets, batches[0][0], batches[1][0])
-    rehearsal, _, _ = end_epoch(rehearsal, batches)
+    copy, detached_copy = jax.tree.map(jnp.copy, (state, detached))
+    rehearsal = program.step(copy, inputs, targets, batches[0][0], batches[1][0])
+    rehearsal, *_ = end_epoch(rehearsal, detached_copy, batches)
     evaluate(rehearsal)
-    del rehearsal
+    del rehearsal, copy, detached_copy
     compile_seconds = time.perf_counter() - started
 
     for epoch in range(config.epochs):
@@ -212,7 +227,7 @@ def train(config: Config, dataset: Dataset) -> Iterator[dict[str, Any]]:
             state = program.step(state, inputs, targets, index, key)
         jax.block_until_ready(state.losses)
         trained = time.perf_counter()
-        state, value, report = jax.block_until_ready(end_epoch(state, batches))
+        state, detached, value, report = jax.block_until_ready(end_epoch(state, detached, batches))
         ended = time.perf_counter()
         yield {
             "epoch": epoch + 1,
@@ -226,6 +241,15 @@ def train(config: Config, dataset: Dataset) -> Iterator[dict[str, Any]]:
             "accepted_share": float(report.accepted_share) if report is not None else 0.0,
             "horizon": int(report.horizon) if report is not None else 0,
         }
+
+
+def memory(config: Config) -> pdt_optax.Memory | None:
+    """What the run will hold besides data, gradients and activations; None if its arm is not PDT."""
+    tx = config.arm.method(config.recipe).tx
+    if not isinstance(tx, pdt_optax.PDT):
+        return None
+    model = nnx.eval_shape(lambda: config.workload.model(nnx.Rngs(0)))
+    return pdt_optax.memory(nnx.as_pure(nnx.state(model, nnx.Param)), tx)
 
 
 def _rate(schedule: Schedule, step: int) -> float:

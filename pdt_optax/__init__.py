@@ -1,10 +1,11 @@
 """Predictive Differential Training for any Optax optimizer."""
 
 from pdt_optax import presets
+from pdt_optax._memory import Memory, memory
 from pdt_optax._pdt import PDT, end_epoch, leaf_paths, pdt
 from pdt_optax._predict import Prediction, predict_and_mask
 from pdt_optax._recorder import Recorder
-from pdt_optax._state import PDTReport, PDTState
+from pdt_optax._state import Detached, PDTReport, PDTState, attach, detach
 from pdt_optax.accept import (
     Rule,
     agree,
@@ -23,8 +24,10 @@ __version__ = "0.1.0"
 
 __all__ = [
     "PDT",
+    "Detached",
     "Dynamics",
     "Forecast",
+    "Memory",
     "PDTReport",
     "PDTState",
     "Prediction",
@@ -33,13 +36,16 @@ __all__ = [
     "Schedule",
     "adaptive",
     "agree",
+    "attach",
     "bounded_rule",
+    "detach",
     "dmd",
     "drift",
     "end_epoch",
     "everything",
     "fixed",
     "leaf_paths",
+    "memory",
     "paper_rule",
     "pdt",
     "predict_and_mask",

@@ -12,13 +12,13 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from pdt_optax._predict import Accept, _predict
+from pdt_optax._assembly import Accept
+from pdt_optax._predict import _predict
 from pdt_optax._state import PDTReport, no_report
+from pdt_optax._storage import Column, Storage, Window
 from pdt_optax.dynamics import Dynamics
 from pdt_optax.guard import rollback
 from pdt_optax.schedule import Pace, Schedule
-
-Column = list[jax.Array]  # leaves at one time
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,6 +34,8 @@ class Settings:
     schedule: Schedule
     guard: rollback | None
     dry_run: bool
+    storage: Storage
+    together: bool = False  # see `_predict`
 
     @property
     def needs_value(self) -> bool:
@@ -51,7 +53,7 @@ class Clock(NamedTuple):
 
 
 def predict_if_due(
-    window: tuple[Column, ...], trained: Column, clock: Clock, value: jax.Array, settings: Settings
+    window: Window, trained: Column, clock: Clock, value: jax.Array, settings: Settings
 ) -> tuple[Column, Clock, PDTReport]:
     """The new weights, the clock after this epoch, and its report.
 
@@ -71,15 +73,17 @@ def predict_if_due(
     longest = settings.schedule.longest(settings.horizon)
     adapts = settings.needs_value
 
-    def predict() -> tuple[Column, PDTReport]:
+    def predict(trained: Column) -> tuple[Column, PDTReport]:
         prediction = _predict(
-            window,
+            settings.storage.at_hand(window),
             trained,
             epoch,
             dynamics=settings.dynamics,
             accept=settings.accept,
             horizon=longest,
             reach=pace.horizon_now if adapts else None,
+            storage=settings.storage,
+            together=settings.together,
         )
         report = PDTReport(
             predicted=prediction.finite,
@@ -95,9 +99,12 @@ def predict_if_due(
         )
         return (trained if settings.dry_run else prediction.params), report
 
-    # The branch that does nothing must be the false one: jax <= 0.11 copies
-    # what passes through the other.
-    new, report = lax.cond(due, predict, lambda: (trained, no_report(len(window), len(trained), value)))
+    # A loop of zero or one trips, not a conditional: what a loop carries is
+    # updated in place, while a conditional's weights would come back in new memory.
+    nothing = no_report(len(window), len(trained), value)
+    _, new, report = lax.while_loop(
+        lambda carry: carry[0], lambda carry: (jnp.array(False), *predict(carry[1])), (due, trained, nothing)
+    )
     more: Any = jax.tree.map(optax.safe_increment, clock._replace(pace=()))
     clock = Clock(
         snapshots_seen=more.snapshots_seen,
@@ -112,7 +119,7 @@ class Guarded(NamedTuple):
     """What the guard may bring back: all floating leaves, the snapshots, the optimizer's state."""
 
     weights: Column
-    window: tuple[Column, ...]
+    window: Window
     inner_state: Any
 
 
@@ -155,11 +162,12 @@ def judge_and_predict(
         weights = [next(remaining) if p else w for w, p in zip(now.weights, predicted, strict=True)]
         jumped = report.predicted & (not settings.dry_run)
         backup = Saved(jumped, now.weights, now.inner_state)
-        return Guarded(weights, (*now.window[1:], new), now.inner_state), backup, after, report
+        window = settings.storage.push(now.window, new)
+        return Guarded(weights, window, now.inner_state), backup, after, report
 
     def take_back() -> tuple[Guarded, Saved, Clock, PDTReport]:
         # The newest snapshot is the weights after the jump: the optimizer's own take its place.
-        window = (*now.window[:-1], chosen(saved.weights))
+        window = settings.storage.replace_newest(now.window, chosen(saved.weights))
         pace = clock.pace._replace(
             horizon_now=jnp.maximum(clock.pace.horizon_now // 2, 1),
             interval_now=2 * clock.pace.interval_now,

@@ -1,63 +1,63 @@
 """Inner products of the weights' recent motion: the one pass that reads every weight."""
 
-import itertools
 from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import lax
+import numpy as np
 
 from pdt_optax._precision import widest_float
+from pdt_optax._sharding import over_shards
+from pdt_optax._storage import Storage
+from pdt_optax._sums import totals
+from pdt_optax.dynamics import Fit, seen_columns
 
-# Elements of a leaf handled at once: (window + 1) rows of this length in
-# float64 stay in a core's L2 cache.
-_BLOCK = 4096
-
-
-def difference_basis(points: Sequence[jax.Array], reference: int) -> list[jax.Array]:
-    """Columns `[points[reference], points[1] - points[0], points[2] - points[1], ...]`.
-
-    Everything computed from a window is a combination of these columns.
-    Consecutive weights are so close that their float32 difference is exact
-    (Sterbenz), while the raw weights are nearly parallel: squaring them would
-    square a condition number of up to 3e4.
-    """
-    return [points[reference], *(new - old for old, new in itertools.pairwise(points))]
+Points = Sequence[jax.Array]  # a leaf's snapshots, oldest to newest, and its weights
 
 
-def gram_matrix(leaves: Sequence[Sequence[jax.Array]], reference: int) -> jax.Array:
-    """Gram matrix of the difference basis, summed over all leaves.
+def difference_basis(points: Points, storage: Storage, fit: Fit, dtype: Any) -> list[jax.Array]:
+    """Columns `[reference, *differences]` of a leaf: everything computed from a window combines them."""
+    *snapshots, param = points
+    reference = (snapshots[-1] if fit == "past" else param).astype(dtype)
+    return [reference, *storage.differences(snapshots, param, dtype)]
 
-    Products and sums are in float64 (float32 on a TPU): the squares of float32
-    weights then neither overflow nor underflow, and small angles survive.
+
+def gram_matrix(
+    leaves: Sequence[Points], storage: Storage, fit: Fit, diagonal: bool = False
+) -> tuple[jax.Array, jax.Array]:
+    """Gram matrix of the columns that a model sees, summed over all leaves.
+
+    The raw weights are nearly parallel: squaring them would square a condition
+    number of up to 3e4. Products and sums are in float64 (float32 on a TPU): the
+    squares of float32 weights then neither overflow nor underflow, and small
+    angles survive.
 
     Args:
-      leaves: for each leaf, its points (the snapshots, then the parameters),
-        oldest to newest, all of one shape.
-      reference: the index of the point that is the first basis column.
+      leaves: for each leaf its snapshots, oldest to newest, and its weights.
+      storage: how the snapshots are kept.
+      fit: whether the newest snapshot ("past") or the weights ("current") are the reference.
+      diagonal: leave all other products out, as 0.
 
     Returns:
-      `(k, k)` with k = 1 + number of differences. Use it inside `widest_float`.
+      `(window, window)`, and `()`, the square of the difference that the model
+      does not see. Use them inside `widest_float`.
     """
+    window = len(leaves[0]) - 1
+    seen = seen_columns(window, fit)
+    (unseen,) = set(range(window + 1)) - set(seen)
+    rows, columns_ = np.diag_indices(window) if diagonal else np.triu_indices(window)
+    pairs = [*((seen[i], seen[j]) for i, j in zip(rows, columns_, strict=True)), (unseen, unseen)]
     with widest_float() as wide:
-        return sum(
-            (_leaf_gram([x.reshape(-1) for x in points], reference, wide) for points in leaves),
-            start=jnp.zeros((), wide),
-        )
 
+        def products(points: Points) -> jax.Array:
+            columns = difference_basis([x.reshape(-1) for x in points], storage, fit, wide)
+            return jnp.stack(totals([columns[i] * columns[j] for i, j in pairs]))
 
-def _leaf_gram(points: list[jax.Array], reference: int, wide: Any) -> jax.Array:
-    size = points[0].size
-    blocks, tail = divmod(size, _BLOCK)
+        def measure(leaves: Sequence[Points], shares: Sequence[float]) -> jax.Array:
+            zeros = jnp.zeros(len(pairs), wide)
+            return sum((share * products(x) for x, share in zip(leaves, shares, strict=True)), start=zeros)
 
-    def block_gram(block: list[jax.Array]) -> jax.Array:
-        basis = jnp.stack(difference_basis([x.astype(wide) for x in block], reference))
-        # 'highest': on recent GPUs the default would be TF32 in the float32 form.
-        return jnp.dot(basis, basis.T, precision="highest")
-
-    def add_block(i: jax.Array, total: jax.Array) -> jax.Array:
-        return total + block_gram([lax.dynamic_slice_in_dim(x, i * _BLOCK, _BLOCK) for x in points])
-
-    total = block_gram([x[size - tail :] for x in points])
-    return lax.fori_loop(0, blocks, add_block, total) if blocks else total
+        *upper, last = over_shards(measure, leaves)
+        half = jnp.zeros((window, window), wide).at[rows, columns_].set(jnp.stack(upper))
+        return jnp.where(np.tri(window, k=-1, dtype=bool), half.T, half), last

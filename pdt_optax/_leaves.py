@@ -8,6 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from pdt_optax._storage import WHOLE, Storage
+
 Labels = Callable[[str], bool] | Any
 
 
@@ -90,7 +92,7 @@ def _excluded(params: optax.Params, labels: Labels) -> list[bool]:
     return excluded
 
 
-def match(snapshots: Sequence[optax.Params], params: optax.Params) -> list[Leaf]:
+def match(snapshots: Sequence[optax.Params], params: optax.Params, storage: Storage = WHOLE) -> list[Leaf]:
     """Pairs each predicted leaf of `params` with its snapshots.
 
     A `MaskedNode` in the snapshots stands for whatever `params` has there: a
@@ -104,11 +106,12 @@ def match(snapshots: Sequence[optax.Params], params: optax.Params) -> list[Leaf]
     leaves = []
     params_leaves = map(as_array, predicted(newest, params, "params"))
     for path, window, param in zip(paths(newest), windows, params_leaves, strict=True):
-        for x in (param, *window):
-            if describe(x) != describe(window[-1]):
+        older = jax.ShapeDtypeStruct(window[-1].shape, storage.older_dtype(window[-1]))
+        for x, like in ((param, window[-1]), *((x, older) for x in window[:-1])):
+            if getattr(x, "shape", None) != like.shape or x.dtype != like.dtype:
                 raise ValueError(
                     "Each leaf of `params` must keep the shape and dtype of its snapshots, those it had at "
-                    f"`init`. Expected {describe(window[-1])} at {path!r}, got {describe(x)}."
+                    f"`init`. Expected {describe(like)} at {path!r}, got {describe(x)}."
                 )
         leaves.append(Leaf(path, window, param))
     return leaves

@@ -1,6 +1,8 @@
 """`pdt`: any Optax optimizer, with a prediction of its weights between epochs."""
 
+import dataclasses
 import functools
+from collections.abc import Sequence
 from typing import Any, cast
 
 import jax
@@ -9,17 +11,19 @@ import optax
 from jax import lax
 
 from pdt_optax import _leaves, presets
+from pdt_optax._assembly import Accept
 from pdt_optax._boundary import (
     Clock,
-    Column,
     Guarded,
     Saved,
     Settings,
     judge_and_predict,
     predict_if_due,
 )
-from pdt_optax._predict import Accept, check_horizon, check_model, count
-from pdt_optax._state import Backup, PDTReport, PDTState, find_state, find_states, is_state, no_report
+from pdt_optax._predict import check_horizon, check_model, count
+from pdt_optax._sharding import on_one_device
+from pdt_optax._state import Backup, PDTReport, PDTState, find_state, find_states, no_report, with_state
+from pdt_optax._storage import Column, Storage, Window
 from pdt_optax.dynamics import Dynamics
 from pdt_optax.guard import rollback
 from pdt_optax.schedule import Pace, Schedule, fixed
@@ -53,6 +57,8 @@ def pdt(
     guard: rollback | None = None,
     every: int | None = None,
     labels: _leaves.Labels = None,
+    snapshot_dtype: str | None = None,
+    snapshot_device: str | None = None,
     dry_run: bool = False,
 ) -> PDT:
     """Predictive Differential Training around any Optax optimizer.
@@ -88,6 +94,12 @@ def pdt(
       labels: leaves that are never predicted, such as embeddings or norms: a
         tree of bools like the parameters (or a prefix of it), or a function of
         a leaf's path (`"layers/0/kernel"`); True keeps the leaf out.
+      snapshot_dtype: "bfloat16" keeps the newest snapshot whole and, for each
+        older one, its difference to the next newer one in bfloat16: a window of
+        5 of float32 weights costs 12 bytes a weight instead of 20, and every
+        difference is rounded by up to 0.4% of itself.
+      snapshot_device: "host" keeps the window in host memory and moves it in
+        at a prediction only; not with `every`.
       dry_run: report what would be accepted and change nothing.
 
     Returns:
@@ -145,7 +157,23 @@ def pdt(
     schedule.longest(horizon)  # raises if it cannot start from there
     if guard is not None and not isinstance(guard, rollback):
         raise TypeError(f"`guard` must be None or `rollback(...)`. Got {guard!r}.")
-    settings = Settings(dynamics, accept, window, horizon, start, interval, schedule, guard, dry_run)
+    if snapshot_dtype not in (None, "bfloat16"):
+        raise ValueError(
+            '`snapshot_dtype` must be None, whole snapshots in the types of the parameters, or "bfloat16", '
+            f"their differences. Got {snapshot_dtype=}."
+        )
+    if snapshot_device not in (None, "host"):
+        raise ValueError(
+            '`snapshot_device` must be None, beside the parameters, or "host", in host memory between '
+            f"predictions. Got {snapshot_device=}."
+        )
+    if snapshot_device is not None and every is not None:
+        raise ValueError(
+            "`snapshot_device` needs the `end_epoch` form: inside `update` every step would carry the window "
+            f"through the device. Got {snapshot_device=}, {every=}."
+        )
+    storage = Storage(snapshot_dtype, snapshot_device == "host")
+    settings = Settings(dynamics, accept, window, horizon, start, interval, schedule, guard, dry_run, storage)
     wrapper = _Wrapper(optax.with_extra_args_support(inner), settings, every, labels)
     # Bound methods, so that the settings survive `_replace` and tree maps.
     return PDT(cast(Any, wrapper.init), cast(Any, wrapper.update))
@@ -175,7 +203,7 @@ class _Wrapper:
                 f"Found {len(nested)}."
             )
         window = self.settings.window
-        snapshots = tuple(_leaves.snapshot(params, self.labels) for _ in range(window))
+        snapshots = self.settings.storage.start(_leaves.snapshot(params, self.labels), window)
         backup = None
         if self.settings.guard is not None:
             backup = Backup(
@@ -225,7 +253,7 @@ class _Wrapper:
     ) -> tuple[optax.Updates, PDTState]:
         """Ends an epoch inside `update` if `every` updates have passed since the last one."""
         like = state.snapshots[-1]
-        window, trained_from = _columns(state, params)
+        window, trained_from = _columns(state, params, self.settings.storage)
         if not trained_from:
             return updates, state
         whole = like if state.backup is None else state.backup.weights_before
@@ -233,14 +261,20 @@ class _Wrapper:
         steps = [lax.convert_element_type(u, u.dtype) for u in _leaves.predicted(whole, updates, "updates")]
         small = _small(state)
         kept = None if state.backup is None else (state.inner_state, _saved(state))
+        settings = dataclasses.replace(self.settings, together=on_one_device(trained_from))
         steps, window, small, kept = _end_epoch_if_due(
-            steps, window, small, kept, old, _which_predicted(state), self.settings, cast(int, self.every)
+            steps, window, small, kept, old, _which_predicted(state), settings, cast(int, self.every)
         )
         state = _restore(state, like, window, small, kept)
         return _leaves.replace(whole, updates, steps), state
 
     def check_state(self, state: PDTState) -> None:
         """Raises ValueError if `state` is of a wrapper with another window, guard or way to end epochs."""
+        if not state.snapshots:
+            raise ValueError(
+                "The snapshots must be back in the state at an epoch's end: "
+                "pdt_optax.attach(opt_state, detached). Got a state with 0 snapshots."
+            )
 
         def describe(snapshots: int, every: bool, guard: bool) -> str:
             return f"{snapshots} snapshots, {'a' if every else 'no'} report, {'a' if guard else 'no'} backup"
@@ -266,6 +300,17 @@ class _Wrapper:
                 "The schedule or the guard judges epochs by their values, and none came: pass the training loss, "
                 f"tx.{call}. Got schedule={self.settings.schedule}, guard={self.settings.guard}."
             )
+
+
+def wrapper_of(pdt_tx: Any) -> _Wrapper:
+    """What stands behind a `PDT`, or TypeError."""
+    wrapper = getattr(getattr(pdt_tx, "update", None), "__self__", None)
+    if not isinstance(wrapper, _Wrapper):
+        raise TypeError(
+            "`pdt_tx` must be what `pdt_optax.pdt(...)` returned; a chain around it does not know how to "
+            f"end an epoch. Got {pdt_tx!r}."
+        )
+    return wrapper
 
 
 def end_epoch(
@@ -309,12 +354,7 @@ def end_epoch(
       >>> bool(report.predicted)
       False
     """
-    wrapper = getattr(getattr(pdt_tx, "update", None), "__self__", None)
-    if not isinstance(wrapper, _Wrapper):
-        raise TypeError(
-            "`pdt_tx` must be what `pdt_optax.pdt(...)` returned; a chain around it does not know how to "
-            f"end an epoch. Got {pdt_tx!r}."
-        )
+    wrapper = wrapper_of(pdt_tx)
     if wrapper.every is not None:
         raise ValueError(
             "`end_epoch` is not for a wrapper that ends its epochs inside `update`: drop the call, or "
@@ -325,17 +365,18 @@ def end_epoch(
     if not wrapper.update_saw_value:
         wrapper.check_value(value)
     like = state.snapshots[-1]
-    window, trained = _columns(state, params)
+    storage = wrapper.settings.storage
+    window, trained = _columns(state, params, storage)
+    settings = dataclasses.replace(wrapper.settings, together=on_one_device(trained))
     if not trained:
         raise ValueError("There is nothing to predict: the state's snapshots have no leaf.")
     value = _mean_value(state) if value is None else _scalar(value)
     if state.backup is None:
         # Only what changes goes through the jitted core: it would copy the rest.
         core = _end_epoch_donated if donate else _end_epoch
-        new, newest, small, report = core(
-            window[0], window[1:], trained, _small(state), value, wrapper.settings
-        )
-        snapshots = (*state.snapshots[1:], _leaves.replace(like, like, newest))
+        spent, kept = storage.split(window)
+        new, fresh, small, report = core(trained, spent, kept, _small(state), value, settings)
+        snapshots = tuple(_leaves.replace(like, like, column) for column in (*kept, *fresh))
         state = small._replace(inner_state=state.inner_state, snapshots=snapshots)
         whole = like
     else:
@@ -343,12 +384,22 @@ def end_epoch(
         core = _end_epoch_guarded_donated if donate else _end_epoch_guarded
         now = Guarded(_leaves.predicted(whole, params, "params"), window, state.inner_state)
         now, saved, small, report = core(
-            now, _saved(state), _small(state), value, _which_predicted(state), wrapper.settings
+            now, _saved(state), _small(state), value, _which_predicted(state), settings
         )
         new = now.weights
         state = _restore(state, like, now.window, small, (now.inner_state, saved))
-    opt_state = jax.tree.map(lambda x: state if is_state(x) else x, opt_state, is_leaf=is_state)
-    return _leaves.replace(whole, params, new), opt_state, report
+    return _leaves.replace(whole, params, new), with_state(opt_state, state), report
+
+
+def _lower_end_epoch(pdt_tx: PDT, params: Any) -> Any:
+    """The donated `end_epoch` of an unguarded wrapper, lowered for parameters, or for their shapes."""
+    abstract = any(isinstance(x, jax.ShapeDtypeStruct) for x in jax.tree.leaves(params))
+    state: Any = jax.eval_shape(pdt_tx.init, params) if abstract else pdt_tx.init(params)
+    settings = wrapper_of(pdt_tx).settings
+    window, trained = _columns(state, params, settings.storage)
+    settings = dataclasses.replace(settings, together=on_one_device(trained))
+    value = jax.ShapeDtypeStruct((), jnp.float32)
+    return _end_epoch_donated.lower(trained, *settings.storage.split(window), _small(state), value, settings)
 
 
 def leaf_paths(opt_state: optax.OptState) -> list[str]:
@@ -386,9 +437,7 @@ def _which_predicted(state: PDTState) -> tuple[bool, ...]:
     return tuple(not _leaves.is_masked(x) for x in _leaves.predicted(whole, like))
 
 
-def _restore(
-    state: PDTState, like: optax.Params, window: tuple[Column, ...], small: PDTState, kept: Any
-) -> PDTState:
+def _restore(state: PDTState, like: optax.Params, window: Window, small: PDTState, kept: Any) -> PDTState:
     """The state with what came back from a boundary."""
     inner_state, backup = state.inner_state, None
     if kept is not None:
@@ -399,9 +448,9 @@ def _restore(
     return small._replace(inner_state=inner_state, snapshots=snapshots, backup=backup)
 
 
-def _columns(state: PDTState, params: optax.Params) -> tuple[tuple[Column, ...], Column]:
+def _columns(state: PDTState, params: optax.Params, storage: Storage) -> tuple[Window, Column]:
     """The snapshots and the parameters as lists of their predicted leaves."""
-    leaves = _leaves.match(state.snapshots, params)
+    leaves = _leaves.match(state.snapshots, params, storage)
     window = zip(*(leaf.snapshots for leaf in leaves), strict=True)
     return tuple(list(column) for column in window), [leaf.param for leaf in leaves]
 
@@ -440,14 +489,14 @@ def _jump(update: jax.Array, old: jax.Array, trained: jax.Array, new: jax.Array)
 @functools.partial(jax.jit, static_argnames=("predicted", "settings", "every"))
 def _end_epoch_if_due(
     steps: Column,
-    window: tuple[Column, ...],
+    window: Window,
     small: PDTState,
     kept: Any,
     old: Column,
     predicted: tuple[bool, ...],
     settings: Settings,
     every: int,
-) -> tuple[Column, tuple[Column, ...], PDTState, Any]:
+) -> tuple[Column, Window, PDTState, Any]:
     """Ends an epoch inside `update` once `every` updates have passed since the last one.
 
     A loop of zero or one trips, not a conditional: what a loop carries is
@@ -464,7 +513,7 @@ def _end_epoch_if_due(
         trained: Any = optax.apply_updates(old, steps)
         if kept is None:
             new, clock, report = predict_if_due(window, trained, _clock(small), value, settings)
-            window = (*window[1:], new)
+            window = settings.storage.push(window, new)
         else:
             now = Guarded(trained, window, kept[0])
             now, saved, clock, report = judge_and_predict(
@@ -476,26 +525,48 @@ def _end_epoch_if_due(
         landed: Any = optax.apply_updates(old, steps)
         newest = [x for x, p in zip(landed, predicted, strict=True) if p]
         small = _next_epoch(small, clock)._replace(last_report=report)
-        return steps, (*window[:-1], newest), small, kept
+        return steps, settings.storage.replace_newest(window, newest), small, kept
 
     return lax.while_loop(due, end, (steps, window, small, kept))
 
 
+def _own(new: Column, over: Column, after: Sequence[jax.Array]) -> Column:
+    """A copy of `new` for the window, or it and the weights would share buffers.
+
+    Written over `over` once `after` are known, by a select whose condition
+    hangs on them. XLA's CPU backend has one thread for a copy and all of them
+    for this; and where `after` are made from `over`, it would save a copy of it
+    from being overwritten too early.
+    """
+
+    def own(x: jax.Array, y: jax.Array, a: jax.Array) -> jax.Array:
+        return jnp.where((a == 0) | (a != 0), x, y)
+
+    return [own(*leaf) for leaf in zip(new, over, after, strict=True)]
+
+
 def _core(
-    oldest: Column,
-    newer: tuple[Column, ...],
     trained: Column,
+    spent: Window,
+    kept: Window,
     small: PDTState,
     value: jax.Array,
     settings: Settings,
-) -> tuple[Column, Column, PDTState, PDTReport]:
-    new, clock, report = predict_if_due((oldest, *newer), trained, _clock(small), value, settings)
-    # Donated buffers come back first: with CUDA, an open XLA bug corrupts them otherwise.
-    return new, jax.tree.map(jnp.copy, new), _next_epoch(small, clock), report
+) -> tuple[Column, Window, PDTState, PDTReport]:
+    storage = settings.storage
+    window = storage.join(spent, kept)
+    new, clock, report = predict_if_due(window, trained, _clock(small), value, settings)
+    *older, newest = storage.pushed(storage.push(window, new))
+    if not storage.host:  # whose window is a copy already
+        newest = _own(newest, spent[-1], older[0] if older else [value] * len(new))
+    fresh = (*older, newest)
+    # In the order of the arguments, or their buffers would be swapped, and
+    # before the rest: with CUDA, an open XLA bug corrupts donated buffers otherwise.
+    return new, fresh, _next_epoch(small, clock), report
 
 
 _end_epoch = jax.jit(_core, static_argnames="settings")
-_end_epoch_donated = jax.jit(_core, static_argnames="settings", donate_argnames=("oldest", "trained"))
+_end_epoch_donated = jax.jit(_core, static_argnames="settings", donate_argnames=("trained", "spent"))
 
 
 def _guarded_core(
@@ -507,7 +578,8 @@ def _guarded_core(
     settings: Settings,
 ) -> tuple[Guarded, Saved, PDTState, PDTReport]:
     now, saved, clock, report = judge_and_predict(now, saved, _clock(small), value, predicted, settings)
-    now = now._replace(window=jax.tree.map(jnp.copy, now.window))
+    newest = jax.tree.map(jnp.copy, now.window[-1])  # or the weights and it would share buffers
+    now = now._replace(window=(*now.window[:-1], newest))
     return now, saved, _next_epoch(small, clock), report
 
 

@@ -2,21 +2,23 @@
 
 import functools
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax import lax
 
 from pdt_optax import _leaves
-from pdt_optax._gram import difference_basis, gram_matrix
+from pdt_optax._assembly import Accept, assemble
+from pdt_optax._gram import Points, gram_matrix
 from pdt_optax._precision import in_widest_float
-from pdt_optax.accept import Rule, mean_weight
+from pdt_optax._sharding import on_one_device
+from pdt_optax._storage import WHOLE, Storage
+from pdt_optax.accept import Rule, mean_weights
 from pdt_optax.dynamics import Dynamics, check_fit
-
-Accept = Callable[..., jax.Array]
 
 
 class Prediction(NamedTuple):
@@ -29,7 +31,8 @@ class Prediction(NamedTuple):
       coefficients: (horizon, window); row k is predicted step k + 1 as a
         combination of the difference basis [newest weights that the model saw,
         then their window - 1 consecutive differences, oldest first].
-      singular_values: (window - 1,), of the window, descending.
+      singular_values: (window - 1,), of the window, descending; NaN for a model
+        that does not need them, as `drift`.
       rank: (), int32, modes that the model uses.
       eigenvalues: (window - 1,), complex64, by falling modulus; NaN past `rank`.
       accepted_share: (), float32, mean of the mask over all predicted leaves.
@@ -149,10 +152,18 @@ def predict_and_mask(
     horizon = check_horizon(horizon)
     check_model(dynamics, accept, len(snapshots))
     _leaves.match(snapshots, params)
-    return _predict(snapshots, params, step, dynamics=dynamics, accept=accept, horizon=horizon)
+    return _predict(
+        snapshots,
+        params,
+        step,
+        dynamics=dynamics,
+        accept=accept,
+        horizon=horizon,
+        together=on_one_device(params),
+    )
 
 
-@functools.partial(jax.jit, static_argnames=("dynamics", "accept", "horizon"))
+@functools.partial(jax.jit, static_argnames=("dynamics", "accept", "horizon", "storage", "together"))
 def _predict(
     snapshots: tuple[optax.Params, ...],
     params: optax.Params,
@@ -162,67 +173,97 @@ def _predict(
     accept: Accept,
     horizon: int,
     reach: jax.Array | None = None,
+    storage: Storage = WHOLE,
+    together: bool = False,
 ) -> Prediction:
-    """`predict_and_mask`, checked; `reach`, (), int32, is a horizon below the static one."""
-    leaves = _leaves.match(snapshots, params)
+    """`predict_and_mask`, checked.
+
+    Args:
+      reach: (), int32, a horizon below the static one.
+      together: whether small leaves that are alike may be computed together;
+        not where they may be split over devices, each in its own way.
+    """
+    leaves = _leaves.match(snapshots, params, storage)
     if not leaves:
         raise ValueError(
             "There is nothing to predict: the snapshots have no floating-point leaf. "
             f"Got {jax.tree.structure(snapshots[-1])}."
         )
-    window = len(snapshots)
-    newest = window - 1 if dynamics.fit == "past" else window
     points = [(*leaf.snapshots, leaf.param) for leaf in leaves]
-    # The model's own basis: its newest weights and the window - 1 differences
-    # that lead up to them. The one difference it does not see is in the Gram
-    # matrix all the same, so that its diagonal tells whether all is finite.
-    seen = [0, *range(newest - window + 2, newest + 1)]
-
-    small = in_widest_float(
-        functools.partial(_forecast, newest=newest, seen=seen, dynamics=dynamics, horizon=horizon)
-    )
+    stacks = _stacks([leaf.param for leaf in leaves], together)
+    stacked = [tuple(map(_stack, *(points[i] for i in stack))) for stack in stacks]
+    small = in_widest_float(functools.partial(_forecast, storage=storage, dynamics=dynamics, horizon=horizon))
     ahead = jnp.asarray(horizon if reach is None else reach, jnp.int32)
     increments, displacement, finite, singular_values, rank, eigenvalues = small(
-        points, jnp.asarray(step, jnp.int32), ahead
+        stacked, jnp.asarray(step, jnp.int32), ahead
     )
     # Or XLA would fuse the coefficients' last small steps into the pass over the
     # weights and repeat them for each weight.
     increments, displacement, finite = lax.optimization_barrier((increments, displacement, finite))
-    assembled = [
-        _assemble(
-            x,
-            newest,
+
+    def assembled(leaf: jax.Array | int, points: Points) -> tuple[jax.Array, jax.Array]:
+        return assemble(
+            points,
+            storage,
+            dynamics.fit,
             increments,
             displacement,
-            _rule_at(accept, step, i),
+            _rule_at(accept, step, leaf),
             horizon if reach is None else reach,
             finite,
         )
-        for i, x in enumerate(points)
-    ]
+
+    new: list[Any] = [None] * len(leaves)
+    mask: list[Any] = [None] * len(leaves)
+    masks = []
+    for stack, x in zip(stacks, stacked, strict=True):
+        if len(stack) == 1:
+            new[stack[0]], mask[stack[0]] = assembled(stack[0], x)
+            masks.append(mask[stack[0]])
+        else:
+            news, judged = jax.vmap(assembled)(jnp.array(stack), x)
+            masks.append(judged)
+            for row, i in enumerate(stack):
+                new[i], mask[i] = news[row], judged[row]
+    order = np.argsort([i for stack in stacks for i in stack])
+    shares, share = mean_weights(masks, [len(stack) for stack in stacks])
     unpredicted = jax.tree.map(lambda _: optax.MaskedNode(), snapshots[-1])
-    shares = jnp.stack([share for _, _, share in assembled])
-    sizes = jnp.array([leaf.param.size for leaf in leaves], jnp.float32)
     return Prediction(
-        params=_leaves.replace(snapshots[-1], params, [new for new, _, _ in assembled]),
-        mask=_leaves.replace(snapshots[-1], unpredicted, [mask for _, mask, _ in assembled]),
+        params=_leaves.replace(snapshots[-1], params, new),
+        mask=_leaves.replace(snapshots[-1], unpredicted, mask),
         coefficients=increments,
         singular_values=singular_values,
         rank=rank,
         eigenvalues=eigenvalues,
-        accepted_share=jnp.sum(shares * (sizes / jnp.maximum(sizes.sum(), 1))),
-        accepted_share_per_leaf=shares,
+        accepted_share=share,
+        accepted_share_per_leaf=shares[order],
         finite=finite,
     )
 
 
+# Up to so many weights a leaf is small: it costs more to be called for than to be copied.
+_SMALL = 2**16
+
+
+def _stacks(leaves: Sequence[Any], together: bool) -> list[list[int]]:
+    """Indices of the leaves in groups: small ones that are alike together, each of the others alone."""
+    groups: dict[Any, list[int]] = {}
+    for i, x in enumerate(leaves):
+        alike = (x.shape, x.dtype) if together and x.size <= _SMALL else i
+        groups.setdefault(alike, []).append(i)
+    return list(groups.values())
+
+
+def _stack(*leaves: jax.Array) -> jax.Array:
+    return leaves[0] if len(leaves) == 1 else jnp.stack(leaves)
+
+
 def _forecast(
-    points: list[tuple[jax.Array, ...]],
+    points: list[Points],
     epoch: jax.Array,
     reach: jax.Array,
     *,
-    newest: int,
-    seen: list[int],
+    storage: Storage,
     dynamics: Dynamics,
     horizon: int,
 ) -> tuple[jax.Array, ...]:
@@ -230,14 +271,14 @@ def _forecast(
     dtypes = [leaf[-1].dtype for leaf in points]
     working = jnp.float64 if all(d == jnp.float64 for d in dtypes) else jnp.float32
     result = jnp.float64 if any(d == jnp.float64 for d in dtypes) else jnp.float32
-    gram = gram_matrix(points, newest)
+    gram, unseen = gram_matrix(points, storage, dynamics.fit, not getattr(dynamics, "needs_gram", True))
+    finite = jnp.all(jnp.isfinite(gram)) & jnp.isfinite(unseen)
     # Some LAPACK solvers never return from a NaN; `finite` remembers it.
-    clean = jnp.where(jnp.all(jnp.isfinite(gram)), gram, 0)
-    model_gram = clean[jnp.array(seen)][:, jnp.array(seen)]
+    model_gram = jnp.where(jnp.all(jnp.isfinite(gram)), gram, 0)
     size = max(1, sum(leaf[-1].size for leaf in points))
     epsilon = float(jnp.finfo(working).eps)
     forecast = dynamics(model_gram, horizon, size=size, epsilon=epsilon, epoch=epoch)
-    window = len(seen)
+    window = len(gram)
     for name, value, shape in (
         ("increments", forecast.increments, (horizon, window)),
         ("singular_values", forecast.singular_values, (window - 1,)),
@@ -252,7 +293,7 @@ def _forecast(
     return (
         increments.astype(result),
         jnp.sum(increments, axis=0).astype(result),
-        _all_finite(gram, model_gram, increments, min(dtypes, key=_largest)),
+        finite & _stays_finite(model_gram, increments, min(dtypes, key=_largest)),
         forecast.singular_values.astype(jnp.float32),
         jnp.asarray(forecast.rank, jnp.int32),
         forecast.eigenvalues.astype(jnp.complex64),
@@ -263,65 +304,18 @@ def _largest(dtype: Any) -> float:
     return float(jnp.finfo(dtype).max)
 
 
-def _all_finite(gram: jax.Array, model_gram: jax.Array, increments: jax.Array, dtype: Any) -> jax.Array:
+def _stays_finite(gram: jax.Array, increments: jax.Array, dtype: Any) -> jax.Array:
     """Whether every predicted weight is sure to be finite, told from h x h numbers alone.
 
     No element of a column is larger than the column's length, so every partial
     sum of a prediction is below sum_j |coefficient_j| length_j.
     """
-    length = jnp.sqrt(jnp.diagonal(model_gram))
+    length = jnp.sqrt(jnp.diagonal(gram))
     bound = length[0] + jnp.sum(jnp.abs(increments) * length)
     largest = min(_largest(dtype), _largest(gram.dtype)) / 2
     small_enough = jnp.max(jnp.abs(increments)) < _largest(jnp.float32) / 2
-    return jnp.all(jnp.isfinite(jnp.diagonal(gram))) & (bound < largest) & small_enough
+    return (bound < largest) & small_enough
 
 
-def _rule_at(accept: Accept, epoch: jax.Array | int, leaf: int) -> Accept:
+def _rule_at(accept: Accept, epoch: jax.Array | int, leaf: jax.Array | int) -> Accept:
     return accept.at(epoch, leaf) if isinstance(accept, Rule) else accept
-
-
-def _combine(coefficients: jax.Array, basis: Sequence[jax.Array]) -> jax.Array:
-    total = coefficients[0] * basis[0]
-    for coefficient, column in zip(coefficients[1:], basis[1:], strict=True):
-        total += coefficient * column
-    return total
-
-
-def _assemble(
-    points: tuple[jax.Array, ...],
-    newest: int,
-    increments: jax.Array,
-    displacement: jax.Array,
-    rule: Accept,
-    horizon: int | jax.Array,
-    finite: jax.Array,
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """One leaf's new weights, mask and accepted share, in one fused elementwise pass.
-
-    Increments come straight from difference-basis coefficients, never as the
-    difference of two predicted weights.
-    """
-    window = len(points) - 1
-    param = points[-1]
-    compute = jnp.promote_types(param.dtype, jnp.float32)
-    wide = [x.astype(compute) for x in points]
-    reference = wide[newest]
-    differences = difference_basis(wide, newest)[1:]
-    step = differences[-1]
-    seen = differences[newest - window + 1 : newest]
-    basis = [reference, *seen]
-    rows = [_combine(row.astype(compute), basis) for row in increments]
-    mask = rule(jnp.stack(rows), step, jnp.stack(seen), reference, horizon)
-    weighs = _leaves.is_floating(mask) or getattr(mask, "dtype", None) == jnp.bool_
-    if getattr(mask, "shape", None) != param.shape or not weighs:
-        raise ValueError(
-            "An acceptance rule must return a mask of its leaf's shape, bool or a floating-point weight in "
-            f"[0, 1]. {rule} returned {_leaves.describe(mask)} for a leaf of shape {list(param.shape)}."
-        )
-    mask = jnp.where(finite, mask, jnp.zeros((), mask.dtype))
-    prediction = reference + _combine(displacement.astype(compute), basis)
-    if mask.dtype != bool:
-        weight = mask.astype(compute)
-        prediction = jnp.where(weight == 1, prediction, wide[-1] + weight * (prediction - wide[-1]))
-    new = jnp.where(mask != 0, prediction.astype(param.dtype), param)
-    return new, mask, mean_weight(mask)

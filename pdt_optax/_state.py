@@ -20,7 +20,9 @@ class PDTReport(NamedTuple):
       horizon: (), int32, snapshots ahead; 0 without a prediction.
       accepted_share: (), float32; 0 without a prediction.
       accepted_share_per_leaf: (leaves,), float32, in the order of `leaf_paths`.
-      singular_values, eigenvalues: (window - 1,); NaN without a prediction.
+      singular_values, eigenvalues: (window - 1,); NaN without a prediction, and
+        where the model does not need them: `drift` has no singular values, and
+        one eigenvalue, 1.
       rank: (), int32; 0 without a prediction.
       mean_value: (), float32; the epoch's `value` (its loss), NaN if none came.
       rolled_back: (), bool; the guard took the last jump back, and this epoch with it.
@@ -118,3 +120,71 @@ def find_state(opt_state: optax.OptState) -> PDTState:
             f"Found {len(found)} in {type(opt_state).__name__}."
         )
     return found[0]
+
+
+class Detached(NamedTuple):
+    """What `detach` took out of a state."""
+
+    snapshots: tuple[optax.Params, ...]
+    backup: Backup | None
+
+
+def detach(opt_state: optax.OptState) -> tuple[Any, Detached]:
+    """Takes the snapshots, and the guard's backup, out of a state: training steps do not need them.
+
+    jax hands each array of a state to every jitted step, in 2 us or so: next to
+    nothing on an accelerator, which is asked ahead of time, or in long steps, but
+    a tenth of a step of a few ms on a CPU. Detach them after `end_epoch`, and
+    `attach` them before the next.
+
+    Args:
+      opt_state: the state of a `pdt` without `every`, or of a transformation around it.
+
+    Returns:
+      The state without them, for `update`, and what was taken out.
+
+    Raises:
+      ValueError: if `opt_state` does not hold exactly one state of `pdt`, if
+        its steps need the snapshots (`every`), or if they are out already.
+
+    Example:
+      >>> import jax.numpy as jnp, optax, pdt_optax
+      >>> tx = pdt_optax.pdt(optax.sgd(0.1))
+      >>> params = {"w": jnp.ones(3)}
+      >>> opt_state, detached = pdt_optax.detach(tx.init(params))
+      >>> for step in range(10):
+      ...     updates, opt_state = tx.update({"w": jnp.ones(3)}, opt_state, params)
+      ...     params = optax.apply_updates(params, updates)
+      >>> opt_state = pdt_optax.attach(opt_state, detached)
+      >>> params, opt_state, report = tx.end_epoch(params, opt_state)
+    """
+    state = find_state(opt_state)
+    if state.last_report is not None:
+        raise ValueError(
+            "`detach` is not for a wrapper that ends its epochs inside `update` (`every`): its steps need the "
+            "snapshots. Got a state with a report."
+        )
+    if not state.snapshots:
+        raise ValueError("The snapshots are detached already. Got a state with 0 snapshots.")
+    lean = state._replace(snapshots=(), backup=None)
+    return with_state(opt_state, lean), Detached(state.snapshots, state.backup)
+
+
+def attach(opt_state: optax.OptState, detached: Detached) -> Any:
+    """Puts back what `detach` took out. See `detach`.
+
+    Raises:
+      ValueError: if `opt_state` does not hold exactly one state of `pdt`, or
+        its snapshots are in place.
+    """
+    state = find_state(opt_state)
+    if state.snapshots:
+        raise ValueError(
+            "Nothing is detached from this state: `attach` would overwrite its own snapshots. "
+            f"Got a state with {len(state.snapshots)} snapshots."
+        )
+    return with_state(opt_state, state._replace(**detached._asdict()))
+
+
+def with_state(opt_state: optax.OptState, state: PDTState) -> Any:
+    return jax.tree.map(lambda x: state if is_state(x) else x, opt_state, is_leaf=is_state)

@@ -21,6 +21,7 @@ fuses the whole rule into one pass and never writes the stacks to memory.
 import dataclasses
 import functools
 import operator
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -28,6 +29,8 @@ import jax.numpy as jnp
 from jax import lax
 
 from pdt_optax._precision import widest_float
+from pdt_optax._sharding import over_shards
+from pdt_optax._sums import total
 from pdt_optax.dynamics import Dynamics, drift
 
 
@@ -40,7 +43,7 @@ class Rule:
         """Raises ValueError if the rule makes no sense for predictions of `dynamics`."""
         del dynamics
 
-    def at(self, epoch: jax.Array | int, leaf: int) -> Any:
+    def at(self, epoch: jax.Array | int, leaf: jax.Array | int) -> Any:
         """The rule for one leaf of one prediction, for rules that differ between them."""
         del epoch, leaf
         return self
@@ -78,11 +81,31 @@ def every_step_agrees(increments: jax.Array, step: jax.Array, horizon: int | jax
     return functools.reduce(operator.and_, agrees)
 
 
+def mean_weights(masks: Sequence[jax.Array], stacked: Sequence[int]) -> tuple[jax.Array, jax.Array]:
+    """The accepted shares of leaves, and of all together: (leaves,) and (), float32.
+
+    Args:
+      masks: each of a stack of leaves.
+      stacked: how many leaves each stack has.
+    """
+
+    def measure(leaves: Any, shares: Sequence[float]) -> jax.Array:
+        counts, sizes = [], []
+        for (mask,), share, count in zip(leaves, shares, stacked, strict=True):
+            exact = jnp.int32 if mask.dtype == bool and mask.size < 2**31 else wide
+            counts.append(share * jax.vmap(total)(mask.reshape(count, -1).astype(exact)).astype(wide))
+            sizes.append(jnp.full(count, share * (mask.size // count), wide))
+        return jnp.stack([jnp.concatenate(counts), jnp.concatenate(sizes)])
+
+    with widest_float() as wide:  # a float32 count stops at 2^24
+        counts, sizes = over_shards(measure, [(lax.stop_gradient(mask),) for mask in masks])
+        shares = counts / jnp.maximum(sizes, 1)
+        return shares.astype(jnp.float32), (counts.sum() / jnp.maximum(sizes.sum(), 1)).astype(jnp.float32)
+
+
 def mean_weight(mask: jax.Array) -> jax.Array:
     """The accepted share of one leaf: (), float32."""
-    with widest_float() as wide:  # a float32 count stops at 2^24
-        total = jnp.sum(lax.stop_gradient(mask), dtype=wide)
-        return (total / max(mask.size, 1)).astype(jnp.float32)
+    return mean_weights([mask], [1])[1]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -225,7 +248,7 @@ class random_subset(Rule):  # noqa: N801
         if isinstance(self.like, Rule):
             self.like.check(dynamics)
 
-    def at(self, epoch: jax.Array | int, leaf: int) -> Any:
+    def at(self, epoch: jax.Array | int, leaf: jax.Array | int) -> Any:
         key = jax.random.fold_in(jax.random.fold_in(jax.random.key(self.seed), epoch), leaf)
 
         def draw(increments, step, differences, reference, horizon):

@@ -8,7 +8,7 @@ coefficients in that same basis. Everything here is `window` x `window`.
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -27,7 +27,8 @@ class Forecast(NamedTuple):
       increments: (horizon, window); row k holds the difference-basis
         coefficients of predicted step k + 1, pred(k + 1) - pred(k), where
         pred(0) is the newest weights that the model saw.
-      singular_values: (window - 1,), descending: those of w_0, ..., w_(n-1).
+      singular_values: (window - 1,), descending: those of w_0, ..., w_(n-1);
+        NaN from a model that does not need them.
       rank: (), int32; how many modes the model uses.
       eigenvalues: (window - 1,), complex, by falling modulus, NaN past `rank`
         and where the platform has no eigenvalue solver (TPU).
@@ -41,7 +42,11 @@ class Forecast(NamedTuple):
 
 @runtime_checkable
 class Dynamics(Protocol):
-    """A model of the dynamics: hashable, with these two attributes, and callable."""
+    """A model of the dynamics: hashable, with these two attributes, and callable.
+
+    A third attribute is optional: where `needs_gram` is False, only the
+    diagonal of the Gram matrix is computed, which costs a CPU half as much.
+    """
 
     @property
     def fit(self) -> Fit:
@@ -59,7 +64,8 @@ class Dynamics(Protocol):
         """Forecasts from the (window, window) Gram matrix of the difference basis.
 
         Args:
-          gram: (window, window), float64 where the platform has it.
+          gram: (window, window), float64 where the platform has it; 0 off the
+            diagonal for a model that does not need it.
           horizon: how many snapshots to predict ahead.
           size: how many weights the inner products ran over.
           epsilon: machine epsilon of the weights.
@@ -75,6 +81,12 @@ def check_fit(fit: str) -> None:
             '`fit` must be "past" (model the snapshots) or "current" (include the newest weights). '
             f"Got {fit=}."
         )
+
+
+def seen_columns(window: int, fit: Fit) -> list[int]:
+    """Which of the columns `[reference, *window differences]` a model sees: its reference and `window` - 1 of them."""
+    first = 1 if fit == "past" else 2
+    return [0, *range(first, first + window - 1)]
 
 
 class _Window(NamedTuple):
@@ -288,6 +300,7 @@ class drift:  # noqa: N801 - used like a function, printed like a value
       Array([2.875], dtype=float32)
     """
 
+    needs_gram: ClassVar[bool] = False
     fit: Fit = "current"
     learning_rate: Callable[[Any], Any] | None = None
     steps_per_epoch: int | None = None
@@ -315,7 +328,7 @@ class drift:  # noqa: N801 - used like a function, printed like a value
     def __call__(
         self, gram: jax.Array, horizon: int, *, size: int, epsilon: float, epoch: jax.Array
     ) -> Forecast:
-        del size, epsilon
+        del size, epsilon  # and of the Gram matrix only its size is read
         window = gram.shape[0]
         newest = epoch if self.fit == "current" else epoch - 1  # the last epoch in the window
         past = self._rates(newest + jnp.arange(2 - window, 1), gram.dtype)
@@ -326,7 +339,7 @@ class drift:  # noqa: N801 - used like a function, printed like a value
         eigenvalues = jnp.full(window - 1, jnp.nan, jnp.complex64).at[0].set(1)
         return Forecast(
             increments,
-            _decompose(gram).singular_values,
+            jnp.full(window - 1, jnp.nan),
             jnp.ones((), jnp.int32),
             lax.convert_element_type(eigenvalues, jnp.complex64),
         )

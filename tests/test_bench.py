@@ -95,6 +95,31 @@ def test_batch_norm_statistics_are_those_of_the_training_batches():
     assert float(used[0]) != float(program.evaluate(after.params, fresh, inputs, targets, start)[0])
 
 
+def test_statistics_refreshed_after_a_jump_are_those_of_its_weights():
+    """One pass moves each mean a tenth of the way to that of the batch, and nothing else changes."""
+    workload = tiny(PAIRS["resnet-adamw"])
+    arms = bench_configs.STATISTICS
+    kept, refreshed = (
+        list(training.train(Config(workload, arm, "adamw", 1e-3, "constant", 7, 0), workload.load()))
+        for arm in arms
+    )
+    assert [e["train_loss"] for e in kept] == [e["train_loss"] for e in refreshed]
+    differs = [a["validation_loss"] != b["validation_loss"] for a, b in zip(kept, refreshed, strict=True)]
+    assert differs == [e["predicted"] or i > 5 for i, e in enumerate(kept)]
+    assert any(differs)
+
+    program = training._program(Config(workload, arms[1], "adamw", 1e-3, "constant", 1, 0))
+    state = program.init(jax.random.key(0))
+    inputs, targets = map(jnp.asarray, workload.load().train)
+    index = jnp.arange(32)
+    model = workload.model(nnx.Rngs(jax.random.key(0)))
+    weights = jax.tree.map(np.asarray, state.params)
+    after = program.refresh(state, inputs, targets, index, jax.random.key(1))
+    expected = 0.1 * model.stem(workload.prepare(inputs[index])).mean((0, 1, 2))
+    np.testing.assert_allclose(after.rest["norm"]["mean"][...], expected, rtol=1e-4, atol=1e-6)
+    jax.tree.map(np.testing.assert_array_equal, after.params, weights)
+
+
 def test_characters_are_windows_whose_targets_are_one_ahead():
     dataset = text.load(64)
     for split in dataset:
@@ -416,33 +441,73 @@ def test_presets_are_arms():
 
 # What is committed.
 
-RESULTS = Path(__file__).parent.parent / "experiments" / "results" / "bench"
+ROOT = Path(__file__).parent.parent
+RESULTS = ROOT / "experiments" / "results" / "bench"
 
 
 @pytest.mark.parametrize(
     ("command", "table"),
     [
         (["table"], "table.md"),
+        (["final", "--arms", "baseline", "recommended"], "detached/table.md"),
         (["screen", "--workloads", "mlp-sgd", "vit-adamw"], "screen/table.md"),
         (["jumps", "--workloads", "mlp-sgd"], "jumps/table.md"),
         (["guard"], "guard/table.md"),
+        (["statistics", "--workloads", "resnet"], "statistics/table.md"),
+        (["storage", "--workloads", "mlp-sgd", "vit-adamw"], "storage/table.md"),
     ],
 )
 def test_committed_tables_are_what_the_records_say(command, table, tmp_path, monkeypatch):
     def missing(*_):
         raise AssertionError("a record of a committed table is missing")
 
-    shutil.copytree(RESULTS / "records", tmp_path / "records")
-    shutil.copy(RESULTS / "tuned.json", tmp_path)
+    folder = RESULTS / "detached" if table.startswith("detached") else RESULTS
+    shutil.copytree(folder / "records", tmp_path / "records")
+    shutil.copy(folder / "tuned.json", tmp_path)
     monkeypatch.setattr(bench.pool, "train_all", missing)
     for draw in ("summary_picture", "pair_picture", "jumps_picture"):
         monkeypatch.setattr(bench_report, draw, lambda *_: None)
     monkeypatch.setattr(Images, "load", lambda self: None)
     assert bench.main([*command, "--out", str(tmp_path)]) == 0
-    assert (tmp_path / table).read_text() == (RESULTS / table).read_text()
+    written = tmp_path / (RESULTS / table).relative_to(folder)
+    assert written.read_text() == (RESULTS / table).read_text()
 
 
 def test_the_readme_says_what_the_records_say():
     scored = bench.read_scores(RESULTS)
     brief = bench_report.brief(scored, bench_configs.README_ARMS)
-    assert brief in (RESULTS.parents[2] / "README.md").read_text()
+    assert brief in (ROOT / "README.md").read_text()
+
+
+def rows(text):
+    """Of a page of tables, the cells of each line, under the heading that it stands below."""
+    heading = ""
+    for line in text.splitlines():
+        if line.startswith("## "):
+            heading = line[3:]
+        elif line.startswith("| "):
+            yield heading, [cell.strip() for cell in line.strip("|").split("|")]
+
+
+def test_the_docs_say_what_was_saved_with_detached_snapshots():
+    """Epochs, seconds and their saving, pair by pair, and the median and the worst of them."""
+    docs = (ROOT / "docs" / "what-works.md").read_text()
+    table = (RESULTS / "detached" / "table.md").read_text()
+    cells = {(pair, row[0]): row for pair, row in rows(table)}
+    for pair in PAIRS:
+        before, after = cells[pair, "baseline"], cells[pair, "recommended"]
+        line = [f"`{pair}`", before[2], after[2], before[3], after[3], after[4]]
+        assert f"| {' | '.join(line)} |" in docs
+    (median,), (worst,) = (
+        [
+            row[3]
+            for pair, row in rows(table)
+            if pair == "Over all pairs" and row[0] == arm and row[2] == kind
+        ][-1:]
+        for arm, kind in (("recommended", "median"), ("", "worst"))
+    )
+    assert f"{median} in the median pair, {worst} in the worst." in docs
+    assert (
+        f"[{median} of the time in the median pair and {worst} in the worst]"
+        in (ROOT / "README.md").read_text()
+    )

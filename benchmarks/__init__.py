@@ -1,0 +1,1 @@
+"""What the library costs: plain commands that print their figures and write them to `results/`."""

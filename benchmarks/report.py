@@ -1,0 +1,181 @@
+"""The figures in `benchmarks/results` as tables, and as one picture of time against the number of weights.
+
+Reads the JSON that the other commands wrote, times nothing. The tables are
+those of docs/speed.md.
+"""
+
+import json
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt
+
+from benchmarks import measure
+
+PEERS = {
+    "released-steps": "steps of the released code (NumPy)",
+    "pydmd": "PyDMD",
+    "literal-numpy": "literal SVD (NumPy)",
+    "literal-jax": "literal SVD (jax)",
+}
+OURS = {
+    "boundary": "pdt_optax, whole boundary",
+    "boundary-bfloat16": "the same, bfloat16 differences",
+    "boundary-dmd": "the same, dmd for the dynamics",
+}
+PASSES = {"lengths": "its pass for the lengths", "assembly": "its assembly pass", "snapshot": "its snapshot"}
+TIMES = {
+    "reference-gram": "reference: sum of six arrays",
+    "reference-assembly": "reference: weighted sum, in place",
+    "lengths": "lengths of the columns (`drift`)",
+    "gram": "Gram matrix (`dmd`)",
+    "algebra": "algebra, `drift`",
+    "algebra-dmd": "algebra, `dmd`",
+    "assembly": "assembly",
+    "snapshot": "snapshot",
+    "boundary": "**boundary**, recommended",
+    "boundary-bfloat16": "boundary, bfloat16 differences",
+    "boundary-dmd": "boundary, `dmd`",
+}
+RATIOS = {
+    "lengths_to_reference": "lengths / reference",
+    "gram_to_reference": "Gram / reference",
+    "assembly_to_reference": "assembly / reference",
+    "boundary_to_references": "**boundary / both references**",
+    "boundary_dmd_to_references": "boundary with `dmd` / both",
+}
+REFERENCES = {"reference-gram": "sum of the six arrays", "reference-assembly": "weighted sum, in place"}
+
+
+def figures(folder: Path) -> dict[str, Any]:
+    """What the other commands wrote to a folder."""
+    names = ("boundary", "peers", "step", "storage", "huge")
+    return {name: json.loads((folder / f"{name}.json").read_text()) for name in names}
+
+
+def tables(read: dict[str, Any]) -> list[str]:
+    """The tables of docs/speed.md, in Markdown."""
+    trees = {name: row for name, row in read["boundary"]["trees"].items() if not name.startswith("small")}
+    sizes = read["peers"]["sizes"]
+
+    def medians(rows: dict[str, Any], name: str) -> list[str]:
+        return [f"{row[name]['median_ms']:.3g}" for row in rows.values()]
+
+    boundary = _table(
+        ["", *(f"{row['parameters']:,}" for row in trees.values())],
+        [
+            *([label, *medians(trees, name)] for name, label in TIMES.items()),
+            *([label, *(f"{row[name]:.2f}" for row in trees.values())] for name, label in RATIOS.items()),
+        ],
+    )
+    peers = _table(
+        ["", *(f"{row['parameters']:,}" for row in sizes.values())],
+        [
+            ["pdt_optax, ms", *medians(sizes, "pdt")],
+            *(
+                [label, *(f"{row[n]['times_pdt']:.0f}x" for row in sizes.values())]
+                for n, label in PEERS.items()
+            ),
+        ],
+    )
+    step = read["step"]
+    arrays = step["vit"]["arrays"]
+    steps = _table(
+        ["step", "form", "unwrapped, ms", "wrapped / unwrapped"],
+        [
+            [label, form, f"{step[name]['unwrapped']['median_ms']:.4g}", f"{step[name][ratio]:.3f}"]
+            for label, form, name, ratio in (
+                ("AdamW alone, one leaf of 10 M", "`end_epoch`", "adamw-10M", "ratio"),
+                (
+                    "small ViT, the bench's",
+                    f"`end_epoch`, {arrays['wrapped']} arrays instead of {arrays['unwrapped']}",
+                    "vit",
+                    "ratio_wrapped",
+                ),
+                ("the same", f"`end_epoch`, detached: {arrays['detached']} arrays", "vit", "ratio_detached"),
+                ("AlexNet, batch 128, 128 x 128", "`every`", "alexnet-128", "ratio"),
+                ("AlexNet, batch 128, 224 x 224", "`every`", "alexnet-224", "ratio"),
+            )
+        ],
+    )
+    storage = _table(
+        [
+            "pair",
+            "error of the displacement",
+            "accepted, float32",
+            "accepted, bfloat16",
+            "accepted by only one",
+        ],
+        [
+            [
+                f"`{name}`",
+                f"{row['displacement_error']:.2%}",
+                f"{row['accepted_share']:.1%}",
+                f"{row['accepted_share_bfloat16']:.1%}",
+                f"{row['accepted_by_one_only']:.3%}",
+            ]
+            for name, row in ((n, r["recommended"]) for n, r in read["storage"]["pairs"].items())
+        ],
+    )
+    return [boundary, peers, steps, storage]
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    return "\n".join(f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *rows))
+
+
+def _line(axes: Any, rows: dict[str, Any], name: str, label: str, **style: Any) -> None:
+    points = [(row["parameters"], row[name]["median_ms"] / 1e3) for row in rows.values() if name in row]
+    axes.plot(*zip(*points, strict=True), label=label, **style)
+
+
+def picture(read: dict[str, Any], path: Path) -> None:
+    """Draws time against the number of weights."""
+    trees = {name: row for name, row in read["boundary"]["trees"].items() if not name.startswith("small")}
+    figure, axes = plt.subplots(figsize=(9.5, 5.5), layout="constrained")
+    for color, (name, label) in zip(("C3", "C1", "C4", "C5"), PEERS.items(), strict=True):
+        _line(axes, read["peers"]["sizes"], name, label, color=color, marker="s", markersize=4)
+    for color, (name, label) in zip(("C0", "C9", "C2"), OURS.items(), strict=True):
+        _line(axes, trees, name, label, color=color, marker="o", linewidth=2.2)
+    for style, (name, label) in zip(("--", "-.", ":"), PASSES.items(), strict=True):
+        _line(axes, trees, name, label, color="C0", linestyle=style, linewidth=1)
+    for style, (name, label) in zip(("--", "-."), REFERENCES.items(), strict=True):
+        _line(axes, trees, name, f"reference: {label}", color="0.6", linestyle=style, linewidth=1)
+    huge = read["huge"]
+    predictions = [s for s, p in zip(huge["boundary_s"], huge["predicted"], strict=True) if p]
+    axes.plot(
+        huge["parameters"], sum(predictions) / len(predictions), "C9o", markersize=9, markerfacecolor="none"
+    )
+    axes.annotate(
+        "ViT-Huge", (huge["parameters"], predictions[-1]), (-12, 10), textcoords="offset points", ha="right"
+    )
+    machine = read["boundary"]["machine"]
+    axes.set(
+        xscale="log",
+        yscale="log",
+        xlabel="weights",
+        ylabel="seconds per prediction",
+        title=f"One prediction with a window of 5, on {machine['cores']} cores of an {machine['cpu']}",
+    )
+    axes.grid(alpha=0.3)
+    figure.legend(fontsize=8, loc="outside right upper")
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = measure.parser("report", __doc__).parse_args(argv)
+    read = figures(args.out)
+    (args.out / "tables.md").write_text("\n\n".join(tables(read)) + "\n")
+    picture(read, args.out / "boundary.png")
+    print(f"Look at {args.out / 'tables.md'} and {args.out / 'boundary.png'}.")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,118 @@
+"""What a configuration will hold in memory, told before anything is allocated."""
+
+from typing import Any, NamedTuple
+
+import jax
+
+from pdt_optax import _leaves
+from pdt_optax._pdt import PDT, wrapper_of
+from pdt_optax._predict import _predict, _stacks
+
+
+class Memory(NamedTuple):
+    """Bytes, summed over all devices; printed as a table.
+
+    Attributes:
+      params: of the parameters.
+      optimizer: of the inner optimizer's state.
+      snapshots: of the window.
+      snapshots_on_host: whether they wait in host memory.
+      backup: of the guard's weights and optimizer state.
+      boundary: what `end_epoch(..., donate=True)` needs beyond all this while
+        it predicts: the mask, copies of the small leaves that are computed
+        together, and the window if it waits in host memory.
+        Without `donate` it is two copies of the weights more.
+    """
+
+    params: int
+    optimizer: int
+    snapshots: int
+    snapshots_on_host: bool
+    backup: int
+    boundary: int
+
+    @property
+    def device(self) -> int:
+        """The most there is at a time on the devices."""
+        return sum(self[:3]) - self.host + self.backup + self.boundary
+
+    @property
+    def host(self) -> int:
+        """What waits in host memory."""
+        return self.snapshots if self.snapshots_on_host else 0
+
+    def __str__(self) -> str:
+        rows = [
+            ("parameters", self.params),
+            ("optimizer", self.optimizer),
+            ("snapshots on the host" if self.snapshots_on_host else "snapshots", self.snapshots),
+            ("backup", self.backup),
+            ("at a prediction", self.boundary),
+            ("at most, on the devices", self.device),
+        ]
+        return "\n".join(f"{name:<24}{_readable(size):>10}" for name, size in rows if size)
+
+
+def _readable(size: float) -> str:
+    unit = next((u for u, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)) if size >= scale), "B")
+    return f"{size / {'GB': 1e9, 'MB': 1e6, 'kB': 1e3, 'B': 1}[unit]:.3g} {unit}"
+
+
+def _bytes(tree: Any) -> int:
+    return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree) if hasattr(x, "dtype"))
+
+
+def memory(params: Any, pdt_tx: PDT) -> Memory:
+    """What training with `pdt_tx` will hold, from the shapes of the parameters alone.
+
+    Args:
+      params: the parameters, or `jax.ShapeDtypeStruct`s in their place.
+      pdt_tx: what `pdt(...)` returned.
+
+    Returns:
+      A `Memory`. Gradients and activations are not in it.
+
+    Raises:
+      TypeError: if `pdt_tx` is not what `pdt` returned.
+      ValueError: if there is nothing to predict.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, optax, pdt_optax
+      >>> params = {"kernel": jax.ShapeDtypeStruct((4096, 14000), jnp.float32)}
+      >>> print(pdt_optax.memory(params, pdt_optax.pdt(optax.adamw(1e-3), snapshot_dtype="bfloat16")))
+      parameters                  229 MB
+      optimizer                   459 MB
+      snapshots                   688 MB
+      at a prediction            57.3 MB
+      at most, on the devices    1.43 GB
+    """
+    settings = wrapper_of(pdt_tx).settings
+    state: Any = jax.eval_shape(pdt_tx.init, params)
+    prediction = jax.eval_shape(
+        lambda snapshots, params: _predict(
+            settings.storage.at_hand(snapshots),
+            params,
+            0,
+            dynamics=settings.dynamics,
+            accept=settings.accept,
+            horizon=settings.schedule.longest(settings.horizon),
+            storage=settings.storage,
+        ),
+        state.snapshots,
+        params,
+    )
+    points = [
+        (*leaf.snapshots, leaf.param) for leaf in _leaves.match(state.snapshots, params, settings.storage)
+    ]
+    stacks = _stacks([leaf[-1] for leaf in points], together=True)
+    copied = [points[i] for stack in stacks if len(stack) > 1 for i in stack]
+    snapshots = _bytes(state.snapshots)
+    backup = 0 if state.backup is None else _bytes(state.backup)
+    return Memory(
+        params=_bytes(params),
+        optimizer=_bytes(state.inner_state),
+        snapshots=snapshots,
+        snapshots_on_host=settings.storage.host,
+        backup=backup,
+        boundary=_bytes(prediction.mask) + _bytes(copied) + (snapshots if settings.storage.host else 0),
+    )

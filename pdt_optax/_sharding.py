@@ -1,0 +1,128 @@
+"""Sums over all weights, wherever they lie: on one device, split over a mesh, inside `shard_map`."""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+from jax import lax
+from jax.core import Tracer
+from jax.custom_batching import custom_vmap
+from jax.experimental.custom_partitioning import ArrayMapping, SdyShardingRule, custom_partitioning
+from jax.sharding import NamedSharding, PartitionSpec
+
+from pdt_optax._precision import widest_float
+
+Leaf = Sequence[jax.Array]  # arrays of one shape, split alike
+Measure = Callable[[Sequence[Leaf], Sequence[float]], jax.Array]
+
+
+def on_one_device(tree: Any) -> bool:
+    """Whether it is sure, while tracing too, that no array of a tree is on more than one device."""
+
+    def sure(x: Any) -> bool:
+        if isinstance(x, Tracer):
+            return jax.device_count() == 1
+        return not isinstance(x, jax.Array) or len(x.sharding.device_set) == 1
+
+    return all(map(sure, jax.tree.leaves(tree)))
+
+
+def over_shards(measure: Measure, leaves: Sequence[Leaf]) -> jax.Array:
+    """`measure` of what each device holds, added up by one all-reduce.
+
+    Args:
+      measure: of leaves and, for each, a factor for its share in the result: a
+        leaf of which several devices hold the same piece counts once.
+        Elementwise sums over the weights, in the widest float.
+      leaves: the arrays of each leaf.
+
+    Returns:
+      What `measure` returns for whole leaves, the same on every device.
+    """
+    leaves = [tuple(leaf) for leaf in leaves]
+    types = [jax.typeof(leaf[-1]) for leaf in leaves]
+    if jax.sharding.get_abstract_mesh().manual_axes:
+        split = [t.manual_axis_type.varying for t in types]
+        sizes = {name: lax.axis_size(name) for names in split for name in names}
+        return _reduced(measure, leaves, split, sizes)
+    shardings = [t.sharding for t in types]
+    if any(name for s in shardings for name in s.spec):
+        return _over_explicit_axes(measure, leaves, shardings)
+    if jax.device_count() == 1:
+        return measure(leaves, [1.0] * len(leaves))
+    return _over_automatic_axes(measure, leaves)
+
+
+def _reduced(
+    measure: Measure, leaves: Sequence[Leaf], split: Sequence[Any], sizes: dict[Any, int]
+) -> jax.Array:
+    """`measure` over the shards of a device, summed over the axes that any leaf is split over."""
+    axes = tuple(sorted({name for names in split for name in names}))
+    shares = [1 / math.prod(sizes[name] for name in axes if name not in names) for names in split]
+    with widest_float():
+        result = measure(leaves, shares)
+        return lax.psum(result, axes) if axes else result
+
+
+def _axes(spec: PartitionSpec) -> frozenset[str]:
+    """The mesh axes that a spec splits over."""
+    names = (name if isinstance(name, tuple) else (name,) for name in spec if name is not None)
+    return frozenset(x for group in names for x in group)
+
+
+def _over_explicit_axes(measure: Measure, leaves: Sequence[Leaf], shardings: Sequence[NamedSharding]) -> Any:
+    mesh = next(s.mesh for s in shardings if _axes(s.spec))
+    specs = [tuple(s.spec for _ in leaf) for s, leaf in zip(shardings, leaves, strict=True)]
+    split = [_axes(s.spec) for s in shardings]
+
+    @jax.shard_map(mesh=mesh, in_specs=(specs,), out_specs=PartitionSpec(), check_vma=False)
+    def reduced(leaves: Any) -> Any:
+        return _reduced(measure, leaves, split, dict(mesh.shape))
+
+    return reduced(leaves)
+
+
+def _over_automatic_axes(measure: Measure, leaves: Sequence[Leaf]) -> Any:
+    """How leaves are split is not known before XLA partitions the program: it asks then."""
+    lengths = [len(leaf) for leaf in leaves]
+
+    def grouped(arrays: Sequence[Any]) -> list[Any]:
+        remaining = iter(arrays)
+        return [tuple(next(remaining) for _ in range(n)) for n in lengths]
+
+    def whole(*arrays: jax.Array) -> jax.Array:
+        with widest_float():
+            return measure(grouped(arrays), [1.0] * len(lengths))
+
+    def partition(mesh: Any, arguments: Any, result: Any) -> Any:
+        del result
+        split = [_axes(leaf[-1].sharding.spec) for leaf in grouped(arguments)]
+
+        def local(*arrays: jax.Array) -> jax.Array:
+            return _reduced(measure, grouped(arrays), split, dict(mesh.shape))
+
+        alike = tuple(leaf[-1].sharding for leaf in grouped(arguments) for _ in leaf)
+        return mesh, local, NamedSharding(mesh, PartitionSpec()), alike
+
+    def rule(mesh: Any, arguments: Any, result: Any) -> SdyShardingRule:
+        del mesh
+        operands = []
+        for i, leaf in enumerate(grouped(arguments)):
+            operands += [_factors(f"leaf{i}_", leaf[0])] * len(leaf)
+        return SdyShardingRule(tuple(operands), (_factors("result_", result[0]),))
+
+    partitioned = custom_partitioning(whole)
+    partitioned.def_partition(partition, sharding_rule=rule)
+    batched = custom_vmap(lambda *arrays: partitioned(*arrays))
+
+    @batched.def_vmap
+    def _(axis_size: int, which: Any, *arrays: jax.Array) -> Any:
+        axes = tuple(0 if b else None for b in which)
+        return jax.vmap(whole, in_axes=axes, axis_size=axis_size)(*arrays), True
+
+    return batched(*(x for leaf in leaves for x in leaf))
+
+
+def _factors(prefix: str, array: Any) -> ArrayMapping:
+    return ArrayMapping(*(f"{prefix}{axis}" for axis in range(len(array.shape))))

@@ -1,0 +1,63 @@
+"""What the docs say of speed is what `benchmarks/results` say."""
+
+import json
+from pathlib import Path
+
+from benchmarks import report
+from benchmarks.measure import RESULTS
+
+ROOT = Path(__file__).parent.parent
+READ = report.figures(RESULTS)
+# Line breaks are the editor's.
+DOCS = " ".join((ROOT / "docs" / "speed.md").read_text().split())
+README = " ".join((ROOT / "README.md").read_text().split())
+
+
+def test_the_tables() -> None:
+    tables = report.tables(READ)
+    assert (RESULTS / "tables.md").read_text() == "\n\n".join(tables) + "\n"
+    docs = (ROOT / "docs" / "speed.md").read_text()
+    assert all(table in docs for table in tables)
+
+
+def test_the_sentences() -> None:
+    trees, huge = READ["boundary"]["trees"], READ["huge"]
+    small, together = (trees[name]["boundary"]["median_ms"] for name in ("small", "small-in-one-leaf"))
+    assert f"takes {small:.3g} ms against {together:.3g} for" in DOCS
+    assert f"and {trees['small']['boundary_to_references']:.1f} times the two references" in DOCS
+
+    runs = [
+        json.loads((RESULTS / "earlier" / f"boundary-{i}.json").read_text())["trees"]["57M"] for i in (1, 2)
+    ]
+    lengths, boundaries = (
+        [f"{run[name]:.2f}" for run in (*runs, trees["57M"])]
+        for name in ("lengths_to_reference", "boundary_to_references")
+    )
+    assert "lengths took {}, {} and {} times their".format(*lengths) in DOCS
+    assert "whole boundary {}, {} and {} times".format(*boundaries) in DOCS
+
+    boundary = trees["57M"]["boundary"]["median_ms"] / 1e3
+    epoch = 391 * READ["step"]["alexnet-128"]["unwrapped"]["median_ms"] / 1e3
+    share = f"{boundary / 2 / epoch:.2%}"
+    assert f"{epoch:.0f} s here; a boundary with a prediction, {1e3 * boundary:.0f} ms" in DOCS
+    assert f"is {share} of it" in DOCS
+
+    kinds = {True: [], False: []}
+    for seconds, predicted in zip(huge["boundary_s"], huge["predicted"], strict=True):
+        kinds[predicted].append(seconds)
+    plain, predictions = kinds[False], kinds[True]
+    assert f"{min(plain):.2f} to {max(plain):.2f} s without a prediction" in DOCS
+    assert f"{min(predictions):.1f} to {max(predictions):.1f} s with one" in DOCS
+    assert f"never held more than {huge['peak_resident_gb']:.1f} GB" in DOCS
+    assert f"`memory` says {huge['told_gb']:.1f} GB" in DOCS
+    assert f"that many leaves takes {huge['first_boundary_with_compilation_s']:.0f} s" in DOCS
+
+    peers = READ["peers"]["sizes"]["57M"]
+    assert (
+        f"takes {boundary:.2f} s on two CPU cores, {trees['57M']['boundary_to_references']:.1f} times"
+        in README
+    )
+    assert f"{share} of an epoch" in README
+    times = [f"{peers[name]['times_pdt']:.0f}" for name in ("released-steps", "pydmd")]
+    assert "code take {} times as long as ours, PyDMD {} times".format(*times) in README
+    assert f"weights take {max(predictions):.0f} s in {huge['peak_resident_gb']:.0f} GB" in README

@@ -1,0 +1,77 @@
+"""Many devices and many processes, each in processes of their own: how many there are is settled when jax starts."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+
+def test_on_eight_devices() -> None:
+    flags = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-q",
+            "-p",
+            "no:xdist",
+            str(Path(__file__).with_name("eight_devices.py")),
+        ],
+        env=os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
+        cwd=Path(__file__).parents[1],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout[-20_000:] + done.stderr[-5_000:]
+    assert "passed" in done.stdout
+
+
+def train_together(processes: int) -> list[Any]:
+    """What each of so many processes prints, on loopback."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        coordinator = f"127.0.0.1:{free.getsockname()[1]}"
+    root = Path(__file__).parents[1]
+    command = [sys.executable, "-m", "tests.one_process", coordinator, str(processes)]
+    environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
+    running = [
+        subprocess.Popen(
+            [*command, str(i)],
+            env=environment,
+            cwd=root,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for i in range(processes)
+    ]
+    try:
+        ended = [process.communicate(timeout=180) for process in running]
+    finally:
+        for process in running:
+            process.kill()
+    for process, (_, errors) in zip(running, ended, strict=True):
+        assert process.returncode == 0, errors[-5000:]
+    return [json.loads(output.splitlines()[-1]) for output, _ in ended]
+
+
+def test_several_processes_take_the_same_decisions() -> None:
+    """Data parallel and FSDP: the same on every process to the last bit, and as one process does to rounding."""
+    (alone,) = train_together(1)
+    for reports in (run["reports"] for run in alone):
+        assert any(predicted for _, predicted, _ in reports)
+        assert [rolled_back for *_, rolled_back in reports].count(True) == 1
+    for processes in (2, 4):
+        first, *others = train_together(processes)
+        assert all(other == first for other in others)
+        for together, single in zip(first, alone, strict=True):
+            np.testing.assert_allclose(together["losses"], single["losses"], rtol=1e-5)
+            for name, weights in single["weights"].items():
+                np.testing.assert_allclose(together["weights"][name], weights, rtol=1e-4, atol=1e-5)
+            assert [r[1:] for r in together["reports"]] == [r[1:] for r in single["reports"]]

@@ -1,0 +1,276 @@
+"""How the window is kept, and what a boundary makes of memory and of many small leaves."""
+
+import re
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import pdt_optax
+from pdt_optax import _pdt, _predict
+from pdt_optax.accept import random_subset
+from tests.test_wrapper import make_params, run, step
+
+SETTINGS: dict[str, Any] = {"window": 4, "start": 4, "horizon": 2}
+
+
+def leaves(tree: Any) -> list[np.ndarray]:
+    return [np.asarray(x, np.float64) for x in jax.tree.leaves(tree)]
+
+
+def test_differences_are_rounded_and_the_newest_snapshot_is_whole() -> None:
+    history = run(pdt_optax.pdt(optax.sgd(0.1), snapshot_dtype="bfloat16", **SETTINGS), 9)
+    for epoch in history:
+        *older, newest = epoch.state.snapshots
+        assert {x.dtype for x in jax.tree.leaves(older)} == {jnp.dtype(jnp.bfloat16)}
+        jax.tree.map(np.testing.assert_array_equal, newest, epoch.params)
+        before = epoch.before.snapshots[-1]
+        expected = jax.tree.map(lambda n, b: (n - b).astype(jnp.bfloat16), newest, before)
+        jax.tree.map(np.testing.assert_array_equal, older[-1], expected)
+
+
+@pytest.mark.parametrize("every", [None, 1])
+def test_a_prediction_is_made_from_the_rounded_differences(every: int | None) -> None:
+    """Drift where signs agree, written out in float64 from what the state holds."""
+    tx = pdt_optax.pdt(optax.sgd(0.1), snapshot_dtype="bfloat16", every=every, **SETTINGS)
+    plain = optax.sgd(0.1)
+    params: Any = make_params()
+    state: Any = tx.init(params)
+    jumps = 0
+    for i in range(9):
+        before, start = state, params
+        params, state = step(tx, params, state, i)
+        trained, _ = step(plain, start, plain.init(start), i)
+        if every is None:
+            params, state, report = tx.end_epoch(params, state)
+        else:
+            report = state.last_report
+        if not report.predicted:
+            continue
+        jumps += 1
+        for old, w, new, *differences in zip(
+            leaves(before.snapshots[-1]),
+            leaves(trained),
+            leaves(params),
+            *map(leaves, before.snapshots[1:-1]),
+            strict=True,
+        ):
+            velocity = (sum(differences) + (w - old)) / (len(differences) + 1)
+            agrees = np.sign(velocity) == np.sign(w - old)
+            # float32 weights of up to 1: a few ulp.
+            np.testing.assert_allclose(new, np.where(agrees, w + 2 * velocity, w), rtol=0, atol=5e-7)
+    assert jumps == 3
+
+
+def test_a_bfloat16_window_is_3_copies_instead_of_5() -> None:
+    params = {"w": jnp.ones(1000)}
+
+    def size(dtype: str | None) -> int:
+        state: Any = pdt_optax.pdt(optax.sgd(0.1), snapshot_dtype=dtype).init(params)
+        return sum(x.nbytes for x in jax.tree.leaves(state.snapshots))
+
+    assert (size(None), size("bfloat16")) == (20_000, 12_000)
+
+
+@pytest.mark.parametrize("dtype", [None, "bfloat16"])
+@pytest.mark.parametrize("guard", [None, pdt_optax.rollback()])
+def test_host_memory_changes_no_bit(dtype: str | None, guard: Any) -> None:
+    def train(device: str | None) -> list[Any]:
+        tx = pdt_optax.pdt(
+            optax.sgd(0.1), snapshot_dtype=dtype, snapshot_device=device, guard=guard, **SETTINGS
+        )
+        params, history = make_params(), []
+        state: Any = tx.init(params)
+        for i in range(9):
+            params, state = step(tx, params, state, i)
+            loss = 100.0 if i == 5 else 1.0  # the epoch after the first jump
+            params, state, report = tx.end_epoch(params, state, value=loss)
+            history.append((params, state, report))
+        return history
+
+    here, there = train(None), train("host")
+    for a, b in zip(here, there, strict=True):
+        jax.tree.map(np.testing.assert_array_equal, a, b)
+    kinds = {x.sharding.memory_kind for x in jax.tree.leaves(there[-1][1].snapshots)}
+    assert kinds == {jax.device_put(jnp.ones(2), jax.memory.Space.Host).sharding.memory_kind}
+    assert kinds != {jnp.ones(2).sharding.memory_kind}
+    assert any(bool(report.predicted) for _, _, report in here)
+    assert any(bool(report.rolled_back) for _, _, report in here) == (guard is not None)
+
+
+@pytest.mark.parametrize("name", pdt_optax.presets.names())
+@pytest.mark.parametrize("dtype", [None, "bfloat16"])
+def test_a_boundary_allocates_no_more_than_its_mask(name: str, dtype: str | None) -> None:
+    """XLA's own account of a donated boundary of 4 M weights: a byte a weight, and what is small."""
+    size = 2**22
+    tx = pdt_optax.pdt(optax.identity(), **pdt_optax.presets.named(name), snapshot_dtype=dtype)
+    params = {"w": jax.ShapeDtypeStruct((size,), jnp.float32)}
+    memory = _pdt._lower_end_epoch(tx, params).compile().memory_analysis()
+    assert memory.temp_size_in_bytes <= pdt_optax.memory(params, tx).boundary + 2**18
+    assert memory.alias_size_in_bytes >= 2 * 4 * size  # the weights and the oldest snapshot
+
+
+def test_copies_of_small_leaves_are_counted() -> None:
+    """Thirty vectors that are predicted together: XLA's account of their boundary is what `memory` says."""
+    params = {f"w{i}": jax.ShapeDtypeStruct((40_000,), jnp.float32) for i in range(30)}
+    tx = pdt_optax.pdt(optax.identity())
+    told = pdt_optax.memory(params, tx).boundary
+    memory = _pdt._lower_end_epoch(tx, params).compile().memory_analysis()
+    assert 0.7 * told < memory.temp_size_in_bytes < told + 2**18
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({}, (1048, 2096 + 4, 5240, False, 0, 262)),
+        ({"snapshot_dtype": "bfloat16", "accept": pdt_optax.shrink()}, (1048, 2100, 3144, False, 0, 1048)),
+        ({"snapshot_device": "host"}, (1048, 2100, 5240, True, 0, 262 + 5240)),
+        ({"guard": pdt_optax.rollback()}, (1048, 2100, 5240, False, 1048 + 2100 + 1, 262)),
+        ({"labels": lambda path: "bias" in path}, (1048, 2100, 5200, False, 0, 260)),
+    ],
+)
+def test_memory_is_told_before_anything_is_allocated(settings: dict[str, Any], expected: Any) -> None:
+    params = {
+        "kernel": jax.ShapeDtypeStruct((26, 10), jnp.float32),
+        "bias": jax.ShapeDtypeStruct((2,), jnp.float32),
+    }
+    got = pdt_optax.memory(params, pdt_optax.pdt(optax.adam(1e-3), **settings))
+    assert got == expected
+    host = got.snapshots if got.snapshots_on_host else 0
+    assert got.host == host
+    whole = got.params + got.optimizer + got.snapshots + got.backup + got.boundary
+    assert got.device == whole - host
+    # What it says is what `init` then makes.
+    real: Any = pdt_optax.pdt(optax.adam(1e-3), **settings).init(
+        jax.tree.map(lambda x: jnp.zeros(x.shape), params)
+    )
+    assert sum(x.nbytes for x in jax.tree.leaves(real.snapshots)) == got.snapshots
+    assert sum(x.nbytes for x in jax.tree.leaves(real.backup)) == got.backup
+
+
+@pytest.mark.parametrize("accept", [pdt_optax.agree(), pdt_optax.shrink(), random_subset(0.5)])
+def test_small_leaves_that_are_alike_are_computed_together(monkeypatch: Any, accept: Any) -> None:
+    """And give what each of them gives alone, bit for bit."""
+    shapes = [(3,), (2, 2), (3,), (70_000,), (), (3,), (2, 2), ()]
+    walk = []
+    for key in jax.random.split(jax.random.key(0), 5):
+        leaves = zip(jax.random.split(key, len(shapes)), shapes, strict=True)
+        walk.append([jax.random.normal(k, s) for k, s in leaves])
+    *snapshots, params = walk
+    settings: Any = {"dynamics": pdt_optax.drift(), "accept": accept, "horizon": 3}
+    assert sorted(map(len, _predict._stacks(params, together=True))) == [1, 2, 2, 3]
+    together = pdt_optax.predict_and_mask(snapshots, params, **settings)
+    monkeypatch.setattr(_predict, "_SMALL", -1)
+    jax.clear_caches()
+    alone = pdt_optax.predict_and_mask(snapshots, params, **settings)
+    assert 0.05 < float(alone.accepted_share) < 0.9
+    jax.tree.map(np.testing.assert_array_equal, together.mask, alone.mask)
+    jax.tree.map(np.testing.assert_array_equal, together.params, alone.params)
+    np.testing.assert_array_equal(together.accepted_share_per_leaf, alone.accepted_share_per_leaf)
+
+
+def test_a_small_leaf_costs_no_kernel_of_the_prediction() -> None:
+    """Only slices and copies: 100 more leaves mean no more reductions."""
+
+    def reductions(leaves: int) -> int:
+        params = {f"w{i}": jax.ShapeDtypeStruct((640,), jnp.float32) for i in range(leaves)}
+        tx = pdt_optax.pdt(optax.identity())
+        return _pdt._lower_end_epoch(tx, params).compile().as_text().count(" reduce(")
+
+    assert 0 < reductions(230) <= reductions(130)
+
+
+def computations(text: str) -> tuple[str, dict[str, str]]:
+    """The name of an HLO module's entry, and the text of each of its computations."""
+    parts = {m[2]: m[0] for m in re.finditer(r"^(ENTRY )?%([\w.-]+) [^\n]*\{\n.*?^\}", text, re.M | re.S)}
+    entry = re.search(r"^ENTRY %([\w.-]+)", text, re.M)
+    assert entry is not None
+    return entry[1], parts
+
+
+@pytest.mark.parametrize("in_scan", [False, True])
+def test_an_ordinary_step_copies_no_snapshot(in_scan: bool) -> None:
+    """With `every`, copies stand only inside the loop that an ordinary step does not enter."""
+    size = 4096
+    tx = pdt_optax.pdt(optax.adamw(1e-3), every=5)
+
+    def step(carry: Any, _: Any) -> Any:
+        params, state = carry
+        updates, state = tx.update(jax.tree.map(lambda w: 0.5 * w, params), state, params)
+        return (optax.apply_updates(params, updates), state), None
+
+    def steps(carry: Any) -> Any:
+        return jax.lax.scan(step, carry, None, length=7)[0] if in_scan else step(carry, None)[0]
+
+    params = {"w": jnp.ones(size)}
+    compiled = jax.jit(steps, donate_argnums=0).lower((params, tx.init(params))).compile()
+    entry, parts = computations(str(compiled.as_text()))
+    copy, loop = rf"f32\[{size}\]\S* copy\(", r" while\(.*body=%([\w.-]+)"
+    path = entry
+    assert not re.search(copy, parts[path])
+    if in_scan:
+        (path,) = re.findall(loop, parts[path])
+        assert not re.search(copy, parts[path])
+    (boundary,) = re.findall(loop, parts[path])
+    assert re.search(copy, parts[boundary])
+
+
+@pytest.mark.parametrize("settings", [{}, {"guard": pdt_optax.rollback()}, {"snapshot_device": "host"}])
+def test_detached_snapshots_change_no_bit(settings: Any) -> None:
+    """Chained, jitted; and no array of the size of the weights is left for the steps but the optimizer's."""
+    pdt_tx = pdt_optax.pdt(optax.sgd(0.1), **(SETTINGS | settings))
+    tx = optax.chain(optax.clip(1.0), pdt_tx)
+
+    def train(detaches: bool) -> list[Any]:
+        params: Any = make_params()
+        state, history, detached = tx.init(params), [], None
+        for i in range(9):
+            if detaches:
+                state, detached = pdt_optax.detach(state)
+                assert max(x.size for x in jax.tree.leaves(state)) == 1
+            params, state = step(tx, params, state, i)
+            if detached is not None:
+                state = pdt_optax.attach(state, detached)
+            loss = 100.0 if i == 5 else 1.0
+            params, state, report = pdt_optax.end_epoch(pdt_tx, params, state, value=loss)
+            history.append((params, state, report))
+        return history
+
+    jax.tree.map(np.testing.assert_array_equal, train(False), train(True))
+
+
+def test_detaching_at_the_wrong_time() -> None:
+    params = make_params()
+    tx = pdt_optax.pdt(optax.sgd(0.1))
+    state = tx.init(params)
+    lean, detached = pdt_optax.detach(state)
+    with pytest.raises(ValueError, match=r"detached already. Got a state with 0 snapshots"):
+        pdt_optax.detach(lean)
+    with pytest.raises(ValueError, match=r"must be back.*pdt_optax.attach.*0 snapshots"):
+        tx.end_epoch(params, lean)
+    with pytest.raises(ValueError, match=r"Nothing is detached.*5 snapshots"):
+        pdt_optax.attach(state, detached)
+    with pytest.raises(ValueError, match="not for a wrapper that ends its epochs inside `update`"):
+        pdt_optax.detach(pdt_optax.pdt(optax.sgd(0.1), every=3).init(params))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (
+            {"snapshot_dtype": "float8"},
+            r"`snapshot_dtype` must be None.*\"bfloat16\".*Got snapshot_dtype='fl",
+        ),
+        (
+            {"snapshot_device": "disk"},
+            r"`snapshot_device` must be None.*\"host\".*Got snapshot_device='disk'",
+        ),
+        ({"snapshot_device": "host", "every": 5}, r"`snapshot_device` needs the `end_epoch` form.*every=5"),
+    ],
+)
+def test_bad_input(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        pdt_optax.pdt(optax.sgd(0.1), **settings)

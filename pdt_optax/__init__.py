@@ -5,6 +5,7 @@ from pdt_optax._memory import Memory, memory
 from pdt_optax._pdt import PDT, end_epoch, leaf_paths, pdt
 from pdt_optax._predict import Prediction, predict_and_mask
 from pdt_optax._recorder import Recorder
+from pdt_optax._snapshots import snapshots
 from pdt_optax._state import Detached, PDTReport, PDTState, attach, detach
 from pdt_optax.accept import (
     Rule,
@@ -55,4 +56,5 @@ __all__ = [
     "released_schedule",
     "rollback",
     "shrink",
+    "snapshots",
 ]

@@ -3,7 +3,6 @@
 import functools
 import os
 import zipfile
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +16,15 @@ from pdt_optax import _leaves
 from pdt_optax._predict import count
 from pdt_optax._state import PDTReport, find_state
 
-_FORMAT = "pdt_optax.Recorder"
-_VERSION = 1
+_FORMAT = "pdt_optax.Recorder 1"
 
 
 class Recorder:
     """Collects the reports of a run and, if asked, a subsample of its weights.
 
-    `add` dispatches one small computation and returns: it never waits for the
-    device. Numbers come to the host when they are there, or when they are read.
+    `add` starts a copy of a few numbers and returns; nothing waits for the
+    device before they are read. With the window in host memory
+    (`snapshot_device`) a subsample brings the newest snapshot to the device.
 
     Args:
       weights_per_leaf: how many weights of each predicted leaf to keep at every
@@ -33,8 +32,8 @@ class Recorder:
       seed: of the draw.
 
     Attributes:
-      paths: the paths of the predicted leaves, in the order of
-        `accepted_share_per_leaf`; empty before the first `add`.
+      paths: of the predicted leaves, in the order of `accepted_share_per_leaf`.
+      indices: by path, (kept,), int: the flat indices of the weights that are kept.
 
     Raises:
       ValueError: for a negative `weights_per_leaf`.
@@ -42,7 +41,7 @@ class Recorder:
     Example:
       >>> import jax.numpy as jnp, optax, pdt_optax
       >>> from tqdm import trange
-      >>> tx = pdt_optax.pdt(optax.sgd(0.1), window=2, start=2)
+      >>> tx = pdt_optax.pdt(optax.sgd(0.1), window=2)
       >>> params = {"w": jnp.ones((3, 4))}
       >>> opt_state = tx.init(params)
       >>> recorder = pdt_optax.Recorder(weights_per_leaf=5)
@@ -60,14 +59,11 @@ class Recorder:
     """
 
     def __init__(self, *, weights_per_leaf: int = 0, seed: int = 0):
-        self._weights_per_leaf = count(
-            "weights_per_leaf", weights_per_leaf, 0, "it counts the weights to keep"
-        )
+        self._per_leaf = count("weights_per_leaf", weights_per_leaf, 0, "it counts the weights to keep")
         self._seed = seed
-        self.paths: list[str] = []
-        self._indices: list[np.ndarray] = []  # for each leaf, (kept, dimensions)
         self._rows: list[tuple[PDTReport, list[Any]]] = []
-        self._on_host = 0  # rows before this one are NumPy arrays
+        self.paths: list[str] = []
+        self.indices: dict[str, np.ndarray] = {}
 
     def __len__(self) -> int:
         """The epochs recorded."""
@@ -83,56 +79,61 @@ class Recorder:
 
         Raises:
           TypeError: if `report` is none.
-          ValueError: if `opt_state` does not hold exactly one state of a `pdt`
-            wrapper, or its leaves are not those of the epochs before.
+          ValueError: if `opt_state` does not hold exactly one state of `pdt`,
+            its snapshots are detached, or its leaves are not those of the epochs before.
         """
         if not isinstance(report, PDTReport):
             raise TypeError(
                 "`report` must be a `PDTReport`, as `end_epoch` returns it last and `last_report` holds it with "
                 f"`every`. Got {type(report).__name__}."
             )
-        newest = find_state(opt_state).snapshots[-1]
+        state = find_state(opt_state)
+        if not state.snapshots:
+            raise ValueError(
+                "`add` comes before `detach`: it reads the snapshots. Got a state with 0 snapshots."
+            )
+        newest = state.snapshots[-1]
         paths, leaves = _leaves.paths(newest), _leaves.predicted(newest, newest)
         if not self._rows:
             self.paths = paths
-            self._indices = [self._draw(x.shape, i) for i, x in enumerate(leaves)]
+            if self._per_leaf:
+                self.indices = {
+                    path: self._draw(i, x.size) for i, (path, x) in enumerate(zip(paths, leaves, strict=True))
+                }
         elif paths != self.paths:
             raise ValueError(
                 f"All epochs of a record must be of one model. Expected the leaves {self.paths}, got {paths}."
             )
-        row = _take(report, leaves if self._weights_per_leaf else [], self._indices)
+        leaves = leaves if self._per_leaf else []
+        kept = zip(self.indices.values(), leaves, strict=True)
+        columns = [np.unravel_index(index, x.shape or (1,)) for index, x in kept]
+        meshes = [x.sharding.mesh for x in leaves if isinstance(x.sharding, NamedSharding)]
+        row = _take(report, leaves, columns, NamedSharding(meshes[0], PartitionSpec()) if meshes else None)
         for x in jax.tree.leaves(row):
             x.copy_to_host_async()
         self._rows.append(row)
-        self._settle()
 
     def latest(self) -> dict[str, str]:
-        """The newest numbers that have arrived, for a progress bar: epoch, value, accepted share.
+        """For a progress bar: the newest epoch whose numbers are there, its value and accepted share.
 
         Never waits: while the device is behind, they are of an earlier epoch.
         """
-        self._settle()
-        if not self._on_host:
-            return {}
-        reports = [report for report, _ in self._rows[: self._on_host]]
-        shown = {"ended": str(self._on_host)}
-        if np.isfinite(reports[-1].mean_value):
-            shown["value"] = f"{reports[-1].mean_value:.4g}"
-        jumps = [report for report in reports if report.predicted]
-        if jumps:
-            shown["accepted"] = f"{jumps[-1].accepted_share:.0%}"
-        return shown
+        for epoch in range(len(self), 0, -1):
+            report = self._rows[epoch - 1][0]
+            if all(isinstance(x, np.ndarray) or x.is_ready() for x in report):
+                value, share = float(report.mean_value), float(report.accepted_share)
+                return {"ended": str(epoch), "value": f"{value:.4g}", "accepted": f"{share:.0%}"}
+        return {}
 
     @property
     def reports(self) -> PDTReport:
-        """All reports as one, NumPy arrays with an axis of epochs in front. Waits for the device.
+        """All reports as one: NumPy arrays with an axis of epochs in front. Waits for the device.
 
         Raises:
           ValueError: if nothing was recorded.
         """
         if not self._rows:
             raise ValueError("Nothing is recorded yet: call `add` at the end of each epoch. Got 0 epochs.")
-        self._fetch()
         return jax.tree.map(lambda *x: np.stack(x), *(report for report, _ in self._rows))
 
     @property
@@ -141,19 +142,12 @@ class Recorder:
 
         Waits for the device. Empty without `weights_per_leaf`.
         """
-        self._fetch()
         columns = zip(*(kept for _, kept in self._rows), strict=True)
-        return {path: np.stack(column) for path, column in zip(self.paths, columns, strict=False)}
-
-    @property
-    def indices(self) -> dict[str, np.ndarray]:
-        """By path, (kept, dimensions), int: which weights are kept."""
-        return dict(zip(self.paths, self._indices, strict=True)) if self._weights_per_leaf else {}
+        return {path: np.stack(column) for path, column in zip(self.indices, columns, strict=True)}
 
     def history(self) -> list[dict[str, np.ndarray]]:
         """The kept weights as one tree an epoch, for `predict_and_mask` and `pdt_optax.plot`."""
-        weights = self.weights
-        return [{path: x[i] for path, x in weights.items()} for i in range(len(self) if weights else 0)]
+        return [dict(zip(self.indices, map(np.asarray, kept), strict=True)) for _, kept in self._rows if kept]
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes everything to one `.npz` file, whole or not at all. Waits for the device.
@@ -162,25 +156,19 @@ class Recorder:
           ValueError: if nothing was recorded.
         """
         arrays = {f"report/{name}": x for name, x in self.reports._asdict().items()}
-        for i, x in enumerate(self.weights.values()):
-            arrays |= {f"weights/{i}": x}
-        for i, x in enumerate(self._indices):
-            arrays |= {f"indices/{i}": x}
+        arrays |= {f"weights/{p}": x for p, x in self.weights.items()}
+        arrays |= {f"indices/{p}": x for p, x in self.indices.items()}
         head = {
-            "format": np.array(_FORMAT),
-            "version": np.array(_VERSION),
-            "paths": np.array(self.paths, dtype=np.str_),
-            "weights_per_leaf": np.array(self._weights_per_leaf),
-            "seed": np.array(self._seed),
+            "format": _FORMAT,
+            "paths": self.paths,
+            "weights_per_leaf": self._per_leaf,
+            "seed": self._seed,
         }
         path = Path(path)
-        unfinished = path.with_name(f".{path.name}.unfinished")
-        try:
-            with unfinished.open("wb") as file:
-                np.savez(file, **head, **arrays)
-            unfinished.replace(path)
-        finally:
-            unfinished.unlink(missing_ok=True)
+        unfinished = path.with_name(f"{path.name}.unfinished")
+        with unfinished.open("wb") as file:
+            np.savez(file, **{name: np.asarray(x) for name, x in head.items()}, **arrays)
+        unfinished.replace(path)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "Recorder":
@@ -188,82 +176,44 @@ class Recorder:
 
         Raises:
           OSError: if there is no such file.
-          ValueError: if it is not a record, is damaged, or comes from a newer version.
+          ValueError: if it is not a record of this version.
         """
         try:
-            with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
-                found = dict(arrays)
-            if str(found["format"]) != _FORMAT:
-                raise KeyError("format")
-            version = int(found["version"])
+            with open(path, "rb") as file, np.load(file, allow_pickle=False) as found:
+                if str(found["format"]) != _FORMAT:
+                    raise ValueError(f"format {found['format']}, expected {_FORMAT}")
+                recorder = cls(weights_per_leaf=int(found["weights_per_leaf"]), seed=int(found["seed"]))
+                recorder.paths = found["paths"].tolist()
+                kept = recorder.paths if recorder._per_leaf else []
+                recorder.indices = {p: found[f"indices/{p}"] for p in kept}
+                reports = [found[f"report/{name}"] for name in PDTReport._fields]
+                weights = [found[f"weights/{p}"] for p in kept]
         except (ValueError, KeyError, TypeError, AttributeError, EOFError, zipfile.BadZipFile) as e:
             raise ValueError(
                 f"`path` must be a file that `Recorder.save` wrote. Got {os.fspath(path)!r} ({e})."
             ) from e
-        if version > _VERSION:
-            raise ValueError(
-                f"The record was written by a newer pdt_optax: update it to read {os.fspath(path)!r}. "
-                f"Got version {version}, expected at most {_VERSION}."
-            )
-        try:
-            return cls._from_arrays(found)
-        except (ValueError, KeyError, TypeError, IndexError) as e:
-            raise ValueError(f"The record in {os.fspath(path)!r} is damaged: {e}.") from e
-
-    @classmethod
-    def _from_arrays(cls, found: dict[str, np.ndarray]) -> "Recorder":
-        recorder = cls(weights_per_leaf=int(found["weights_per_leaf"]), seed=int(found["seed"]))
-        recorder.paths = [str(path) for path in found["paths"]]
-        leaves = range(len(recorder.paths))
-        recorder._indices = [found[f"indices/{i}"] for i in leaves]
-        reports = PDTReport(**{name: found[f"report/{name}"] for name in PDTReport._fields})
-        weights = [found[f"weights/{i}"] for i in leaves] if recorder._weights_per_leaf else []
-        lengths = {len(x) for x in (*reports, *weights)}
-        kept = [(w.shape[1], len(i)) for w, i in zip(weights, recorder._indices, strict=False)]
-        if len(lengths) != 1 or any(a != b for a, b in kept):
-            raise ValueError(f"its arrays do not have one length: {sorted(lengths)} epochs, {kept} weights")
-        for i in range(lengths.pop()):
-            row = PDTReport(*(np.asarray(x[i]) for x in reports)), [x[i] for x in weights]
-            recorder._rows.append(row)
-        recorder._on_host = len(recorder._rows)
+        for row in zip(*reports, *weights, strict=True):
+            x = [np.asarray(number) for number in row]
+            recorder._rows.append((PDTReport(*x[: len(reports)]), x[len(reports) :]))
         return recorder
 
-    def _draw(self, shape: tuple[int, ...], leaf: int) -> np.ndarray:
-        size = int(np.prod(shape))
+    def _draw(self, leaf: int, size: int) -> np.ndarray:
         random = np.random.default_rng([self._seed, leaf])
-        kept = np.sort(random.choice(size, min(size, self._weights_per_leaf), replace=False))
-        return np.stack(np.unravel_index(kept, shape), axis=-1) if shape else np.zeros((len(kept), 0), int)
-
-    def _settle(self) -> None:
-        """Brings to the host what has been computed, without waiting."""
-        while self._on_host < len(self._rows) and all(
-            x.is_ready() for x in jax.tree.leaves(self._rows[self._on_host])
-        ):
-            self._fetch(self._on_host + 1)
-
-    def _fetch(self, rows: int | None = None) -> None:
-        for i in range(self._on_host, len(self._rows) if rows is None else rows):
-            self._rows[i] = jax.tree.map(np.asarray, self._rows[i])
-            self._on_host = i + 1
-
-
-def _take(
-    report: PDTReport, leaves: Sequence[jax.Array], indices: Sequence[np.ndarray]
-) -> tuple[PDTReport, list[jax.Array]]:
-    """Copies of a report and of the chosen weights, whole on every process."""
-    shardings = [x.sharding for x in leaves if isinstance(x.sharding, NamedSharding)]
-    whole = NamedSharding(shardings[0].mesh, PartitionSpec()) if shardings else None
-    columns = [tuple(index.T) for index in indices[: len(leaves)]]
-    return _copy(report, list(leaves), columns, whole)
+        return np.sort(random.choice(size, min(size, self._per_leaf), replace=False))
 
 
 @functools.partial(jax.jit, static_argnames="whole")
-def _copy(
-    report: PDTReport, leaves: list[jax.Array], columns: list[tuple[Any, ...]], whole: NamedSharding | None
+def _take(
+    report: PDTReport, leaves: list[Any], columns: list[Any], whole: NamedSharding | None
 ) -> tuple[PDTReport, list[jax.Array]]:
-    # Copies: with `every` the report is part of a state that the next step may donate.
-    def pick(x: jax.Array, column: tuple[Any, ...]) -> jax.Array:
-        chosen = x.at[column].get(mode="promise_in_bounds", out_sharding=whole)
+    """A copy of a report, since the next step may donate the state that holds it, and the chosen weights.
+
+    On a mesh the chosen weights are `whole` on every device, and so on every process.
+    """
+
+    def pick(x: jax.Array, column: Any) -> jax.Array:
+        x = jnp.atleast_1d(jax.device_put(x, jax.memory.Space.Device))
+        chosen = x.at[tuple(column)].get(mode="promise_in_bounds", out_sharding=whole)
         return chosen.astype(jnp.promote_types(x.dtype, jnp.float32))
 
     return jax.tree.map(jnp.copy, report), [pick(x, c) for x, c in zip(leaves, columns, strict=True)]

@@ -61,7 +61,7 @@ class Recorder:
     def __init__(self, *, weights_per_leaf: int = 0, seed: int = 0):
         self._per_leaf = count("weights_per_leaf", weights_per_leaf, 0, "it counts the weights to keep")
         self._seed = seed
-        self._rows: list[tuple[PDTReport, list[Any]]] = []
+        self._rows: list[tuple[Any, list[Any]]] = []  # a report, and weights by leaf
         self.paths: list[str] = []
         self.indices: dict[str, np.ndarray] = {}
 
@@ -193,7 +193,7 @@ class Recorder:
                 f"`path` must be a file that `Recorder.save` wrote. Got {os.fspath(path)!r} ({e})."
             ) from e
         for row in zip(*reports, *weights, strict=True):
-            x = [np.asarray(number) for number in row]
+            x: list[Any] = [np.asarray(number) for number in row]
             recorder._rows.append((PDTReport(*x[: len(reports)]), x[len(reports) :]))
         return recorder
 

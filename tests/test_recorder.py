@@ -53,7 +53,7 @@ def test_reports_are_those_of_the_run() -> None:
 @pytest.mark.parametrize(
     "storage", [{}, {"snapshot_dtype": "bfloat16"}, {"snapshot_device": "host"}], ids=str
 )
-def test_weights_are_a_fixed_subsample_of_each_leaf(storage: dict[str, str]) -> None:
+def test_weights_are_a_fixed_subsample_of_each_leaf(storage: dict[str, Any]) -> None:
     recorder = pdt_optax.Recorder(weights_per_leaf=7, seed=1)
     _, weights = train(recorder, **storage)
     index = recorder.indices["w"]
@@ -69,7 +69,7 @@ def test_a_recorded_subsample_can_be_predicted() -> None:
     recorder = pdt_optax.Recorder(weights_per_leaf=7)
     train(recorder, dry_run=True)
     *snapshots, params = recorder.history()
-    prediction = pdt_optax.predict_and_mask(
+    prediction: Any = pdt_optax.predict_and_mask(
         snapshots, params, dynamics=pdt_optax.dmd(rank=1), accept=pdt_optax.everything(), horizon=2
     )
     # One mode, halved at each epoch; DMD starts an epoch back.
@@ -120,7 +120,8 @@ def test_with_every_the_report_survives_the_donation_of_the_state() -> None:
 
     train_step: Any = jax.jit(step, donate_argnums=(0, 1))
     params = {"w": jnp.ones(6)}
-    state, recorder = tx.init(params), pdt_optax.Recorder(weights_per_leaf=3)
+    state: Any = tx.init(params)
+    recorder = pdt_optax.Recorder(weights_per_leaf=3)
     for _ in range(5):
         for _ in range(2):
             params, state = train_step(params, state)
@@ -163,9 +164,11 @@ class Boom:
 
 def write_others(path, recorded: dict[str, Any]) -> None:
     np.savez(path / "other.npz", x=np.ones(3))
-    np.savez(path / "newer.npz", **(recorded | {"format": np.array("pdt_optax.Recorder 2")}))
-    np.savez(path / "missing.npz", **{k: v for k, v in recorded.items() if k != "report/predicted"})
-    np.savez(path / "object.npz", **(recorded | {"report/rank": np.array([Boom()] * 5, dtype=object)}))
+    missing = {k: v for k, v in recorded.items() if k != "report/predicted"}
+    newer = recorded | {"format": np.array("pdt_optax.Recorder 2")}
+    pickled = recorded | {"report/rank": np.array([Boom()] * 5, dtype=object)}
+    for name, arrays in (("missing", missing), ("newer", newer), ("object", pickled)):
+        np.savez(path / f"{name}.npz", **arrays)  # pyright: ignore[reportArgumentType]
     np.save(path / "array.npy", np.ones(3))
     (path / "pickle.npz").write_bytes(pickle.dumps(Boom()))
     (path / "half.npz").write_bytes((path / "run.npz").read_bytes()[:900])

@@ -250,7 +250,11 @@ def test_a_linear_system_is_forecast_and_noise_is_not() -> None:
     assert max(first.get_ydata()) < 1e-3
     assert min(second.get_ydata()) > 1
     assert (first.get_linestyle(), first.get_color()) != (second.get_linestyle(), second.get_color())
-    assert [t.get_text() for t in ax.get_legend().get_texts()] == ["linear", str(pdt_optax.drift())]
+    assert [t.get_text() for t in ax.get_legend().get_texts()] == [
+        "linear",
+        "nothing moves",
+        str(pdt_optax.drift()),
+    ]
     with pytest.raises(ValueError, match=r"longer than `window \+ horizon`.* Got 8 weights"):
         plot.forecast_error(linear[:8], dynamics=pdt_optax.drift(), window=5, horizon=3)
 

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
+from matplotlib.patheffects import withStroke
 
 from pdt_optax import _leaves
 from pdt_optax.plot._common import LINES, Weights, axes, colorbar, flat
@@ -88,7 +89,8 @@ def loss_surface(
     )
     colorbar(ax, shades, "loss", format="%.3g")
     for (name, path), (color, style, marker) in zip(places.items(), itertools.cycle(LINES), strict=False):
-        ax.plot(*path.T, style, color=color, marker=marker, ms=4, lw=1.4, label=name)
+        halo = [withStroke(linewidth=3, foreground="white")]
+        ax.plot(*path.T, style, color=color, marker=marker, ms=4, lw=1.4, label=name, path_effects=halo)
         ax.plot(*path[-1:].T, marker, color=color, ms=9, markeredgecolor="white")
     ax.set(xlabel=names[0], ylabel=names[1])
     if len(named) > 1:

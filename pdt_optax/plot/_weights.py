@@ -17,7 +17,7 @@ from pdt_optax.plot._common import BLUE, GREY, LINES, VERMILION, Weights, axes, 
 
 
 def mask(prediction: Prediction, leaf: str, ax: Axes | None = None) -> Axes:
-    """Which weights of one leaf took their prediction, black where accepted.
+    """Which weights of one leaf took their prediction: black where accepted, grey where in part.
 
     A leaf of more than two dimensions is shown with its last as columns and all
     others as rows; a vector as one row.
@@ -39,17 +39,19 @@ def mask(prediction: Prediction, leaf: str, ax: Axes | None = None) -> Axes:
       >>> plot.mask(prediction, "w").get_title()  # the last weight has just turned
       'w: 75% accepted'
     """
-    accepted = np.asarray(_leaf(prediction.mask, leaf), np.float32)
+    accepted = _leaf(prediction.mask, leaf)
     ax = axes(ax)
-    rows = np.atleast_2d(accepted)
+    rows = np.atleast_2d(np.asarray(accepted, np.float32))
     rows = rows.reshape(-1, rows.shape[-1])
-    image = ax.imshow(rows, cmap="Greys", vmin=0, vmax=1, aspect="auto")
+    look = "nearest" if max(rows.shape) <= 512 else "auto"  # each weight, or their density
+    image = ax.imshow(rows, cmap="Greys", vmin=0, vmax=1, aspect="auto", interpolation=look)
     ax.set(title=f"{leaf}: {rows.mean():.0%} accepted", xlabel="index along the last axis")
     if accepted.ndim < 2:
         ax.set_yticks([])
     else:
         ax.set_ylabel("index along the first axis" if accepted.ndim == 2 else "index along the other axes")
-    colorbar(ax, image, "accepted")
+    if accepted.dtype != bool:
+        colorbar(ax, image, "accepted share of the jump")
     return ax
 
 
@@ -79,7 +81,7 @@ def trajectories(
       accept: a rule such as `agree()`.
       horizon: how many snapshots ahead.
       leaf: the path of a leaf, as `leaf_paths` names it.
-      weights: flat indices into the leaf, or how many to show: evenly spread from
+      weights: flat indices into the leaf, or how many to show at most: evenly spread from
         the one that moved least in the window to the one that moved most.
       future: the weights of the following epochs of the same training without a
         jump, if they are known.
@@ -174,8 +176,7 @@ def forecast_error(
     ax.fill_between(ahead, low, high, color=color, alpha=0.15, lw=0)
     ax.plot(ahead, middle, style, marker=marker, ms=4, color=color, label=label, gid="forecast")
     if not drawn:
-        ax.axhline(1, color=GREY, lw=1)
-        ax.annotate("as good as: nothing moves", (1, 1), (0, 3), textcoords="offset points", fontsize="small")
+        ax.axhline(1, color=GREY, lw=1, label="nothing moves")
     ax.set(xlabel="epochs ahead", ylabel="forecast error / distance moved", ylim=(0, None))
     ax.legend(fontsize="small")
     return whole_epochs(ax)
@@ -222,11 +223,13 @@ def _predicted_path(seen: np.ndarray, prediction: Prediction) -> np.ndarray:
 
 
 def _choose(past: np.ndarray, weights: int | Sequence[int]) -> np.ndarray:
-    """Flat indices: as given, or evenly spread by how far the weights moved."""
+    """Flat indices: as given, or of weights evenly spread by how far they moved."""
     if not isinstance(weights, int):
         return np.asarray(weights, int)
-    order = np.argsort(np.abs(past[-1] - past[0]), kind="stable")
-    return order[np.linspace(0, len(order) - 1, min(weights, len(order))).round().astype(int)]
+    moved = np.abs(past[-1] - past[0])
+    order = np.argsort(moved)
+    spread = np.linspace(moved.min(), moved.max(), weights)
+    return order[np.unique(np.searchsorted(moved[order], spread))]
 
 
 def _leaf(tree: Any, path: str) -> np.ndarray:

@@ -72,7 +72,7 @@ def train(images: jax.Array, labels: jax.Array, seed: int = 0, **settings: Any) 
         order = jax.random.permutation(key, len(images))[: steps * BATCH_SIZE]
         return jax.lax.scan(step, (params, state), order.reshape(steps, BATCH_SIZE))[0]
 
-    params = init(seed)
+    params: Any = init(seed)
     state, weights, reports = tx.init(params), [params], []
     for epoch in range(EPOCHS):
         params, state = train_epoch(params, state, jax.random.fold_in(jax.random.key(seed), epoch))

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import matplotlib
 import optax
 from matplotlib import pyplot
+from matplotlib.patches import Rectangle
 from sklearn.datasets import load_digits
 
 import pdt_optax
@@ -88,8 +89,40 @@ def save(name: str, axes: Any) -> None:
     pyplot.close(axes.figure)
 
 
+def two_passes() -> Any:
+    """What a boundary reads and writes: a diagram."""
+    _, ax = pyplot.subplots(figsize=(9, 3.2), layout="constrained")
+    ax.set(xlim=(0, 18), ylim=(0, 6))
+    ax.axis("off")
+
+    def column(x: float, label: str, color: str = "0.85") -> None:
+        ax.add_patch(Rectangle((x, 1), 0.6, 4, facecolor=color, edgecolor="black"))
+        ax.text(x + 0.3, 0.9, label, ha="center", va="top")
+
+    def arrow(x: float, to: float, label: str) -> None:
+        ax.annotate("", (to, 3), (x, 3), arrowprops={"arrowstyle": "->", "lw": 1.5})
+        ax.text((x + to) / 2, 3.15, label, ha="center", va="bottom", fontsize="small")
+
+    for i, label in enumerate(("$w_{t-4}$", "$w_{t-3}$", "$w_{t-2}$", "$w_{t-1}$", "$w_t$")):
+        column(i * 0.9, label)
+    arrow(4.5, 7.1, "1. measure\nreads all once")
+    for i in range(25):
+        corner = (7.3 + 0.32 * (i % 5), 2.2 + 0.32 * (i // 5))
+        ax.add_patch(Rectangle(corner, 0.32, 0.32, facecolor="white", edgecolor="black"))
+    ax.text(8.1, 2.0, "window x window\nnumbers: the model", ha="center", va="top", fontsize="small")
+    arrow(9.1, 12.3, "2. assemble\nreads all once more,\nwrites once")
+    column(12.5, "new $w_t$")
+    accepted = (1.4, 2.0, 2.4, 3.4, 4.2)
+    for y in accepted:
+        ax.add_patch(Rectangle((12.5, y), 0.6, 0.25, facecolor="#0072B2"))
+    ax.text(13.4, 3.6, "dark: accepted, moved\nto the prediction", va="center", fontsize="small")
+    ax.text(13.4, 2.2, "light: the optimizer's,\nbit for bit", va="center", fontsize="small")
+    ax.text(2.1, 5.2, "one bar: all weights at an epoch's end", ha="center", fontsize="small")
+    return ax
+
+
 def main() -> None:
-    """Trains three runs and draws all pictures."""
+    """Trains the runs and draws all pictures."""
     matplotlib.use("agg")
     matplotlib.rcParams.update(
         {"figure.figsize": (6.4, 4.2), "axes.spines.top": False, "axes.spines.right": False}
@@ -103,6 +136,7 @@ def main() -> None:
     now, model, rule = 20, pdt_optax.dmd(rank=2), pdt_optax.agree()
     window, params = plain.weights[now - 5 : now], plain.weights[now]
 
+    save("two_passes", two_passes())
     save("eigenvalues", plot.eigenvalues(rank4.reports))
     save("singular_values", plot.singular_values(released.reports))
     save("accepted_share", plot.accepted_share(recommended.reports))

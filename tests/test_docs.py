@@ -1,0 +1,47 @@
+"""What the documentation says is so: its Python runs, and the errors that it quotes are those of the library."""
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PAGES = sorted((ROOT / "docs").glob("*.md"))
+BLOCK = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
+
+
+@pytest.mark.parametrize(
+    "page", [page for page in PAGES if BLOCK.search(page.read_text())], ids=lambda page: page.stem
+)
+def test_python_blocks_run(page: Path) -> None:
+    namespace: dict[str, object] = {}
+    for block in BLOCK.findall(page.read_text()):
+        exec(compile(block, page.name, "exec"), namespace)
+
+
+def messages() -> str:
+    """All strings in the library's source, placeholders left out."""
+    trees = (ast.parse(path.read_text()) for path in (ROOT / "pdt_optax").rglob("*.py"))
+    found = []
+    for node in (node for tree in trees for node in ast.walk(tree)):
+        if isinstance(node, ast.JoinedStr):
+            parts = [part.value if isinstance(part, ast.Constant) else "..." for part in node.values]
+            found.append("".join(map(str, parts)))
+        elif isinstance(node, ast.Constant):
+            found.append(str(node.value))
+    return "\n".join(found)
+
+
+def test_quoted_errors_are_the_librarys() -> None:
+    quoted = re.findall(r"^### \"(.*)\"$", (ROOT / "docs" / "faq.md").read_text(), re.MULTILINE)
+    assert len(quoted) > 10
+    known = messages()
+    assert [text for text in quoted if text not in known] == []
+
+
+def test_every_public_name_is_in_the_reference() -> None:
+    import pdt_optax
+
+    named = set(re.findall(r"^::: pdt_optax\.(\w+)", (ROOT / "docs" / "api.md").read_text(), re.MULTILINE))
+    assert named == {*pdt_optax.__all__, "plot"}

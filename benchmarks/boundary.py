@@ -118,7 +118,11 @@ class _Boundary:
         self.state = state
 
     def __call__(self) -> Any:
-        due = self.state._replace(snapshots_seen=jnp.int32(9), predictions_made=jnp.int32(0))
+        due = self.state._replace(
+            snapshots_held=jnp.int32(len(self.state.snapshots)),
+            snapshots_seen=jnp.int32(9),
+            predictions_made=jnp.int32(0),
+        )
         self.params, self.state, report = self.tx.end_epoch(self.params, due, donate=True)
         return self.params, report
 

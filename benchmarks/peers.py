@@ -100,12 +100,16 @@ def ours(snapshots: Sequence[Any], params: Any) -> Callable[[], Any]:
     """The boundary of the `released` preset, in place, at a prediction each time it is called."""
     tx = pdt_optax.pdt(optax.identity(), **pdt_optax.presets.released)
     initial: Any = tx.init(params)
-    state = initial._replace(snapshots_seen=jnp.int32(6))
+    state = initial._replace(snapshots_held=jnp.int32(len(initial.snapshots)), snapshots_seen=jnp.int32(6))
     held: list[Any] = [jax.tree.map(jnp.copy, params), state]
 
     def call() -> Any:
         # Every call finds the same window and counters: it predicts every time.
-        due = held[1]._replace(snapshots_seen=jnp.int32(6), predictions_made=jnp.int32(0))
+        due = held[1]._replace(
+            snapshots_held=jnp.int32(len(initial.snapshots)),
+            snapshots_seen=jnp.int32(6),
+            predictions_made=jnp.int32(0),
+        )
         held[0], held[1], report = tx.end_epoch(held[0], due, donate=True)
         return held[0], report
 

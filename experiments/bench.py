@@ -16,7 +16,8 @@
   table   final's tables and pictures from what is recorded; trains nothing
   list    the names of pairs and arms
 
-A finished run is never trained again; after Ctrl-C the next start goes on.
+A finished run is never trained again; after Ctrl-C, or worse, the next start goes
+on, and a run that was broken off goes on from its last checkpoint.
 
 examples:
   python -m experiments.bench tune
@@ -33,12 +34,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from experiments import bench_configs as configs
-from experiments import bench_report, pool, records
+from experiments import bench_report, checkpoints, devices, pool, records
 from experiments.arms import BASELINE, Arm, Predictive
 from experiments.bench_configs import Pair
 from experiments.data import DataUnavailableError
@@ -68,10 +70,17 @@ def parser() -> argparse.ArgumentParser:
     )
     p.add_argument("--arms", nargs="+", metavar="NAME", help="arms, by default those of the command")
     p.add_argument("--seeds", nargs="+", type=int, help="by default those of the command")
-    p.add_argument("--jobs", type=int, default=2, help="runs side by side, one core each; 0: in this process")
+    p.add_argument(
+        "--jobs",
+        type=int,
+        help="runs side by side, one CPU core each; 0: one after the other, each on all devices, as with "
+        "accelerators or a --mesh (default: 2, with those 0)",
+    )
     p.add_argument(
         "--out", type=Path, default=Path("experiments/results/bench"), help="folder for all results"
     )
+    checkpoints.add_arguments(p, every=10)
+    devices.add_arguments(p)
     return p
 
 
@@ -79,32 +88,35 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line. Returns 0; 2 for bad input or missing data; 130 after Ctrl-C."""
     p = parser()
     args = p.parse_args(argv)
-    console = Console()
     if args.what == "list":
+        console = Console()
         console.print("pairs:", *configs.PAIRS, highlight=False)
         for name in ("final", "screen", "jumps", "guard", "statistics", "storage"):
             console.print(f"arms of {name}:", *(arm.name for arm in _ARMS[name]), highlight=False)
         return 0
     try:
-        if args.jobs < 0:
-            raise ValueError(f"`--jobs` must be 0 or more. Got {args.jobs}.")
+        spread = devices.start(args)
+        console = Console(quiet=not devices.is_first())
+        how = _how(args, spread)
         pairs = _pairs(args.workloads)
         seeds = tuple(dict.fromkeys(args.seeds or _SEEDS[args.what]))
         if args.what == "tune":
-            tune(pairs, seeds, args.out, args.jobs, console)
+            tune(pairs, seeds, args.out, how, console)
             return 0
         arms = _arms(args.arms or [arm.name for arm in _ARMS[args.what]])
         plan = _plan(
             pairs, _tuned_rates(args.out, pairs), arms, seeds, shorter=args.what in ("final", "table")
         )
         if args.what != "table":
-            _train(plan, args.out, args.jobs, console)
+            _train(plan, args.out, how, console)
     except (ValueError, DataUnavailableError, pool.WorkerError) as e:
         print(f"{p.prog}: {e}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        console.print("Interrupted: finished runs are kept, the next start goes on with the rest.")
+        Console().print("Interrupted: finished runs are kept, the next start goes on with the rest.")
         return 130
+    if not devices.is_first():
+        return 0
     folder = args.out if args.what in ("final", "table") else args.out / args.what
     return _show(plan, args.out, folder, console)
 
@@ -128,6 +140,28 @@ _ARMS = {
     "final": configs.FINAL,
     "table": configs.FINAL,
 }
+
+
+class How(NamedTuple):
+    """How runs are trained: so many side by side, or each on these devices; and when they are saved."""
+
+    jobs: int
+    devices: devices.Devices
+    saving: checkpoints.Saving
+
+
+def _how(args: argparse.Namespace, spread: devices.Devices) -> How:
+    together = args.mesh is not None or jax.process_count() > 1
+    jobs = args.jobs if args.jobs is not None else 2 if jax.default_backend() == "cpu" and not together else 0
+    if jobs < 0:
+        raise ValueError(f"`--jobs` must be 0 or more. Got {jobs}.")
+    if jobs > 0 and together:
+        raise ValueError(
+            "`--jobs` puts runs side by side on the cores of one machine; a mesh or several processes take them one "
+            f"after the other: leave it out. Got --jobs {jobs}."
+        )
+    # A run's seconds are compared: nothing is written while it trains.
+    return How(jobs, spread if jobs == 0 else devices.ONE_DEVICE, checkpoints.saving(args, wait=True))
 
 
 class Entry(NamedTuple):
@@ -178,10 +212,11 @@ def _folder(out: Path, pair: Pair) -> Path:
     return out / "records" / pair.name
 
 
-def _train(plan: Sequence[Entry], out: Path, jobs: int, console: Console) -> None:
+def _train(plan: Sequence[Entry], out: Path, how: How, console: Console) -> None:
     """Trains what is not recorded yet, with a progress bar over runs."""
     runs = {e.config: e for e in plan}.values()  # two shares of a short schedule may be one run
-    left = [e for e in runs if not records.read(_folder(out, e.pair), e.config).complete]
+    done = devices.as_the_first([records.read(_folder(out, e.pair), e.config).complete for e in runs])
+    left = [e for e, complete in zip(runs, done, strict=True) if not complete]
     console.print(f"{len(runs)} runs, {len(runs) - len(left)} already recorded.")
     if not left:
         return
@@ -202,18 +237,20 @@ def _train(plan: Sequence[Entry], out: Path, jobs: int, console: Console) -> Non
         TimeRemainingColumn(),
         TextColumn("to go"),
     )
-    tasks = [pool.Task(_folder(out, e.pair), e.config) for e in left]
+    for e in left:
+        devices.check_batch(e.config.workload.batch_size, how.devices)
+    tasks = [pool.Task(_folder(out, e.pair), e.config, how.saving) for e in left]
     # The estimate weighs runs by their known cost and learns the machine's speed from ten minutes.
     with Progress(*columns, console=console, speed_estimate_period=600) as progress:
         bar = progress.add_task("starting", total=sum(cost.values()), done=0, runs=len(left))
-        for done, task in enumerate(pool.train_all(tasks, jobs), start=1):
+        for done, task in enumerate(pool.train_all(tasks, how.jobs, how.devices), start=1):
             name = f"{task.folder.name} {task.config.rule} seed {task.config.seed}"
             progress.update(bar, advance=cost[task.config], done=done, description=name)
             if not console.is_terminal:  # a log shows no bar
                 console.print(f"{done}/{len(left)} {name}", highlight=False)
 
 
-def tune(pairs: Sequence[Pair], seeds: Sequence[int], out: Path, jobs: int, console: Console) -> None:
+def tune(pairs: Sequence[Pair], seeds: Sequence[int], out: Path, how: How, console: Console) -> None:
     """Finds each pair's learning rate for the baseline and writes it to OUT/tuned.json."""
     grids = {pair.name: sorted(pair.rates) for pair in pairs}
     unsettled = list(pairs)
@@ -224,7 +261,7 @@ def tune(pairs: Sequence[Pair], seeds: Sequence[int], out: Path, jobs: int, cons
             ]
             for pair in unsettled
         }
-        _train([entry for entries in plan.values() for entry in entries], out, jobs, console)
+        _train([entry for entries in plan.values() for entry in entries], out, how, console)
         for pair in list(unsettled):
             result = _tuning_result(plan[pair.name], out)
             wider = wider_grid(grids[pair.name], result["learning_rate"])
@@ -275,7 +312,8 @@ def _read_tuned(out: Path) -> dict[str, Any]:
 
 def _write_tuned(out: Path, pair: str, result: dict[str, Any]) -> None:
     tuned = _read_tuned(out) | {pair: result}
-    (out / "tuned.json").write_text(json.dumps(dict(sorted(tuned.items())), indent=2) + "\n")
+    if devices.is_first():
+        (out / "tuned.json").write_text(json.dumps(dict(sorted(tuned.items())), indent=2) + "\n")
 
 
 def _tuned_rates(out: Path, pairs: Sequence[Pair]) -> dict[str, float]:

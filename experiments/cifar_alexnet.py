@@ -3,7 +3,8 @@
 Each rule starts from the same initial weights and sees the same batches as the
 baseline of its seed. Writes one JSON line per epoch and run, and at the end a
 table (table.md) and a picture (curves.png) into the --out folder. A run whose
-records are complete is not trained again.
+records are complete is not trained again, one that broke off goes on from its
+last complete epoch.
 
 examples:
   the paper's setting, on a GPU with CIFAR-10 (the paper reports 684 s for its baseline on one A6000):
@@ -18,12 +19,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import jax
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 import pdt_optax
-from experiments import data, records, report
+from experiments import checkpoints, data, devices, records, report
 from experiments.arms import BASELINE, preset
 from experiments.optimizers import OPTIMIZERS, SCHEDULES
 from experiments.training import Config, memory
@@ -59,7 +59,7 @@ def parser() -> argparse.ArgumentParser:
     run.add_argument("--seeds", type=int, nargs="+", default=[0, 100, 200, 300, 400], help="one run each")
     run.add_argument(
         "--rules",
-        nargs="+",
+        nargs="*",
         choices=pdt_optax.presets.names(),
         default=list(pdt_optax.presets.names()),
         help="presets to compare; the baseline always runs",
@@ -67,6 +67,8 @@ def parser() -> argparse.ArgumentParser:
     output = p.add_argument_group("output")
     output.add_argument("--out", type=Path, default=Path("runs/cifar_alexnet"), help="folder for the results")
     output.add_argument("--fresh", action="store_true", help="train again what is already recorded")
+    checkpoints.add_arguments(output, every=1)
+    devices.add_arguments(p)
     return p
 
 
@@ -74,8 +76,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line. Returns 0; 2 for bad input or missing data; 130 after Ctrl-C."""
     p = parser()
     args = p.parse_args(argv)
-    console = Console()
     try:
+        spread = devices.start(args)
+        saving = checkpoints.saving(args)
         workload = AlexNetImages(
             data=args.data, image_size=args.image_size, width=args.width, batch_size=args.batch_size
         )
@@ -93,14 +96,15 @@ def main(argv: Sequence[str] | None = None) -> int:
             for rule in dict.fromkeys([BASELINE, *args.rules])
         ]
         dataset = workload.load(args.data_dir, args.download)
+        devices.check_batch(args.batch_size, spread)
     except (ValueError, data.DataUnavailableError) as e:
         print(f"{p.prog}: {e}", file=sys.stderr)
         return 2
 
-    device = jax.devices()[0]
+    console = Console(quiet=not devices.is_first())
     console.print(
         f"{len(configs)} runs of {args.epochs} epochs, {len(dataset.train.targets):,} training and "
-        f"{len(dataset.test.targets):,} validation images, on {device.device_kind} ({device.platform})."
+        f"{len(dataset.test.targets):,} validation images, on {spread}."
     )
     if needed := next(filter(None, map(memory, configs)), None):
         console.print(
@@ -108,11 +112,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
     interrupted = False
     try:
-        train_all(configs, dataset, args.out, args.fresh, console)
+        train_all(configs, dataset, args.out, args.fresh, console, spread, saving)
     except KeyboardInterrupt:
         interrupted = True
         console.print("Interrupted: the epochs already run are kept, the next start goes on with the rest.")
 
+    if not devices.is_first():
+        return 130 if interrupted else 0
     runs = [run for run in (records.read(args.out, c) for c in configs) if run.epochs]
     if not runs:
         return 130
@@ -131,7 +137,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def train_all(
-    configs: Sequence[Config], dataset: data.Dataset, folder: Path, fresh: bool, console: Console
+    configs: Sequence[Config],
+    dataset: data.Dataset,
+    folder: Path,
+    fresh: bool,
+    console: Console,
+    spread: devices.Devices,
+    saving: checkpoints.Saving,
 ) -> None:
     """Trains what is not recorded yet, with a progress bar over runs and epochs."""
     columns = (
@@ -143,15 +155,17 @@ def train_all(
     )
     with Progress(*columns, console=console) as progress:
         overall = progress.add_task("epochs of all runs", total=sum(c.epochs for c in configs), note="")
-        for config in configs:
+        complete = devices.as_the_first([records.read(folder, c).complete for c in configs])
+        for config, recorded in zip(configs, complete, strict=True):
             name = f"{config.rule}, seed {config.seed}"
-            if not fresh and records.read(folder, config).complete:
+            if recorded and not fresh:
                 progress.console.print(f"{name:>28}: already recorded")
                 progress.advance(overall, config.epochs)
                 continue
             bar = progress.add_task(name, total=config.epochs, note="compiling")
             epoch = {}
-            for epoch in records.record(folder, config, dataset):
+            anew = saving._replace(resume=saving.resume and not fresh)
+            for epoch in records.record(folder, config, dataset, spread, anew):
                 note = f"loss {epoch['train_loss']:.4f}  accuracy {epoch['validation_accuracy']:.4f}"
                 progress.update(bar, advance=1, note=note)
                 progress.advance(overall)

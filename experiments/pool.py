@@ -14,6 +14,8 @@ from typing import NamedTuple
 from unittest import mock
 
 from experiments import records
+from experiments.checkpoints import Saving
+from experiments.devices import ONE_DEVICE, Devices
 from experiments.training import Config
 
 # XLA on one thread: two runs side by side finish sooner than one after the other
@@ -22,17 +24,18 @@ ONE_THREAD = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
 
 
 class Task(NamedTuple):
-    """A run to train and the folder for its record."""
+    """A run to train, the folder for its record, and when to save it."""
 
     folder: Path
     config: Config
+    saving: Saving | None = None
 
 
 class WorkerError(Exception):
     """A worker process ended before its work did; its own message is on stderr."""
 
 
-def train_all(tasks: Sequence[Task], jobs: int) -> Iterator[Task]:
+def train_all(tasks: Sequence[Task], jobs: int, devices: Devices = ONE_DEVICE) -> Iterator[Task]:
     """Trains all tasks, yielding each when its record is on disk.
 
     Neighbours that differ only in their seed go to the same worker and share
@@ -42,6 +45,7 @@ def train_all(tasks: Sequence[Task], jobs: int) -> Iterator[Task]:
     Args:
       tasks: what to train.
       jobs: worker processes; 0 trains in this process, on as many threads as it has.
+      devices: of this process.
 
     Raises:
       WorkerError: if a worker ends early.
@@ -49,7 +53,7 @@ def train_all(tasks: Sequence[Task], jobs: int) -> Iterator[Task]:
     groups = [list(g) for _, g in itertools.groupby(tasks, lambda t: dataclasses.replace(t.config, seed=0))]
     if jobs == 0:
         for task in itertools.chain.from_iterable(groups):
-            _train(task)
+            _train(task, devices)
             yield task
         return
     with _workers(min(jobs, len(groups))) as idle:
@@ -106,6 +110,6 @@ def _work(connection: Connection) -> None:
             connection.send("done")
 
 
-def _train(task: Task) -> None:
-    for _ in records.record(task.folder, task.config, task.config.workload.load()):
+def _train(task: Task, devices: Devices = ONE_DEVICE) -> None:
+    for _ in records.record(task.folder, task.config, task.config.workload.load(), devices, task.saving):
         pass

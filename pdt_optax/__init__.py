@@ -2,9 +2,10 @@
 
 from pdt_optax import presets
 from pdt_optax._memory import Memory, memory
-from pdt_optax._pdt import PDT, end_epoch, leaf_paths, pdt
+from pdt_optax._pdt import PDT, check_saved, end_epoch, leaf_paths, pdt
 from pdt_optax._predict import Prediction, predict_and_mask
 from pdt_optax._recorder import Recorder
+from pdt_optax._saved import resize_window
 from pdt_optax._snapshots import snapshots
 from pdt_optax._state import Detached, PDTReport, PDTState, attach, detach
 from pdt_optax.accept import (
@@ -39,6 +40,7 @@ __all__ = [
     "agree",
     "attach",
     "bounded_rule",
+    "check_saved",
     "detach",
     "dmd",
     "drift",
@@ -54,6 +56,7 @@ __all__ = [
     "random_subset",
     "released_rule",
     "released_schedule",
+    "resize_window",
     "rollback",
     "shrink",
     "snapshots",

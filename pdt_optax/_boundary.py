@@ -46,6 +46,7 @@ class Settings:
 class Clock(NamedTuple):
     """The counters and the pace: what decides when to predict, and how far."""
 
+    snapshots_held: jax.Array
     snapshots_seen: jax.Array
     plain_epochs: jax.Array
     predictions_made: jax.Array
@@ -69,7 +70,7 @@ def predict_if_due(
     pace = settings.schedule.next(clock.pace, value, jumped)
     pace = pace._replace(value_before=value, value_before_that=clock.pace.value_before)
     rested = (clock.predictions_made == 0) | (clock.plain_epochs >= pace.interval_now)
-    due = (epoch >= settings.start) & (clock.snapshots_seen >= settings.window) & rested
+    due = (epoch >= settings.start) & (clock.snapshots_held >= settings.window) & rested
     longest = settings.schedule.longest(settings.horizon)
     adapts = settings.needs_value
 
@@ -107,6 +108,7 @@ def predict_if_due(
     )
     more: Any = jax.tree.map(optax.safe_increment, clock._replace(pace=()))
     clock = Clock(
+        snapshots_held=jnp.minimum(more.snapshots_held, settings.window),
         snapshots_seen=more.snapshots_seen,
         plain_epochs=jnp.where(report.predicted, 0, more.plain_epochs),
         predictions_made=jnp.where(report.predicted, more.predictions_made, clock.predictions_made),

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 import jax
@@ -21,8 +21,18 @@ from pdt_optax._boundary import (
     predict_if_due,
 )
 from pdt_optax._predict import check_horizon, check_model, count
+from pdt_optax._saved import check_form, check_version, find_saved
 from pdt_optax._sharding import on_one_device
-from pdt_optax._state import Backup, PDTReport, PDTState, find_state, find_states, no_report, with_state
+from pdt_optax._state import (
+    VERSION,
+    Backup,
+    PDTReport,
+    PDTState,
+    find_state,
+    find_states,
+    no_report,
+    with_state,
+)
 from pdt_optax._storage import Column, Storage, Window
 from pdt_optax.dynamics import Dynamics
 from pdt_optax.guard import rollback
@@ -194,6 +204,7 @@ class _Wrapper:
         self.every = every
         self.labels = labels
         self.update_saw_value = False
+        self.version_seen = False
 
     def init(self, params: optax.Params) -> PDTState:
         inner_state = self.inner.init(params)
@@ -215,6 +226,7 @@ class _Wrapper:
         return PDTState(
             inner_state=inner_state,
             snapshots=snapshots,
+            snapshots_held=jnp.ones((), jnp.int32),
             snapshots_seen=jnp.ones((), jnp.int32),
             plain_epochs=zero(),
             predictions_made=zero(),
@@ -224,6 +236,7 @@ class _Wrapper:
             pace=Pace.start(self.settings.horizon, self.settings.interval),
             backup=backup,
             last_report=None if self.every is None else no_report(window, len(_leaves.paths(snapshots[-1]))),
+            version=jnp.array(VERSION, jnp.int32),
         )
 
     def update(
@@ -270,23 +283,14 @@ class _Wrapper:
 
     def check_state(self, state: PDTState) -> None:
         """Raises ValueError if `state` is of a wrapper with another window, guard or way to end epochs."""
-        if not state.snapshots:
-            raise ValueError(
-                "The snapshots must be back in the state at an epoch's end: "
-                "pdt_optax.attach(opt_state, detached). Got a state with 0 snapshots."
-            )
+        self.check_form(state._asdict())
+        # Once: to read it is to wait for the device.
+        self.version_seen = self.version_seen or check_version(state.version)
 
-        def describe(snapshots: int, every: bool, guard: bool) -> str:
-            return f"{snapshots} snapshots, {'a' if every else 'no'} report, {'a' if guard else 'no'} backup"
-
-        settings = self.settings
-        expected = describe(settings.window, self.every is not None, settings.guard is not None)
-        got = describe(len(state.snapshots), state.last_report is not None, state.backup is not None)
-        if got != expected:
-            raise ValueError(
-                "The state must come from this wrapper's own `init`: with the same `window`, a report only where "
-                f"`every` is set, a backup only where `guard` is. Expected {expected}; got {got}."
-            )
+    def check_form(self, saved: Mapping[str, Any]) -> None:
+        """Raises ValueError if these fields are not of a state of this wrapper."""
+        guard = self.settings.guard is not None
+        check_form(saved, window=self.settings.window, every=self.every is not None, guard=guard)
 
     def check_value(self, value: Any) -> None:
         """Raises ValueError if the schedule or the guard would wait for values in vain."""
@@ -402,6 +406,34 @@ def _lower_end_epoch(pdt_tx: PDT, params: Any) -> Any:
     return _end_epoch_donated.lower(trained, *settings.storage.split(window), _small(state), value, settings)
 
 
+def check_saved(pdt_tx: PDT, saved: Any) -> None:
+    """Checks that a saved state can be taken up by this wrapper: before it is restored, and after.
+
+    Args:
+      pdt_tx: what `pdt(...)` returned.
+      saved: a restored state, or what the checkpoint says of it (nested dicts,
+        Orbax's metadata); it may lie within a bigger tree.
+
+    Raises:
+      TypeError: if `pdt_tx` is not what `pdt` returned.
+      ValueError: if `saved` does not hold exactly one state of `pdt`, if its
+        window, its guard or its way to end epochs is another, or if another version
+        of this library saved it.
+
+    Example:
+      >>> import jax.numpy as jnp, optax, pdt_optax
+      >>> state = pdt_optax.pdt(optax.sgd(0.1), window=3, start=3).init(jnp.ones(2))
+      >>> pdt_optax.check_saved(pdt_optax.pdt(optax.sgd(0.1)), {"opt_state": state})
+      Traceback (most recent call last):
+      ...
+      ValueError: The state must hold as many snapshots as its wrapper's `window`: give it another window by \
+pdt_optax.resize_window(opt_state, 5), or make the wrapper with window=3. Got 3 snapshots, window=5.
+    """
+    fields = find_saved(saved)
+    wrapper_of(pdt_tx).check_form(fields)
+    check_version(fields["version"])
+
+
 def leaf_paths(opt_state: optax.OptState) -> list[str]:
     """The paths of the predicted leaves, in the order of `accepted_share_per_leaf`.
 
@@ -466,7 +498,9 @@ def _mean_value(state: PDTState) -> jax.Array:
 
 
 def _clock(small: PDTState) -> Clock:
-    return Clock(small.snapshots_seen, small.plain_epochs, small.predictions_made, small.pace)
+    return Clock(
+        small.snapshots_held, small.snapshots_seen, small.plain_epochs, small.predictions_made, small.pace
+    )
 
 
 def _next_epoch(small: PDTState, clock: Clock) -> PDTState:

@@ -8,6 +8,9 @@ import optax
 
 from pdt_optax.schedule import Pace
 
+# Of what a `PDTState` holds and means; it grows when a saved one could be misread.
+VERSION = 1
+
 
 class PDTReport(NamedTuple):
     """What happened at an epoch's end; the same structure whether or not it predicted.
@@ -63,8 +66,10 @@ class PDTState(NamedTuple):
       snapshots: `window` trees like the parameters, oldest to newest, with a
         `MaskedNode` for each leaf that is never predicted. Until `window` were
         taken, the oldest repeat the initial weights.
+      snapshots_held: (), int32; of them, those that were taken; a prediction
+        waits until all were.
       snapshots_seen: (), int32; taken so far, the one at `init` included; epochs
-        that the guard took back do not count.
+        that the guard took back do not count. The epoch's number, from 0, is one less.
       plain_epochs: (), int32; epochs since the last prediction.
       predictions_made: (), int32.
       updates_seen: (), int32; calls of `update` since the last epoch's end.
@@ -73,10 +78,12 @@ class PDTState(NamedTuple):
       pace: the schedule's numbers.
       backup: what the guard would bring back, None without one.
       last_report: the last epoch's `PDTReport` with `every`, else None.
+      version: (), int32; `VERSION` of the library that made the state.
     """
 
     inner_state: optax.OptState
     snapshots: tuple[optax.Params, ...]
+    snapshots_held: jax.Array
     snapshots_seen: jax.Array
     plain_epochs: jax.Array
     predictions_made: jax.Array
@@ -86,6 +93,7 @@ class PDTState(NamedTuple):
     pace: Pace
     backup: Backup | None
     last_report: PDTReport | None
+    version: jax.Array
 
 
 def no_report(window: int, leaves: int, value: jax.typing.ArrayLike = jnp.nan) -> PDTReport:

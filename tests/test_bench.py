@@ -90,9 +90,8 @@ def test_batch_norm_statistics_are_those_of_the_training_batches():
     np.testing.assert_allclose(after.rest["norm"]["mean"][...], expected, rtol=1e-4, atol=1e-6)
     # Evaluation uses them: other statistics give another loss.
     fresh = jax.tree.map(jnp.zeros_like, after.rest)
-    start = jnp.int32(0)
-    used = program.evaluate(after.params, after.rest, inputs, targets, start)
-    assert float(used[0]) != float(program.evaluate(after.params, fresh, inputs, targets, start)[0])
+    used = program.evaluate(after.params, after.rest, inputs, targets)
+    assert float(used[0]) != float(program.evaluate(after.params, fresh, inputs, targets)[0])
 
 
 def test_statistics_refreshed_after_a_jump_are_those_of_its_weights():
@@ -347,9 +346,9 @@ def test_tune_final_table_and_every_run_is_trained_once(tiny_pair, tmp_path, mon
     trained = []
     train = records.train
 
-    def counted(run, dataset):
+    def counted(run, *rest):
         trained.append(run)
-        return train(run, dataset)
+        return train(run, *rest)
 
     monkeypatch.setattr(records, "train", counted)
     assert run_bench("tune", tmp_path, "--seeds", "1") == 0
@@ -383,8 +382,8 @@ def test_ctrl_c_keeps_finished_runs(tiny_pair, tmp_path, monkeypatch, capsys):
     (tmp_path / "tuned.json").write_text(json.dumps({"mlp-sgd": {"learning_rate": 0.1}}))
     train = records.train
 
-    def interrupted(run, dataset):
-        for epoch in train(run, dataset):
+    def interrupted(run, *rest):
+        for epoch in train(run, *rest):
             if run.seed == 2 and epoch["epoch"] == 3:
                 raise KeyboardInterrupt
             yield epoch

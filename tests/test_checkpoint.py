@@ -64,3 +64,79 @@ def test_pdt_is_added_to_and_removed_from_a_checkpoint_in_one_line() -> None:
     jax.tree.map(np.testing.assert_array_equal, via_pdt, alone)
     jax.tree.map(np.testing.assert_array_equal, after.inner_state, expected)  # and so it is removed again
     jax.tree.map(np.testing.assert_array_equal, added.snapshots[-1], jax.tree.map(jnp.asarray, params))
+
+
+def test_a_run_that_takes_up_pdt_late_knows_its_epoch() -> None:
+    """With `snapshots_seen` set to the epochs that were trained, a prediction waits for the window alone."""
+    tx = pdt_optax.pdt(optax.adam(0.05), window=3, start=3, horizon=2)
+    params: Any = make_params()
+    state: Any = tx.init(params)
+    state = state._replace(snapshots_seen=jnp.int32(21))
+    predicted = [bool(report.predicted) for *_, report in epochs(tx, params, state, range(20, 26))]
+    assert predicted == [False, False, True, False, True, False]
+
+
+KINDS: dict[str, dict[str, Any]] = {
+    "whole": {},
+    "guarded": {"guard": pdt_optax.rollback()},
+    "bfloat16": {"snapshot_dtype": "bfloat16"},
+    "host": {"snapshot_device": "host"},
+    "every": {"every": 1},
+}
+
+
+@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("windows", [(3, 5), (5, 3)], ids=["longer", "shorter"])
+def test_a_checkpoint_with_another_window(name: str, windows: tuple[int, int], tmp_path: Any) -> None:
+    """Restored and resized, it predicts from what a window of that length would have held."""
+    old, new = (
+        pdt_optax.pdt(optax.adam(0.05), window=w, start=start, horizon=2, **KINDS[name])
+        for w, start in zip(windows, (20, windows[1]), strict=True)
+    )
+    initial: Any = make_params()
+    first = range(7)  # no jump yet
+    *_, (params, state, _) = list(epochs(old, initial, old.init(initial), first))
+    with ocp.CheckpointManager(tmp_path, options=ocp.CheckpointManagerOptions()) as manager:
+        manager.save(0, args=ocp.args.StandardSave({"params": params, "opt_state": state}))
+        manager.wait_until_finished()
+        like = jax.eval_shape(lambda: {"params": initial, "opt_state": new.init(initial)})
+        like["opt_state"] = pdt_optax.resize_window(like["opt_state"], windows[0])
+        saved = manager.restore(0, args=ocp.args.StandardRestore(like))
+    with pytest.raises(ValueError, match=rf"resize_window\(opt_state, {windows[1]}\)"):
+        pdt_optax.check_saved(new, saved)
+    resized = pdt_optax.resize_window(saved["opt_state"], windows[1])
+    assert jax.tree.structure(resized) == jax.tree.structure(new.init(initial))
+    assert [x.shape for x in jax.tree.leaves(resized)] == [
+        x.shape for x in jax.tree.leaves(new.init(initial))
+    ]
+    pdt_optax.check_saved(new, {"params": saved["params"], "opt_state": resized})
+
+    then = list(epochs(new, saved["params"], resized, range(len(first), 12)))
+    reports = [report for *_, report in then]
+    epoch = next(i for i, report in enumerate(reports) if report.predicted)
+    assert epoch == windows[1] - min(windows)  # as soon as it is full of snapshots that were taken
+    always: Any = pdt_optax.pdt(
+        optax.adam(0.05), window=windows[1], start=len(first) + epoch, horizon=2, **KINDS[name]
+    )
+    *_, expected = epochs(always, initial, always.init(initial), range(len(first) + epoch + 1))
+    np.testing.assert_array_equal(reports[epoch].accepted_share, expected[2].accepted_share)
+    jax.tree.map(np.testing.assert_array_equal, then[epoch][0], expected[0])
+
+
+def test_a_resized_state_can_be_donated() -> None:
+    params: Any = make_params()
+    state = pdt_optax.resize_window(pdt_optax.pdt(optax.adam(0.05), window=2, start=2).init(params), 5)
+    jax.jit(lambda state: state, donate_argnums=0)(state)
+
+
+def test_what_a_checkpoint_says_of_itself_is_checked_before_it_is_restored(tmp_path: Any) -> None:
+    params: Any = make_params()
+    state = pdt_optax.pdt(optax.adam(0.05), window=3, start=3).init(params)
+    handler = ocp.StandardCheckpointHandler()
+    with ocp.CheckpointManager(tmp_path, item_handlers=handler) as manager:
+        manager.save(0, args=ocp.args.StandardSave({"params": params, "opt_state": (state, 1)}))
+        manager.wait_until_finished()
+        saved = manager.item_metadata(0)
+    pdt_optax.check_saved(pdt_optax.pdt(optax.adam(0.05), window=3, start=3), saved)
+    with pytest.raises(ValueError, match="Got 3 snapshots, window=5"):
+        pdt_optax.check_saved(pdt_optax.pdt(optax.adam(0.05)), saved)

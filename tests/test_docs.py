@@ -7,17 +7,16 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-PAGES = sorted((ROOT / "docs").glob("*.md"))
 BLOCK = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
 
-@pytest.mark.parametrize(
-    "page", [page for page in PAGES if BLOCK.search(page.read_text())], ids=lambda page: page.stem
-)
-def test_python_blocks_run(page: Path) -> None:
+@pytest.mark.parametrize("page", ["index", "recipes"])
+def test_python_blocks_run(page: str) -> None:
     namespace: dict[str, object] = {}
-    for block in BLOCK.findall(page.read_text()):
-        exec(compile(block, page.name, "exec"), namespace)
+    blocks = BLOCK.findall((ROOT / "docs" / f"{page}.md").read_text())
+    assert blocks
+    for block in blocks:
+        exec(compile(block, page, "exec"), namespace)
 
 
 def messages() -> str:

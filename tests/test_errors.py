@@ -345,7 +345,11 @@ def test_params_that_do_not_match(error: type[Exception], call: Any, parts: tupl
     check(error, call, parts)
 
 
-STATE_RULE = "The state must come from this wrapper's own `init`: with the same `window`"
+STATE_RULE = "The state must come from the `init` of a wrapper like this one: with a report only where"
+WINDOW_RULE = "The state must hold as many snapshots as its wrapper's `window`"
+VERSION_RULE = "The state must be of the version that this pdt_optax reads"
+SAVED_RULE = "`saved` must hold exactly one state of `pdt`"
+NEWER: Any = OUTSIDE.init(PARAMS)._replace(version=jnp.int32(99))  # pyright: ignore[reportAttributeAccessIssue]
 FOUND_RULE = "`opt_state` must hold the state of exactly one `pdt` wrapper"
 CHAIN = optax.chain(optax.clip(1.0), OUTSIDE)
 TWICE = optax.chain(OUTSIDE, OUTSIDE)
@@ -365,16 +369,59 @@ TWICE = optax.chain(OUTSIDE, OUTSIDE)
             ValueError,
             end(PARAMS, INSIDE.init(PARAMS)),
             STATE_RULE,
-            "Expected 2 snapshots, no report, no backup; got 2 snapshots, a report",
+            "Expected no report, no backup; got a report",
             id="the state of a wrapper with every",
         ),
         case(
             ValueError,
             lambda: pdt_optax.pdt(INNER, window=3).end_epoch(PARAMS, OUTSIDE.init(PARAMS)),
-            STATE_RULE,
-            "Expected 3 snapshots",
-            "got 2",
+            WINDOW_RULE,
+            "pdt_optax.resize_window(opt_state, 3), or make the wrapper with window=2.",
+            "Got 2 snapshots, window=3.",
             id="the state of another window",
+        ),
+        case(
+            ValueError,
+            lambda: pdt_optax.pdt(INNER, **SMALL).end_epoch(PARAMS, NEWER),
+            VERSION_RULE,
+            "Expected version 1, got 99.",
+            id="the state of another version",
+        ),
+        case(
+            ValueError,
+            lambda: pdt_optax.check_saved(OUTSIDE, {"opt_state": NEWER._asdict()}),
+            VERSION_RULE,
+            "Expected version 1, got 99.",
+            id="a saved state of another version",
+        ),
+        case(
+            ValueError,
+            lambda: pdt_optax.check_saved(OUTSIDE, [INSIDE.init(PARAMS)]),
+            STATE_RULE,
+            "Expected no report, no backup; got a report",
+            id="a saved state of a wrapper with every",
+        ),
+        case(
+            ValueError,
+            lambda: pdt_optax.check_saved(OUTSIDE, {"opt_state": INNER.init(PARAMS)}),
+            SAVED_RULE,
+            "tx.init(params)._replace(inner_state=saved)",
+            "Found 0 in dict",
+            id="a saved state without pdt",
+        ),
+        case(
+            ValueError,
+            lambda: pdt_optax.resize_window(OUTSIDE.init(PARAMS), 1),
+            "`window` must be a whole number >= 2",
+            "Got window=1.",
+            id="resized to one snapshot",
+        ),
+        case(
+            ValueError,
+            lambda: pdt_optax.resize_window(pdt_optax.detach(OUTSIDE.init(PARAMS))[0], 3),
+            "The snapshots must be in the state to be resized",
+            "Got a state with 0 snapshots.",
+            id="resized while detached",
         ),
         case(
             TypeError,
@@ -410,7 +457,7 @@ def test_the_state_of_another_wrapper_in_update(window: int) -> None:
     """The reverse: a wrapper with `every` says so when a state is not its own."""
     every = None if window == 2 else 2
     state = pdt_optax.pdt(INNER, **{**SMALL, "window": window, "start": 3, "every": every}).init(PARAMS)
-    with pytest.raises(ValueError, match="The state must come from this wrapper's own `init`"):
+    with pytest.raises(ValueError, match=r"The state must (come from|hold as many)"):
         INSIDE.update(PARAMS, state, PARAMS)
 
 

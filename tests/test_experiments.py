@@ -199,8 +199,8 @@ def test_the_command_writes_records_table_and_picture_and_reuses_them(tmp_path, 
 def test_ctrl_c_keeps_the_epochs_already_run(tmp_path, monkeypatch, capsys):
     train = records.train
 
-    def interrupted(c, dataset):
-        for i, epoch in enumerate(train(c, dataset)):
+    def interrupted(c, *rest):
+        for i, epoch in enumerate(train(c, *rest)):
             if c.rule != BASELINE and i == 2:
                 raise KeyboardInterrupt
             yield epoch

@@ -1,0 +1,263 @@
+"""Runs that break off: they go on from their last checkpoint to the last bit, on whatever devices."""
+
+import argparse
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+import pdt_optax
+from experiments import bench, checkpoints, cifar_alexnet, devices, records
+from experiments.arms import BASELINE, Arm, Ema, Lawa, Predictive, predictive
+from experiments.bench_configs import PAIRS
+from experiments.checkpoints import Saving
+from experiments.rules import Refreshed
+from experiments.training import Config
+from tests.test_bench import tiny
+
+ARMS = {
+    "baseline": Arm(BASELINE),
+    "recommended": predictive("recommended"),
+    "guarded": predictive(
+        "guarded",
+        guard=pdt_optax.rollback(tolerance=0.0),
+        schedule=pdt_optax.adaptive(longest_horizon=30),
+        accept=pdt_optax.everything(),
+        horizon=30,
+    ),
+    "refreshed": Refreshed("refreshed", tuple(pdt_optax.presets.recommended.items())),
+    "ema": Ema("ema"),
+    "lawa": Lawa("lawa"),
+}
+SECONDS = ("train_seconds", "pdt_seconds", "compile_seconds")
+
+
+def config(arm: str) -> Config:
+    return Config(tiny(PAIRS["resnet-adamw"]), ARMS[arm], "adamw", 3e-3, "cosine", epochs=10, seed=0)
+
+
+def kept(folder: Path, c: Config) -> Any:
+    """The arrays in the last checkpoint."""
+    return checkpoints.trained(folder / "checkpoints" / records.path_of(folder, c).stem)
+
+
+def without_seconds(path: Path) -> list[dict[str, Any]]:
+    lines = map(json.loads, path.read_text().splitlines()[1:])
+    return [{k: v for k, v in e.items() if k not in SECONDS} for e in lines]
+
+
+@pytest.mark.parametrize("arm", ARMS)
+def test_a_run_that_broke_off_goes_on_to_the_last_bit(arm: str, tmp_path: Path) -> None:
+    c, dataset = config(arm), config(arm).workload.load()
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    saving = Saving(every=2, keep=True)
+    for _ in records.record(whole, c, dataset, saving=saving):
+        pass
+    for wait, stop in ((False, 3), (True, 7), (False, 8)):  # once in a window, before and after jumps
+        run = records.record(broken, c, dataset, saving=saving._replace(wait=wait))
+        while next(run)["epoch"] < stop:
+            pass
+        run.close()
+        assert len(records.read(broken, c).epochs) == stop
+    for _ in records.record(broken, c, dataset, saving=saving):
+        pass
+    recorded = without_seconds(records.path_of(whole, c))
+    assert len(recorded) == c.epochs
+    assert without_seconds(records.path_of(broken, c)) == recorded
+    jax.tree.map(np.testing.assert_array_equal, kept(broken, c), kept(whole, c))
+    if isinstance(c.arm, Predictive):
+        assert any(e["predicted"] for e in recorded)
+
+
+def test_without_resume_a_run_starts_anew_and_its_checkpoints_go_with_it(tmp_path: Path) -> None:
+    c, dataset = config("recommended"), config("recommended").workload.load()
+    run = records.record(tmp_path, c, dataset, saving=Saving(every=1))
+    while next(run)["epoch"] < 4:
+        pass
+    run.close()
+    again = records.record(tmp_path, c, dataset, saving=Saving(every=1))
+    resumed = next(again)
+    again.close()
+    assert resumed["compile_seconds"] == records.read(tmp_path, c).epochs[0]["compile_seconds"]
+    anew = records.record(tmp_path, c, dataset, saving=Saving(every=1, resume=False))
+    assert next(anew)["compile_seconds"] != resumed["compile_seconds"]
+    assert len(records.read(tmp_path, c).epochs) == 1
+    for _ in anew:
+        pass
+    assert list((tmp_path / "checkpoints").iterdir()) == []
+
+
+def test_a_record_that_ends_in_half_a_line_is_read_up_to_it(tmp_path: Path) -> None:
+    c = config("baseline")
+    path = records.path_of(tmp_path, c)
+    for text, count in (("", 0), ('{"rule": "base', 0), ('{"epochs": 10}\n{"epoch": 1}\n{"epo', 1)):
+        path.write_text(text)
+        assert len(records.read(tmp_path, c).epochs) == count
+    path.write_text("")
+    assert records.read_all(tmp_path) == []
+
+
+TINY = [
+    "--data",
+    "digits",
+    "--width",
+    "0.05",
+    "--image-size",
+    "63",
+    "--batch-size",
+    "512",
+    "--rules",
+    "--optimizer",
+    "adamw",
+    "--lr",
+    "1e-3",
+]
+
+
+def test_kill_minus_nine_at_the_first_epoch(tmp_path: Path) -> None:
+    """The command itself, killed as soon as it has recorded something, and started again."""
+    arguments = [*TINY, "--epochs", "3", "--seeds", "0", "--keep-checkpoints"]
+    command = [
+        sys.executable,
+        "-m",
+        "experiments.cifar_alexnet",
+        *arguments,
+        "--out",
+        str(tmp_path / "killed"),
+    ]
+    environment = os.environ | {"JAX_PLATFORMS": "cpu"}
+    running = subprocess.Popen(
+        command,
+        env=environment,
+        cwd=Path(__file__).parents[1],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    started = time.monotonic()
+    while not any(p.read_text().count("\n") > 1 for p in (tmp_path / "killed").glob("*.jsonl")):
+        assert running.poll() is None
+        assert time.monotonic() - started < 120
+        time.sleep(0.02)
+    running.send_signal(signal.SIGKILL)
+    assert running.wait() == -signal.SIGKILL
+    for folder in ("killed", "whole"):
+        assert cifar_alexnet.main([*arguments, "--out", str(tmp_path / folder)]) == 0
+    runs = [sorted((tmp_path / folder).glob("*.jsonl")) for folder in ("killed", "whole")]
+    assert [p.name for p in runs[0]] == [p.name for p in runs[1]]
+    for killed, whole in zip(*runs, strict=True):
+        assert without_seconds(killed) == without_seconds(whole)
+
+
+def test_two_processes_under_slurm_train_as_one_does(tmp_path: Path) -> None:
+    """Started as srun starts them, each with its rows of the batch; the first writes."""
+    arguments = [*TINY, "--epochs", "2", "--seeds", "0"]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    root = Path(__file__).parents[1]
+    running = []
+    for i in range(2):
+        environment = os.environ | {
+            "JAX_PLATFORMS": "cpu",
+            "XLA_FLAGS": "",
+            "SLURM_JOB_ID": "1",
+            "SLURM_STEP_NODELIST": "127.0.0.1",
+            "SLURM_NTASKS": "2",
+            "SLURM_PROCID": str(i),
+            "SLURM_LOCALID": str(i),
+            "SLURM_STEP_NUM_NODES": "1",
+            "JAX_COORDINATOR_PORT": str(port),
+        }
+        command = [
+            sys.executable,
+            "-m",
+            "experiments.cifar_alexnet",
+            *arguments,
+            "--out",
+            str(tmp_path / "two"),
+        ]
+        running.append(
+            subprocess.Popen(
+                command, env=environment, cwd=root, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+            )
+        )
+    try:
+        ended = [process.communicate(timeout=240) for process in running]
+    finally:
+        for process in running:
+            process.kill()
+    for process, (_, errors) in zip(running, ended, strict=True):
+        assert process.returncode == 0, errors[-5000:]
+    assert "of 2 processes, data=2" in " ".join(ended[0][0].split())
+    assert "train loss" not in ended[1][0]
+    assert cifar_alexnet.main([*arguments, "--out", str(tmp_path / "one")]) == 0
+    for one in (tmp_path / "one").glob("*.jsonl"):
+        first, *alone = map(json.loads, one.read_text().splitlines())
+        header, *together = map(json.loads, (tmp_path / "two" / one.name).read_text().splitlines())
+        assert header["devices"].endswith("data=2")
+        assert first == {k: v for k, v in header.items() if k != "devices"}
+        np.testing.assert_allclose(
+            [e["train_loss"] for e in together], [e["train_loss"] for e in alone], rtol=1e-4
+        )
+
+
+@pytest.mark.parametrize(
+    ("mesh", "message"),
+    [
+        ("data=4", r"must use all devices: its sizes multiply to their number, 1. Got data=4"),
+        ("data", r"such as data=4,model=2. Got 'data'"),
+        ("data=0", r"such as data=4,model=2. Got 'data=0'"),
+        ("rows=1", r"sizes of the axes data, fsdp, model, each at most once.* Got 'rows=1'"),
+        ("data=1,data=1", r"each at most once"),
+        ("fsdp=2,model=2", r"over `fsdp` or over `model`.* Got 'fsdp=2,model=2'"),
+    ],
+)
+def test_a_mesh_must_be_one_of_all_devices(mesh: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        devices.devices(mesh)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--coordinator", "localhost:1"], "go together: each process must know all three"),
+        (
+            ["--coordinator", "localhost:1", "--processes", "2", "--process-id", "2"],
+            "counts from 0 to `--processes` - 1. Got 2 of 2",
+        ),
+        (["--save-every", "-1"], "`--save-every` counts epochs, or is 0 for no checkpoints. Got -1"),
+        (["--mesh", "model=3"], "must use all devices"),
+    ],
+)
+@pytest.mark.parametrize("main", [cifar_alexnet.main, bench.main], ids=["cifar_alexnet", "bench"])
+def test_bad_arguments_are_one_sentence(main: Any, arguments: list[str], message: str, capsys: Any) -> None:
+    first = ["tune"] if main is bench.main else ["--data", "digits"]
+    assert main([*first, *arguments]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert len(error.splitlines()) == 1
+
+
+def test_jobs_and_a_mesh_exclude_each_other(capsys: Any) -> None:
+    assert bench.main(["tune", "--mesh", "data=1", "--jobs", "2"]) == 2
+    assert "leave it out. Got --jobs 2" in capsys.readouterr().err
+
+
+def test_what_the_options_mean() -> None:
+    parser = argparse.ArgumentParser()
+    devices.add_arguments(parser)
+    checkpoints.add_arguments(parser, every=3)
+    args = parser.parse_args([])
+    assert checkpoints.saving(args) == Saving(every=3)
+    assert checkpoints.saving(parser.parse_args(["--no-resume", "--keep-checkpoints"])) == Saving(
+        3, False, True
+    )

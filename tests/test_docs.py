@@ -6,6 +6,9 @@ from pathlib import Path
 
 import pytest
 
+import pdt_optax
+from pdt_optax import plot
+
 ROOT = Path(__file__).parents[1]
 BLOCK = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
@@ -39,8 +42,30 @@ def test_quoted_errors_are_the_librarys() -> None:
     assert [text for text in quoted if text not in known] == []
 
 
-def test_every_public_name_is_in_the_reference() -> None:
-    import pdt_optax
+TYPES = {
+    "PDT",
+    "Detached",
+    "Dynamics",
+    "Forecast",
+    "Memory",
+    "PDTReport",
+    "PDTState",
+    "Prediction",
+    "Rule",
+    "Schedule",
+}
 
+
+@pytest.mark.parametrize("name", sorted({*pdt_optax.__all__} - TYPES - {"attach", "presets"}))
+def test_every_public_function_has_an_example(name: str) -> None:
+    assert "Example:\n" in getattr(pdt_optax, name).__doc__
+
+
+@pytest.mark.parametrize("name", [name for name in plot.__all__ if name.islower()])
+def test_every_picture_has_an_example(name: str) -> None:
+    assert "Example:\n" in getattr(plot, name).__doc__
+
+
+def test_every_public_name_is_in_the_reference() -> None:
     named = set(re.findall(r"^::: pdt_optax\.(\w+)", (ROOT / "docs" / "api.md").read_text(), re.MULTILINE))
     assert named == {*pdt_optax.__all__, "plot"}

@@ -1,13 +1,13 @@
 """Pictures of a run's dynamics, one function each (extra `plot`).
 
-  eigenvalues               of the fitted models, in the unit circle, over time
-  singular_values           of the windows over time, and which of them a model used
-  accepted_share            over time
-  accepted_share_per_leaf   by layer and over time
-  mask                      of one layer at one prediction
-  trajectories              of a few weights: what they did, what was predicted, what was accepted
-  forecast_error            how far ahead a run can be predicted
-  loss_surface              in a plane, with the run's path on it
+- `eigenvalues`: of the fitted models, in the unit circle, over time
+- `singular_values`: of the windows over time, and which of them a model used
+- `accepted_share`: over time
+- `accepted_share_per_leaf`: by layer and over time
+- `mask`: of one layer at one prediction
+- `trajectories`: of a few weights: what they did, what was predicted, what was accepted
+- `forecast_error`: how far ahead a run can be predicted
+- `loss_surface`: in a plane, with the run's path on it
 
 Each takes reports or weights and an optional `Axes`, draws, and returns the
 `Axes`; without one it makes a figure. *Reports* are a sequence of `PDTReport`,

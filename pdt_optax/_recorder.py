@@ -108,6 +108,7 @@ class Recorder:
         kept = zip(self.indices.values(), leaves, strict=True)
         columns = [np.unravel_index(index, x.shape or (1,)) for index, x in kept]
         meshes = [x.sharding.mesh for x in leaves if isinstance(x.sharding, NamedSharding)]
+        report = PDTReport(*jax.tree.leaves(report))  # without nnx's Variables
         row = _take(report, leaves, columns, NamedSharding(meshes[0], PartitionSpec()) if meshes else None)
         for x in jax.tree.leaves(row):
             x.copy_to_host_async()
@@ -122,7 +123,8 @@ class Recorder:
             report = self._rows[epoch - 1][0]
             if all(isinstance(x, np.ndarray) or x.is_ready() for x in report):
                 value, share = float(report.mean_value), float(report.accepted_share)
-                return {"ended": str(epoch), "value": f"{value:.4g}", "accepted": f"{share:.0%}"}
+                known = {"value": f"{value:.4g}"} if np.isfinite(value) else {}
+                return {"ended": str(epoch), **known, "accepted": f"{share:.0%}"}
         return {}
 
     @property

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import nnx
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from tqdm import tqdm
 
@@ -128,6 +129,21 @@ def test_with_every_the_report_survives_the_donation_of_the_state() -> None:
         recorder.add(state.last_report, state)
     assert recorder.reports.predicted.tolist() == [False, False, True, False, True]
     np.testing.assert_allclose(recorder.weights["w"][:2, 0], [0.9**2, 0.9**4], rtol=1e-6)
+
+
+def test_in_an_nnx_optimizer() -> None:
+    model = nnx.Linear(3, 2, rngs=nnx.Rngs(0))
+    tx = pdt_optax.pdt(optax.sgd(0.1), every=1, **SMALL)
+    optimizer, recorder = nnx.Optimizer(model, tx, wrt=nnx.Param), pdt_optax.Recorder(weights_per_leaf=6)
+    kernels = []
+    for _ in range(3):
+        optimizer.update(model, nnx.state(model, nnx.Param))
+        state: Any = optimizer.opt_state
+        recorder.add(state.last_report, state)
+        kernels.append(np.asarray(model.kernel[...]).ravel())
+    np.testing.assert_array_equal(recorder.weights["kernel"], kernels)
+    assert type(recorder.reports.predicted) is np.ndarray
+    assert recorder.reports.predicted.tolist() == [False, False, True]
 
 
 @pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit], ids=str)

@@ -188,12 +188,14 @@ def _stacked(reports: Any) -> Any:
         if not len(reports):
             raise ValueError("`reports` must hold at least one `PDTReport`. Got none.")
         reports = jax.tree.map(lambda *x: np.stack(x), *reports)
+    leaves: list[Any] = [np.asarray(x) for x in jax.tree.leaves(reports)]  # without nnx's Variables
+    reports = PDTReport(*leaves)
     if np.ndim(reports.predicted) != 1:
         raise ValueError(
             "`reports` must be a sequence of `PDTReport`, or one with an axis of epochs in front. Got one whose "
             f"`predicted` has the shape {np.shape(reports.predicted)}."
         )
-    return jax.tree.map(np.asarray, reports)
+    return reports
 
 
 def _predictions(reports: Reports) -> tuple[np.ndarray, Any]:

@@ -24,7 +24,7 @@ from experiments import checkpoints, records
 
 EPOCHS = 8
 RUN = (
-    "--data digits --width 0.05 --image-size 63 --batch-size 64 --optimizer momentum --learning-rate 0.02 "
+    "--data digits --width 0.05 --image-size 63 --batch-size 64 --optimizer adamw --learning-rate 1e-3 "
     f"--epochs {EPOCHS} --seeds 0 --rules recommended --keep-checkpoints --save-every {EPOCHS}"
 ).split()
 PROCESSES = 4
@@ -63,6 +63,7 @@ def apart(out: Path, reference: Path) -> dict[str, Any]:
 
     flat, wanted_flat = (np.concatenate([np.ravel(x) for x in leaves]) for leaves in (weights, wanted))
     return {
+        "train_loss": [e["train_loss"] for e in epochs],
         "train_loss_relative_by_epoch": [
             float(f"{e['train_loss'] / w['train_loss'] - 1:.2g}")
             for e, w in zip(epochs, expected, strict=True)

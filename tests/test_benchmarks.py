@@ -61,3 +61,20 @@ def test_the_sentences() -> None:
     times = [f"{peers[name]['times_pdt']:.0f}" for name in ("released-steps", "pydmd")]
     assert "code take {} times as long as ours, PyDMD {} times".format(*times) in README
     assert f"weights take {max(predictions):.0f} s in {huge['peak_resident_gb']:.0f} GB" in README
+
+
+def test_what_the_docs_say_of_scaling() -> None:
+    docs = (ROOT / "docs" / "scaling.md").read_text()
+    scaling = json.loads((RESULTS / "scaling.json").read_text())["devices"]
+    for count, figures in scaling.items():
+        of = figures["fsdp recommended"]
+        sent = " + ".join(map(str, of["all_reduce_bytes"])) or "0"
+        assert f"| {int(count):,} | {sent} | {of['flops']:,.0f} | {of['bytes_accessed'] / 1e6:.1f} |" in docs
+        assert figures["replicated recommended"]["all_reduce_bytes"] == []
+        assert {f["other_collectives"] for f in figures.values()} == {0}
+        if int(count) <= 8:
+            assert {f["displacement"] for f in figures.values()} == {0.0}
+            assert {f["masks_agree"] for f in figures.values()} == {1.0}
+        if int(count) > 1:
+            sent = "all-reduces {} + {} bytes".format(*figures["fsdp released"]["all_reduce_bytes"])
+            assert sent in docs

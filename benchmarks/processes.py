@@ -1,12 +1,14 @@
 """AlexNet on digits with PDT, trained by four processes and by one: losses and weights compared.
 
 Starts `experiments.cifar_alexnet` on this machine as four processes, each with its
-rows of every batch, with the weights copied (`data=4`) and split (`fsdp=4`), and
-as one. Writes, to JSON, how far losses, accepted shares and final weights are apart.
+rows of every batch, with the weights copied (`data=4`) and split (`fsdp=4`); as one
+process with four simulated devices, for the same meshes; and as one with one device.
+Writes, to JSON, how far losses, accepted shares and final weights are apart.
 
 python -m benchmarks.processes
 """
 
+import os
 import socket
 import subprocess
 import sys
@@ -27,19 +29,22 @@ RUN = (
     "--data digits --width 0.05 --image-size 63 --batch-size 64 --optimizer adamw --learning-rate 1e-3 "
     f"--epochs {EPOCHS} --seeds 0 --rules recommended --keep-checkpoints --save-every {EPOCHS}"
 ).split()
-PROCESSES = 4
 
 
-def train(out: Path, processes: int, mesh: str) -> None:
-    """Runs the command as so many processes on loopback."""
+def train(out: Path, processes: int, devices: int, mesh: str) -> None:
+    """Runs the command as so many processes on loopback, each with so many simulated devices."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         coordinator = f"127.0.0.1:{free.getsockname()[1]}"
     command = [sys.executable, "-m", "experiments.cifar_alexnet", *RUN, "--out", str(out), "--mesh", mesh]
     together = ["--coordinator", coordinator, "--processes", str(processes), "--process-id"]
+    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={devices}"
+    environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
     running = [
         subprocess.Popen(
-            [*command, *([*together, str(i)] if processes > 1 else [])], stdout=subprocess.DEVNULL
+            [*command, *([*together, str(i)] if processes > 1 else [])],
+            stdout=subprocess.DEVNULL,
+            env=environment,
         )
         for i in range(processes)
     ]
@@ -79,15 +84,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = measure.parser("processes", __doc__).parse_args(argv)
     with tempfile.TemporaryDirectory(prefix="processes-") as scratch:
         folder = Path(scratch)
-        runs = {
-            "one": (1, "data=1"),
-            **{axis: (PROCESSES, f"{axis}={PROCESSES}") for axis in ("data", "fsdp")},
-        }
-        for name, (processes, mesh) in track(runs.items(), description="runs"):
-            train(folder / name, processes, mesh)
+        runs = {"one device": (1, 1, "data=1")}
+        for axis in ("data", "fsdp"):
+            runs[f"4 processes, {axis}=4"] = (4, 1, f"{axis}=4")
+            runs[f"1 process with 4 devices, {axis}=4"] = (1, 4, f"{axis}=4")
+        for name, how in track(runs.items(), description="runs"):
+            train(folder / name, *how)
         figures = {
-            f"{PROCESSES} processes, {axis}={PROCESSES}": apart(folder / axis, folder / "one")
+            f"{name} against {other}": apart(folder / name, folder / other)
             for axis in ("data", "fsdp")
+            for name in [f"4 processes, {axis}=4"]
+            for other in (f"1 process with 4 devices, {axis}=4", "one device")
         }
     measure.write(args.out, "processes", {"run": " ".join(RUN), **figures})
     return 0

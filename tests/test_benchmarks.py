@@ -78,3 +78,11 @@ def test_what_the_docs_say_of_scaling() -> None:
         if int(count) > 1:
             sent = "all-reduces {} + {} bytes".format(*figures["fsdp released"]["all_reduce_bytes"])
             assert sent in docs
+
+
+def test_what_the_docs_say_of_kills() -> None:
+    docs = " ".join((ROOT / "docs" / "checkpoints.md").read_text().split())
+    kills = json.loads((RESULTS / "kills.json").read_text())
+    assert kills["killed"] == len(kills["kills"])
+    assert f"bit for bit, {kills['survived']} times of {kills['killed']}, " in docs
+    assert f", {kills['killed_while_a_checkpoint_was_written']} of them killed while a checkpoint" in docs

@@ -1,14 +1,13 @@
-"""AlexNet on digits with PDT, trained by four processes and by one: losses and weights compared.
+"""The bench's MLP with PDT, trained by four processes and by one: losses and weights compared.
 
-Starts `experiments.cifar_alexnet` on this machine as four processes, each with its
-rows of every batch, with the weights copied (`data=4`) and split (`fsdp=4`); as one
-process with four simulated devices, for the same meshes; and as one with one device.
+Starts `experiments.bench` on this machine as four processes, each with its rows of
+every batch, with the weights copied (`data=4`) and split (`fsdp=4`), and as one.
 Writes, to JSON, how far losses, accepted shares and final weights are apart.
 
 python -m benchmarks.processes
 """
 
-import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -24,27 +23,23 @@ from rich.progress import track
 from benchmarks import measure
 from experiments import checkpoints, records
 
-EPOCHS = 8
-RUN = (
-    "--data digits --width 0.05 --image-size 63 --batch-size 64 --optimizer adamw --learning-rate 1e-3 "
-    f"--epochs {EPOCHS} --seeds 0 --rules recommended --keep-checkpoints --save-every {EPOCHS}"
-).split()
+BENCH = Path("experiments/results/bench")
+PAIR = "mlp-sgd"
+RUN = f"screen --workloads {PAIR} --arms recommended --seeds 0 --keep-checkpoints --save-every 10 --jobs 0".split()
 
 
-def train(out: Path, processes: int, devices: int, mesh: str) -> None:
-    """Runs the command as so many processes on loopback, each with so many simulated devices."""
+def train(out: Path, processes: int, mesh: str) -> None:
+    """Runs the command as so many processes on loopback, at the tuned rate."""
+    out.mkdir()
+    shutil.copy(BENCH / "tuned.json", out)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         coordinator = f"127.0.0.1:{free.getsockname()[1]}"
-    command = [sys.executable, "-m", "experiments.cifar_alexnet", *RUN, "--out", str(out), "--mesh", mesh]
+    command = [sys.executable, "-m", "experiments.bench", *RUN, "--out", str(out), "--mesh", mesh]
     together = ["--coordinator", coordinator, "--processes", str(processes), "--process-id"]
-    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={devices}"
-    environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
     running = [
         subprocess.Popen(
-            [*command, *([*together, str(i)] if processes > 1 else [])],
-            stdout=subprocess.DEVNULL,
-            env=environment,
+            [*command, *([*together, str(i)] if processes > 1 else [])], stdout=subprocess.DEVNULL
         )
         for i in range(processes)
     ]
@@ -54,9 +49,10 @@ def train(out: Path, processes: int, devices: int, mesh: str) -> None:
 
 def result(out: Path) -> Any:
     """The epochs' records of the run with PDT, and its final weights."""
-    run = next(run for run in records.read_all(out) if run.rule == "recommended")
-    folder = next((out / "checkpoints").glob("recommended-*"))
-    return run.epochs, jax.tree.leaves(checkpoints.trained(folder)["params"])
+    folder = out / "records" / PAIR
+    run = next(run for run in records.read_all(folder) if run.rule == "recommended")
+    saved = next((folder / "checkpoints").glob("recommended-*"))
+    return run.epochs, jax.tree.leaves(checkpoints.trained(saved)["params"])
 
 
 def apart(out: Path, reference: Path) -> dict[str, Any]:
@@ -84,17 +80,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = measure.parser("processes", __doc__).parse_args(argv)
     with tempfile.TemporaryDirectory(prefix="processes-") as scratch:
         folder = Path(scratch)
-        runs = {"one device": (1, 1, "data=1")}
-        for axis in ("data", "fsdp"):
-            runs[f"4 processes, {axis}=4"] = (4, 1, f"{axis}=4")
-            runs[f"1 process with 4 devices, {axis}=4"] = (1, 4, f"{axis}=4")
+        runs = {"one": (1, "data=1"), "data": (4, "data=4"), "fsdp": (4, "fsdp=4")}
         for name, how in track(runs.items(), description="runs"):
             train(folder / name, *how)
         figures = {
-            f"{name} against {other}": apart(folder / name, folder / other)
-            for axis in ("data", "fsdp")
-            for name in [f"4 processes, {axis}=4"]
-            for other in (f"1 process with 4 devices, {axis}=4", "one device")
+            f"4 processes, {axis}=4": apart(folder / axis, folder / "one") for axis in ("data", "fsdp")
         }
     measure.write(args.out, "processes", {"run": " ".join(RUN), **figures})
     return 0

@@ -200,3 +200,10 @@ def as_the_first(values: list[bool]) -> list[bool]:
     if jax.process_count() == 1:
         return values
     return multihost_utils.broadcast_one_to_all(np.array(values)).tolist()
+
+
+def all_agree(value: bool) -> bool:
+    """Whether it is so in every process."""
+    return (
+        value if jax.process_count() == 1 else bool(multihost_utils.process_allgather(np.array(value)).all())
+    )

@@ -181,7 +181,7 @@ def test_the_wrapper_is_the_machine(
             same_bits(params, trained)
         machine.take(params, bool(report.predicted))
         same_bits(
-            [x for x in jax.tree.leaves(state.snapshots[-1])],
+            jax.tree.leaves(state.snapshots[-1]),
             [x for x in jax.tree.leaves(params) if jnp.issubdtype(jnp.asarray(x).dtype, jnp.floating)],
         )
     assert int(state.snapshots_seen) == epochs + 1

@@ -17,7 +17,7 @@ compiled: list[str] = []
 
 
 @jax.monitoring.register_event_duration_secs_listener
-def _(event: str, duration: float, **_: Any) -> None:
+def _(event: str, duration_secs: float, **kwargs: Any) -> None:
     if "backend_compile" in event:
         compiled.append(event)
 

@@ -7,7 +7,7 @@ Writes, to JSON, how far losses, accepted shares and final weights are apart.
 python -m benchmarks.processes
 """
 
-import shutil
+import json
 import socket
 import subprocess
 import sys
@@ -23,15 +23,17 @@ from rich.progress import track
 from benchmarks import measure
 from experiments import checkpoints, records
 
-BENCH = Path("experiments/results/bench")
 PAIR = "mlp-sgd"
+# Far below the tuned one, where training is chaotic: there a millionth more of each weight is 13% more loss
+# after 20 steps, and no two roundings stay together.
+RATE = 0.02
 RUN = f"screen --workloads {PAIR} --arms recommended --seeds 0 --keep-checkpoints --save-every 10 --jobs 0".split()
 
 
 def train(out: Path, processes: int, mesh: str) -> None:
-    """Runs the command as so many processes on loopback, at the tuned rate."""
+    """Runs the command as so many processes on loopback."""
     out.mkdir()
-    shutil.copy(BENCH / "tuned.json", out)
+    (out / "tuned.json").write_text(json.dumps({PAIR: {"learning_rate": RATE}}))
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         coordinator = f"127.0.0.1:{free.getsockname()[1]}"
@@ -86,7 +88,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         figures = {
             f"4 processes, {axis}=4": apart(folder / axis, folder / "one") for axis in ("data", "fsdp")
         }
-    measure.write(args.out, "processes", {"run": " ".join(RUN), **figures})
+    measure.write(args.out, "processes", {"run": " ".join(RUN), "learning_rate": RATE, **figures})
     return 0
 
 

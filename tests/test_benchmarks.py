@@ -86,3 +86,14 @@ def test_what_the_docs_say_of_kills() -> None:
     assert kills["killed"] == len(kills["kills"])
     assert f"bit for bit, {kills['survived']} times of {kills['killed']}, " in docs
     assert f", {kills['killed_while_a_checkpoint_was_written']} of them killed while a checkpoint" in docs
+
+
+def test_what_the_docs_say_of_processes() -> None:
+    docs = (ROOT / "docs" / "scaling.md").read_text()
+    runs = {k: v for k, v in json.loads((RESULTS / "processes.json").read_text()).items() if "processes" in k}
+    assert len(runs) == 4
+    for name, run in runs.items():
+        assert set(run["from_each_other"].values()) == {0.0}
+        loss, weights = (run["from_one_process"][key] for key in ("loss", "weights"))
+        assert f"| {name} | 0 | {loss:.1e} | {weights:.1e} |" in docs
+        assert (run["jumps"], run["taken_back"], run["same_decisions"]) == (3, 1, True)

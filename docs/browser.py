@@ -57,8 +57,14 @@ def move_a_slider(page: Page, screenshot: Path) -> None:
     select = page.get_by_role("button", name="Select Kernel")
     page.add_locator_handler(select, lambda: select.click())
     page.locator(".jp-Notebook-ExecutionIndicator[data-status=idle]").wait_for()
-    page.get_by_role("menuitem", name="Run", exact=True).click()
-    page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
+    for _ in range(20):  # JupyterLab looks ready before it is, and forgets what it was told then
+        page.get_by_role("menuitem", name="Run", exact=True).click()
+        page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
+        page.wait_for_timeout(2000)
+        if page.locator(".jp-InputPrompt", has_text="[*]").count():
+            break
+    else:
+        raise RuntimeError("JupyterLab did not start to run the cells.")
     widgets: Any = page.locator(".jp-OutputArea-output .widget-interact").last
     picture = widgets.locator("img")
     expect(picture).to_be_visible(timeout=1000 * TIMEOUT)

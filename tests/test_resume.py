@@ -3,7 +3,6 @@
 import argparse
 import json
 import os
-import resource
 import shutil
 import signal
 import socket
@@ -144,19 +143,21 @@ def test_a_signal_at_the_first_epoch(sent: signal.Signals, code: int, tmp_path: 
     assert without_seconds(ended) == without_seconds(whole)
 
 
+LIMITED = """
+import resource, runpy, sys
+resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000))
+runpy.run_module("experiments.cifar_alexnet", run_name="__main__")
+"""
+
+
 def test_a_full_disk_ends_no_run(tmp_path: Path) -> None:
     """Files can grow to 300 kB here, a checkpoint's would be larger: the run goes on and says so."""
-
-    def limited() -> None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000))
-
     done = subprocess.run(
-        [*COMMAND, "--epochs", "3", "--out", str(tmp_path)],
+        [sys.executable, "-c", LIMITED, *TINY, "--seeds", "0", "--epochs", "3", "--out", str(tmp_path)],
         env=CPU,
         cwd=ROOT,
         capture_output=True,
         text=True,
-        preexec_fn=limited,
     )
     assert done.returncode == 0, done.stderr[-3000:]
     assert "could not be written" in done.stderr

@@ -78,7 +78,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command line. Returns 0; 2 for bad input or missing data; 130 after Ctrl-C."""
+    """Runs the command line. Returns 0; 2 for bad input or missing data; 130 after Ctrl-C, 143 after SIGTERM."""
     p = parser()
     args = p.parse_args(argv)
     if args.what == "list":
@@ -102,7 +102,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
         if args.what != "table":
             _train(plan, args.out, how, console)
-    except (ValueError, DataUnavailableError, pool.WorkerError) as e:
+    except (ValueError, DataUnavailableError, checkpoints.UnreadableError, pool.WorkerError) as e:
         print(f"{p.prog}: {e}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

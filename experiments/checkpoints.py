@@ -2,6 +2,10 @@
 
 import argparse
 import shutil
+import signal
+import sys
+import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -9,7 +13,7 @@ import jax
 import orbax.checkpoint as ocp
 
 import pdt_optax
-from experiments.devices import is_first
+from experiments.devices import all_agree, as_the_first, is_first
 
 
 class Saving(NamedTuple):
@@ -76,11 +80,23 @@ class Saved(NamedTuple):
     epochs: list[dict[str, Any]]
 
 
+class UnreadableError(Exception):
+    """No checkpoint of a run can be read."""
+
+
+class Stopped(SystemExit):
+    """SIGTERM came: the run was saved after its epoch, and the process ends with the signal's code."""
+
+
 class Checkpoints:
-    """The checkpoints of one run, in a folder of their own; a context that ends with the run."""
+    """The checkpoints of one run, in a folder of their own; a context that ends with the run.
+
+    Within it SIGTERM waits for the end of the epoch, which is then saved.
+    """
 
     def __init__(self, folder: Path, saving: Saving):
         self.folder, self.saving = folder, saving
+        self.terminated = False
 
     def __enter__(self) -> "Checkpoints":
         if not self.saving.resume:
@@ -88,51 +104,88 @@ class Checkpoints:
         # Two, so that one is whole whenever the process dies.
         options = ocp.CheckpointManagerOptions(max_to_keep=2)
         self.manager = ocp.CheckpointManager(self.folder.absolute(), options=options)
+        self.handler = None
+        if threading.current_thread() is threading.main_thread():
+            self.handler = signal.signal(signal.SIGTERM, self._terminate)
         return self
 
     def __exit__(self, kind: Any, *_: Any) -> None:
-        self.manager.close()
+        if self.handler is not None:
+            signal.signal(signal.SIGTERM, self.handler)
+        self._attempt(self.manager.close, "The last checkpoint")
         if kind is None and not self.saving.keep:
             self._remove()
+
+    def _terminate(self, *_: Any) -> None:
+        self.terminated = True
 
     def _remove(self) -> None:
         if is_first():
             shutil.rmtree(self.folder, ignore_errors=True)
 
+    def _attempt(self, save: Callable[[], Any], what: str) -> None:
+        """A checkpoint that cannot be written must not end the run that it should save."""
+        try:
+            save()
+        except Exception as e:  # Orbax passes on what file systems raise, of many kinds
+            lines = str(e).splitlines() or [type(e).__name__]
+            print(
+                f"{what} of {self.folder} could not be written ({lines[0]}); the run goes on, those before it stay.",
+                file=sys.stderr,
+            )
+
     def latest(self, like: Any, tx: Any) -> Saved | None:
-        """The latest checkpoint, its state in the shapes and on the devices of `like`; None without one.
+        """The latest checkpoint that can be read, its state in the shapes and on the devices of `like`; None without any.
+
+        One that is damaged is named on stderr, and the one before it taken.
 
         Raises:
+          UnreadableError: if there are some, and none can be read.
           ValueError: if another version of `pdt_optax` made it.
         """
-        epoch = self.manager.latest_step()
-        if epoch is None:
-            return None
+        found = sorted(self.manager.all_steps(), reverse=True)
+        for epoch in found:
+            saved, problem = self._restored(epoch, like)
+            if all_agree(saved is not None):
+                if isinstance(tx, pdt_optax.PDT):
+                    pdt_optax.check_saved(tx, saved["state"].opt_state)
+                return Saved(saved["state"], **saved["progress"])
+            print(f"{self.folder / str(epoch)} cannot be read ({problem}).", file=sys.stderr)
+        if found:
+            raise UnreadableError(
+                f"No checkpoint in {self.folder} can be read: remove it, or start anew with --no-resume."
+            )
+        return None
+
+    def _restored(self, epoch: int, like: Any) -> tuple[Any, str]:
         target = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
-        saved = self.manager.restore(
-            epoch,
-            args=ocp.args.Composite(
-                state=ocp.args.StandardRestore(target),
-                progress=ocp.args.JsonRestore(),
-            ),
-        )
-        if isinstance(tx, pdt_optax.PDT):
-            pdt_optax.check_saved(tx, saved["state"].opt_state)
-        return Saved(saved["state"], **saved["progress"])
+        args = ocp.args.Composite(state=ocp.args.StandardRestore(target), progress=ocp.args.JsonRestore())
+        try:
+            return self.manager.restore(epoch, args=args), ""
+        except Exception as e:  # damage shows in as many ways as there are files
+            return None, (str(e).splitlines() or [type(e).__name__])[0]
 
     def save(self, epoch: int, saved: Saved, last: bool) -> None:
-        """Saves after an epoch, counted from 1, if it is time."""
-        if not self.saving.keep if last else epoch % self.saving.every:
-            return
-        self.manager.save(
-            epoch,
-            args=ocp.args.Composite(
+        """Saves after an epoch, counted from 1, if it is time.
+
+        Raises:
+          Stopped: after that, if SIGTERM came.
+        """
+        (stop,) = as_the_first([self.terminated])
+        if stop or (self.saving.keep if last else epoch % self.saving.every == 0):
+            args = ocp.args.Composite(
                 state=ocp.args.StandardSave(saved.state),
                 progress=ocp.args.JsonSave({"position": saved.position, "epochs": saved.epochs}),
-            ),
-        )
-        if self.saving.wait:
-            self.manager.wait_until_finished()
+            )
+
+            def save() -> None:
+                self.manager.save(epoch, args=args)
+                if self.saving.wait or stop:
+                    self.manager.wait_until_finished()
+
+            self._attempt(save, f"The checkpoint after epoch {epoch}")
+        if stop:
+            raise Stopped(128 + signal.SIGTERM)
 
 
 def trained(folder: Path) -> dict[str, Any]:

@@ -73,7 +73,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command line. Returns 0; 2 for bad input or missing data; 130 after Ctrl-C."""
+    """Runs the command line. Returns 0; 2 for bad input or missing data; 130 after Ctrl-C, 143 after SIGTERM."""
     p = parser()
     args = p.parse_args(argv)
     try:
@@ -116,6 +116,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         interrupted = True
         console.print("Interrupted: the epochs already run are kept, the next start goes on with the rest.")
+    except checkpoints.UnreadableError as e:
+        print(f"{p.prog}: {e}", file=sys.stderr)
+        return 2
 
     if not devices.is_first():
         return 130 if interrupted else 0

@@ -21,8 +21,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """`--mesh` and how processes find each other."""
     group = parser.add_argument_group(
         "devices",
-        "By default all devices, of all processes, split the batch. Under SLURM the processes that srun starts "
-        "find each other; elsewhere start each with the three options below.",
+        "By default all devices, of all processes, split the batch. Under SLURM the processes\n"
+        "that srun starts find each other; elsewhere start each with the last three options.\n"
+        "All processes must see the same --out.",
     )
     group.add_argument(
         "--mesh",
@@ -199,3 +200,10 @@ def as_the_first(values: list[bool]) -> list[bool]:
     if jax.process_count() == 1:
         return values
     return multihost_utils.broadcast_one_to_all(np.array(values)).tolist()
+
+
+def all_agree(value: bool) -> bool:
+    """Whether it is so in every process."""
+    return (
+        value if jax.process_count() == 1 else bool(multihost_utils.process_allgather(np.array(value)).all())
+    )

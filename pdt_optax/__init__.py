@@ -4,7 +4,9 @@ from pdt_optax import presets
 from pdt_optax._memory import Memory, memory
 from pdt_optax._pdt import PDT, check_saved, end_epoch, leaf_paths, pdt
 from pdt_optax._predict import Prediction, predict_and_mask
+from pdt_optax._recorder import Recorder
 from pdt_optax._saved import resize_window
+from pdt_optax._snapshots import snapshots
 from pdt_optax._state import Detached, PDTReport, PDTState, attach, detach
 from pdt_optax.accept import (
     Rule,
@@ -31,6 +33,7 @@ __all__ = [
     "PDTReport",
     "PDTState",
     "Prediction",
+    "Recorder",
     "Rule",
     "Schedule",
     "adaptive",
@@ -56,4 +59,5 @@ __all__ = [
     "resize_window",
     "rollback",
     "shrink",
+    "snapshots",
 ]

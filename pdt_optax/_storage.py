@@ -64,6 +64,16 @@ class Storage:
         ]
         return (*older, *self.parked((last, newest)))
 
+    def whole(self, window: Window) -> Window:
+        """Whole snapshots; those that are kept as differences to the precision of these."""
+        if self.dtype is None:
+            return window
+        *differences, newest = window
+        snapshots = [newest]
+        for column in reversed(differences):
+            snapshots.append([x - d.astype(x.dtype) for x, d in zip(snapshots[-1], column, strict=True)])
+        return tuple(reversed(snapshots))
+
     # A boundary replaces some columns of the window and keeps the others, which
     # need not pass through it. `window` = 2 keeps none.
 

@@ -116,6 +116,14 @@ class paper_rule(Rule):  # noqa: N801
     (1 - r^horizon) / (1 - r) < horizon steps, so Eq. 6 rejects every converging
     weight that is modelled exactly and accepts those whose motion is
     over-predicted. See `bounded_rule` for the opposite bound.
+
+    Example:
+      >>> import jax.numpy as jnp, pdt_optax
+      >>> steady, slowing, turning = [0.0, 1.0, 2.0, 3.0], [0.0, 2.0, 3.0, 3.5], [0.0, 2.0, 3.0, 2.5]
+      >>> *snapshots, params = list(jnp.array([steady, slowing, turning]).T)
+      >>> pdt_optax.predict_and_mask(
+      ...     snapshots, params, dynamics=pdt_optax.drift(), accept=pdt_optax.paper_rule(), horizon=2).mask
+      Array([ True,  True, False], dtype=bool)
     """
 
     def __call__(self, increments, step, differences, reference, horizon):
@@ -128,6 +136,14 @@ class bounded_rule(Rule):  # noqa: N801
 
     Eq. 8 (Appendix A.5) is the bound of the paper's convergence argument; it
     contradicts Eq. 6 except at equality.
+
+    Example:
+      >>> import jax.numpy as jnp, pdt_optax
+      >>> steady, slowing, turning = [0.0, 1.0, 2.0, 3.0], [0.0, 2.0, 3.0, 3.5], [0.0, 2.0, 3.0, 2.5]
+      >>> *snapshots, params = list(jnp.array([steady, slowing, turning]).T)
+      >>> pdt_optax.predict_and_mask(
+      ...     snapshots, params, dynamics=pdt_optax.drift(), accept=pdt_optax.bounded_rule(), horizon=2).mask
+      Array([ True, False, False], dtype=bool)
     """
 
     def __call__(self, increments, step, differences, reference, horizon):
@@ -140,6 +156,14 @@ class released_rule(Rule):  # noqa: N801
 
     Accepted where the displacement is between 1 and `horizon` + 1 optimizer
     steps long and has the sign of the step.
+
+    Example:
+      >>> import jax.numpy as jnp, pdt_optax
+      >>> steady, slowing, turning = [0.0, 1.0, 2.0, 3.0], [0.0, 2.0, 3.0, 3.5], [0.0, 2.0, 3.0, 2.5]
+      >>> *snapshots, params = list(jnp.array([steady, slowing, turning]).T)
+      >>> pdt_optax.predict_and_mask(
+      ...     snapshots, params, dynamics=pdt_optax.drift(), accept=pdt_optax.released_rule(), horizon=2).mask
+      Array([ True,  True, False], dtype=bool)
     """
 
     def __call__(self, increments, step, differences, reference, horizon):
@@ -151,7 +175,16 @@ class released_rule(Rule):  # noqa: N801
 
 @dataclasses.dataclass(frozen=True)
 class agree(Rule):  # noqa: N801
-    """Eq. 7 alone: every predicted step has the sign of the optimizer's step."""
+    """Eq. 7 alone: every predicted step has the sign of the optimizer's step.
+
+    Example:
+      >>> import jax.numpy as jnp, pdt_optax
+      >>> steady, slowing, turning = [0.0, 1.0, 2.0, 3.0], [0.0, 2.0, 3.0, 3.5], [0.0, 2.0, 3.0, 2.5]
+      >>> *snapshots, params = list(jnp.array([steady, slowing, turning]).T)
+      >>> pdt_optax.predict_and_mask(
+      ...     snapshots, params, dynamics=pdt_optax.drift(), accept=pdt_optax.agree(), horizon=2).mask
+      Array([ True,  True, False], dtype=bool)
+    """
 
     def __call__(self, increments, step, differences, reference, horizon):
         return every_step_agrees(increments, step, horizon)
@@ -165,6 +198,14 @@ class shrink(Rule):  # noqa: N801
     mask = max(0, 1 - var(d) / (n mean(d)^2)), with the unbiased variance, and 0
     where the mean is 0. A steady weight takes the whole jump, one that only
     jitters keeps the optimizer's value. Needs a window of at least 3.
+
+    Example:
+      >>> import jax.numpy as jnp, pdt_optax
+      >>> steady, slowing, turning = [0.0, 1.0, 2.0, 3.0], [0.0, 2.0, 3.0, 3.5], [0.0, 2.0, 3.0, 2.5]
+      >>> *snapshots, params = list(jnp.array([steady, slowing, turning]).T)
+      >>> pdt_optax.predict_and_mask(
+      ...     snapshots, params, dynamics=pdt_optax.drift(), accept=pdt_optax.shrink(), horizon=2).mask
+      Array([1.       , 0.8888889, 0.       ], dtype=float32)
 
     References:
       James and Stein, Estimation with quadratic loss, 1961.
@@ -192,7 +233,16 @@ class shrink(Rule):  # noqa: N801
 
 @dataclasses.dataclass(frozen=True)
 class everything(Rule):  # noqa: N801
-    """Every prediction, unchecked: the non-selective predictive training of Fig. 2."""
+    """Every prediction, unchecked: the non-selective predictive training of Fig. 2.
+
+    Example:
+      >>> import jax.numpy as jnp, pdt_optax
+      >>> steady, slowing, turning = [0.0, 1.0, 2.0, 3.0], [0.0, 2.0, 3.0, 3.5], [0.0, 2.0, 3.0, 2.5]
+      >>> *snapshots, params = list(jnp.array([steady, slowing, turning]).T)
+      >>> pdt_optax.predict_and_mask(
+      ...     snapshots, params, dynamics=pdt_optax.drift(), accept=pdt_optax.everything(), horizon=2).mask
+      Array([ True,  True,  True], dtype=bool)
+    """
 
     def __call__(self, increments, step, differences, reference, horizon):
         return jnp.ones(step.shape, bool)

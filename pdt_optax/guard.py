@@ -27,6 +27,19 @@ class rollback:  # noqa: N801
 
     Raises:
       ValueError: for a negative tolerance.
+
+    Example:
+      >>> import jax.numpy as jnp, optax, pdt_optax
+      >>> tx = pdt_optax.pdt(optax.sgd(0.1), window=2, horizon=30, guard=pdt_optax.rollback())
+      >>> w = jnp.array([1.0])
+      >>> opt_state = tx.init(w)
+      >>> for epoch in range(4):  # the third ends in a jump far past the optimum, at 0
+      ...     w, opt_state, report = tx.end_epoch(0.8 * w, opt_state, value=0.8 * jnp.abs(w[0]))
+      ...     print(f"{w[0]:.3f}", bool(report.predicted), bool(report.rolled_back))
+      0.800 False False
+      0.640 False False
+      -3.328 True False
+      0.512 False True
     """
 
     tolerance: float = 0.25

@@ -1,8 +1,8 @@
 """Whole combinations by name: `pdt(inner, **presets.paper)`.
 
-  paper        the paper's Algorithm 1 with Eqs. 5, 6 and 7
-  released     what its authors' released code does: all published numbers
-  recommended  the defaults of `pdt`
+- `paper`: the paper's Algorithm 1 with Eqs. 5, 6 and 7
+- `released`: what its authors' released code does: all published numbers
+- `recommended`: the defaults of `pdt`
 
 The paper and its released code differ; `paper` and `released` follow each to
 the letter, at the settings of the paper's experiments.

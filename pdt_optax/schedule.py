@@ -58,7 +58,12 @@ class Schedule(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class fixed:  # noqa: N801
-    """The horizon and the interval stay as they are."""
+    """The horizon and the interval stay as they are.
+
+    Example:
+      >>> import optax, pdt_optax
+      >>> tx = pdt_optax.pdt(optax.adamw(1e-3), horizon=2, interval=3, schedule=pdt_optax.fixed())
+    """
 
     needs_value = False
 
@@ -79,6 +84,17 @@ class released_schedule:  # noqa: N801
     between predictions, or stays and the interval grows by 2. When it is above
     the last one's only, the horizon shrinks by 1 (from more than 3), or stays
     and the interval grows by 1.
+
+    Example:
+      >>> import jax.numpy as jnp, optax, pdt_optax
+      >>> settings = dict(pdt_optax.presets.released, schedule=pdt_optax.released_schedule())
+      >>> tx = pdt_optax.pdt(optax.sgd(0.1), **settings)
+      >>> params = jnp.ones(2)
+      >>> opt_state = tx.init(params)
+      >>> for loss in (3.0, 2.0, 2.5):  # rises, but not above the one before
+      ...     params, opt_state, report = tx.end_epoch(params, opt_state, value=loss)
+      >>> int(opt_state.pace.horizon_now)
+      4
     """
 
     needs_value = True

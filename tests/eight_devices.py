@@ -277,6 +277,19 @@ def test_under_pmap() -> None:
             np.testing.assert_allclose(got[leaf][replica], want[leaf], rtol=2e-5, atol=2e-6)
 
 
+@pytest.mark.parametrize("kind", ["auto", "explicit"])
+def test_a_recorder_keeps_weights_from_every_shard(kind: str) -> None:
+    trees = walk(3)
+    tx = pdt_optax.pdt(optax.sgd(0.1))
+    state, recorder = tx.init(put(trees[0], mesh(kind))), pdt_optax.Recorder(weights_per_leaf=40)
+    for tree in trees[1:]:
+        _, state, report = tx.end_epoch(put(tree, mesh(kind)), state)
+        recorder.add(report, state)
+    for name, index in recorder.indices.items():
+        expected = [tree[name].ravel()[index] for tree in trees[1:]]
+        np.testing.assert_array_equal(recorder.weights[name], expected)
+
+
 # The whole mesh to two of its devices, and replicated weights to split ones.
 MOVES = {"8 devices to 2": ("mixed", 8, "mixed", 2), "replicated to fsdp": ("replicated", 8, "fsdp", 8)}
 

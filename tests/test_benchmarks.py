@@ -61,3 +61,39 @@ def test_the_sentences() -> None:
     times = [f"{peers[name]['times_pdt']:.0f}" for name in ("released-steps", "pydmd")]
     assert "code take {} times as long as ours, PyDMD {} times".format(*times) in README
     assert f"weights take {max(predictions):.0f} s in {huge['peak_resident_gb']:.0f} GB" in README
+
+
+def test_what_the_docs_say_of_scaling() -> None:
+    docs = (ROOT / "docs" / "scaling.md").read_text()
+    scaling = json.loads((RESULTS / "scaling.json").read_text())["devices"]
+    for count, figures in scaling.items():
+        of = figures["fsdp recommended"]
+        sent = " + ".join(map(str, of["all_reduce_bytes"])) or "0"
+        assert f"| {int(count):,} | {sent} | {of['flops']:,.0f} | {of['bytes_accessed'] / 1e6:.1f} |" in docs
+        assert figures["replicated recommended"]["all_reduce_bytes"] == []
+        assert {f["other_collectives"] for f in figures.values()} == {0}
+        if int(count) <= 8:
+            assert {f["displacement"] for f in figures.values()} == {0.0}
+            assert {f["masks_agree"] for f in figures.values()} == {1.0}
+        if int(count) > 1:
+            sent = "all-reduces {} + {} bytes".format(*figures["fsdp released"]["all_reduce_bytes"])
+            assert sent in docs
+
+
+def test_what_the_docs_say_of_kills() -> None:
+    docs = " ".join((ROOT / "docs" / "checkpoints.md").read_text().split())
+    kills = json.loads((RESULTS / "kills.json").read_text())
+    assert kills["killed"] == len(kills["kills"])
+    assert f"bit for bit, {kills['survived']} times of {kills['killed']}, " in docs
+    assert f", {kills['killed_while_a_checkpoint_was_written']} of them killed while a checkpoint" in docs
+
+
+def test_what_the_docs_say_of_processes() -> None:
+    docs = (ROOT / "docs" / "scaling.md").read_text()
+    runs = {k: v for k, v in json.loads((RESULTS / "processes.json").read_text()).items() if "processes" in k}
+    assert len(runs) == 4
+    for name, run in runs.items():
+        assert set(run["from_each_other"].values()) == {0.0}
+        loss, weights = (run["from_one_process"][key] for key in ("loss", "weights"))
+        assert f"| {name} | 0 | {loss:.1e} | {weights:.1e} |" in docs
+        assert (run["jumps"], run["taken_back"], run["same_decisions"]) == (3, 1, True)

@@ -32,6 +32,20 @@ def test_differences_are_rounded_and_the_newest_snapshot_is_whole() -> None:
         jax.tree.map(np.testing.assert_array_equal, older[-1], expected)
 
 
+@pytest.mark.parametrize("kept", [{}, {"snapshot_dtype": "bfloat16"}, {"snapshot_device": "host"}], ids=str)
+def test_snapshots_are_the_weights_of_the_last_epochs(kept: dict[str, str]) -> None:
+    tx = pdt_optax.pdt(optax.sgd(0.1), **kept, **SETTINGS)
+    history = run(tx, 6)
+    found = pdt_optax.snapshots(tx, history[-1].state)
+    for i, (snapshot, epoch) in enumerate(zip(found, history[-4:], strict=True)):
+        # The rounding of three differences at most; the newest is whole.
+        rtol = 0 if i == 3 or "snapshot_dtype" not in kept else 1e-3
+        jax.tree.map(lambda x, y, r=rtol: np.testing.assert_allclose(x, y, rtol=r), snapshot, epoch.params)
+    assert {x.sharding.memory_kind for x in jax.tree.leaves(found)} == {jnp.ones(1).sharding.memory_kind}
+    with pytest.raises(ValueError, match=r"not in this state: .*attach.* Got 0 snapshots"):
+        pdt_optax.snapshots(tx, pdt_optax.detach(history[-1].state)[0])
+
+
 @pytest.mark.parametrize("every", [None, 1])
 def test_a_prediction_is_made_from_the_rounded_differences(every: int | None) -> None:
     """Drift where signs agree, written out in float64 from what the state holds."""

@@ -1,0 +1,86 @@
+"""What the site needs beyond its pages: notebooks, the repository's own files, equations, examples."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import griffe
+from latex2mathml.converter import convert
+from mkdocs.structure.files import File
+from nbconvert import MarkdownExporter
+
+ROOT = Path(__file__).parents[1]
+# What pages link to outside docs/; in the site it lies under repository/.
+LINKED = (
+    "CHANGELOG.md",
+    "CONTRIBUTING.md",
+    "LICENSE",
+    "examples/*.py",
+    "experiments/results",
+    "benchmarks/results",
+)
+NOT_YET = ("scaling.md", "checkpoints.md")
+
+
+def on_config(config: Any) -> Any:
+    """Leaves pages that are still to be written out of the navigation."""
+    config.nav = [
+        x
+        for x in config.nav
+        if (page := next(iter(x.values()))) not in NOT_YET or (ROOT / "docs" / page).exists()
+    ]
+    return config
+
+
+def on_files(files: Any, config: Any) -> Any:
+    """Adds the notebooks, rendered with their committed outputs, and the files that pages link to."""
+    for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
+        resources = {"unique_key": path.stem, "output_files_dir": f"{path.stem}_files"}
+        body, resources = MarkdownExporter().from_filename(str(path), resources)
+        files.append(File.generated(config, f"notebooks/{path.stem}.md", content=body))
+        for name, picture in resources["outputs"].items():
+            files.append(File.generated(config, f"notebooks/{name}", content=picture))
+    for pattern in LINKED:
+        for path in ROOT.glob(pattern if "." in pattern or pattern.isupper() else f"{pattern}/**/*"):
+            if path.is_file() and path.suffix in (".md", ".png", ".json", ".py", ""):
+                uri = f"repository/{path.relative_to(ROOT)}"
+                files.append(File.generated(config, uri, abs_src_path=str(path)))
+    return files
+
+
+def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
+    """Follows links that leave docs/ into the copy of the repository, and from there back."""
+    if not page.file.src_uri.startswith("repository/"):
+
+        def link(found: re.Match[str]) -> str:
+            text, target = found.groups()
+            return (
+                text if (ROOT / target).is_dir() else f"{text}(repository/{target})"
+            )  # a folder has no page
+
+        return re.sub(r"(\[[^\[\]]*\])\(\.\./([^)]*)\)", link, markdown)
+    return re.sub(r"\]\((\.\./)*docs/", lambda m: f"]({'../' * page.file.src_uri.count('/')}", markdown)
+
+
+def on_page_content(html: str, **_: Any) -> str:
+    """Equations as MathML, which browsers draw without a script."""
+    html = re.sub(
+        r'<span class="arithmatex">\\\((.*?)\\\)</span>', lambda m: _mathml(m[1], "inline"), html, flags=re.S
+    )
+    return re.sub(
+        r'<div class="arithmatex">\\\[(.*?)\\\]</div>', lambda m: _mathml(m[1], "block"), html, flags=re.S
+    )
+
+
+def _mathml(latex: str, display: Any) -> str:
+    latex = latex.replace("&lt;", "<").replace("&gt;", ">").replace("&amp;", "&")
+    return convert(latex, display=display)
+
+
+class Examples(griffe.Extension):
+    """Reads "Example:" as the section that griffe calls "Examples:"."""
+
+    def on_instance(self, *, obj: griffe.Object, **_: Any) -> None:
+        """Called for each object with a docstring."""
+        if obj.docstring:
+            obj.docstring.value = re.sub(r"(?m)^Example:$", "Examples:", obj.docstring.value)

@@ -1,0 +1,71 @@
+"""What the documentation says is so: its Python runs, and the errors that it quotes are those of the library."""
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+import pdt_optax
+from pdt_optax import plot
+
+ROOT = Path(__file__).parents[1]
+BLOCK = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
+
+
+@pytest.mark.parametrize("page", ["index", "recipes"])
+def test_python_blocks_run(page: str) -> None:
+    namespace: dict[str, object] = {}
+    blocks = BLOCK.findall((ROOT / "docs" / f"{page}.md").read_text())
+    assert blocks
+    for block in blocks:
+        exec(compile(block, page, "exec"), namespace)
+
+
+def messages() -> str:
+    """All strings in the library's source, placeholders left out."""
+    trees = (ast.parse(path.read_text()) for path in (ROOT / "pdt_optax").rglob("*.py"))
+    found = []
+    for node in (node for tree in trees for node in ast.walk(tree)):
+        if isinstance(node, ast.JoinedStr):
+            parts = [part.value if isinstance(part, ast.Constant) else "..." for part in node.values]
+            found.append("".join(map(str, parts)))
+        elif isinstance(node, ast.Constant):
+            found.append(str(node.value))
+    return "\n".join(found)
+
+
+def test_quoted_errors_are_the_librarys() -> None:
+    quoted = re.findall(r"^### \"(.*)\"$", (ROOT / "docs" / "faq.md").read_text(), re.MULTILINE)
+    assert len(quoted) > 10
+    known = messages()
+    assert [text for text in quoted if text not in known] == []
+
+
+TYPES = {
+    "PDT",
+    "Detached",
+    "Dynamics",
+    "Forecast",
+    "Memory",
+    "PDTReport",
+    "PDTState",
+    "Prediction",
+    "Rule",
+    "Schedule",
+}
+
+
+@pytest.mark.parametrize("name", sorted({*pdt_optax.__all__} - TYPES - {"attach", "presets"}))
+def test_every_public_function_has_an_example(name: str) -> None:
+    assert "Example:\n" in getattr(pdt_optax, name).__doc__
+
+
+@pytest.mark.parametrize("name", [name for name in plot.__all__ if name.islower()])
+def test_every_picture_has_an_example(name: str) -> None:
+    assert "Example:\n" in getattr(plot, name).__doc__
+
+
+def test_every_public_name_is_in_the_reference() -> None:
+    named = set(re.findall(r"^::: pdt_optax\.(\w+)", (ROOT / "docs" / "api.md").read_text(), re.MULTILINE))
+    assert named == {*pdt_optax.__all__, "plot"}

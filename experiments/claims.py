@@ -46,19 +46,11 @@ def holds(runs: Sequence[Run], rule: str) -> bool | None:
     pairs = [(run, baselines[run.seed]) for run in runs if run.rule == rule and run.seed in baselines]
     if not pairs:
         return None
-    ratios = [_sooner(run, base) for run, base in pairs]
-    lost = [base.epochs[-1][_ACCURACY] - run.epochs[-1][_ACCURACY] for run, base in pairs]
+    ratios = [report.steady_ratio(run, base, "train_loss") for run, base in pairs]
+    lost = [
+        base.epochs[-1]["validation_accuracy"] - run.epochs[-1]["validation_accuracy"] for run, base in pairs
+    ]
     return bool(np.mean(ratios) < 1 and np.mean(lost) <= ACCURACY_LOST + 1e-9)  # accuracies are rounded
-
-
-_ACCURACY = "validation_accuracy"
-
-
-def _sooner(run: Run, baseline: Run) -> float:
-    """Epochs to the baseline's best train loss, made longer by the predictions' share, over the baseline's own."""
-    own, first = (report.to_best(r, baseline, "train_loss").epochs for r in (run, baseline))
-    spent, trained = (sum(e[field] for e in run.epochs) for field in ("pdt_seconds", "train_seconds"))
-    return own * (1 + spent / trained) / first
 
 
 def verdicts(finds: Finds, rules: Sequence[str] | None = None) -> list[str]:

@@ -38,9 +38,9 @@ COLUMNS = {
     "best train loss": "best_loss",
     "epochs to baseline's best train loss": "loss_epochs",
     "seconds": "loss_seconds",
-    "time saved": "loss_saved",
+    "time saved": None,
     "seconds to baseline's best accuracy": "accuracy_seconds",
-    "time saved to accuracy": "accuracy_saved",
+    "time saved to accuracy": None,
     "diverged": None,
 }
 
@@ -75,15 +75,20 @@ def _our_lines(label: str, runs: Sequence[Run]) -> list[tuple[str, ...]]:
     lines = []
     for line in report.rows(runs):
         cells = [getattr(line, field) if field else "" for field in COLUMNS.values()]
-        failed = [diverged(r, baselines[r.seed]) for r in runs if r.rule == line.rule and r.seed in baselines]
+        pairs = [(r, baselines[r.seed]) for r in runs if r.rule == line.rule and r.seed in baselines]
+        failed = [diverged(*pair) for pair in pairs]
         cells[:3], cells[-1] = [label, "here", line.rule], f"{sum(failed)} of {len(failed)}"
+        for name, field in (("time saved", "train_loss"), ("time saved to accuracy", "validation_accuracy")):
+            ratios = [report.steady_ratio(*pair, field) for pair in pairs]
+            cells[list(COLUMNS).index(name)] = report.saved(ratios)
         lines.append(tuple(cells))
     return lines
 
 
 def comparison(name: str, finds: Finds) -> list[tuple[str, ...]]:
     """A table: for each row the paper's lines, then ours."""
-    given = PAPER.get(name, {"rows": []})["rows"]
+    about = PAPER.get(name, {})
+    given = PAPER.get(about.get("numbers"), about).get("rows", [])
     labels = list(dict.fromkeys([*finds, *(row["row"] for row in given)]))
     order = {row["row"]: i for i, row in reversed(list(enumerate(given)))}
     lines = [tuple(COLUMNS)]

@@ -41,6 +41,16 @@ def to_best(run: Run, baseline: Run, field: str) -> Crossing:
     return first_crossing(run, lambda e: sign * e[field] <= best)
 
 
+def steady_ratio(run: Run, baseline: Run, field: str) -> float:
+    """Epochs to the baseline's best, over the baseline's own; each longer by the run's share of time in predictions.
+
+    Unlike a ratio of seconds it is the same on a machine whose speed drifts.
+    """
+    own, first = (to_best(r, baseline, field).epochs for r in (run, baseline))
+    spent, trained = (sum(e[kind] for e in run.epochs) for kind in ("pdt_seconds", "train_seconds"))
+    return own * (1 + spent / trained) / first
+
+
 class Result(NamedTuple):
     """One run against the baseline of the same seed; ratios are (rule / baseline) seconds."""
 
@@ -120,10 +130,10 @@ def rows(runs: Sequence[Run]) -> list[Row]:
                 str(len(results)),
                 _mean([r.to_loss.epochs for r in results], ".1f"),
                 _mean([r.to_loss.seconds for r in results], ".1f"),
-                _saved([r.loss_ratio for r in results]),
+                saved([r.loss_ratio for r in results]),
                 _mean([r.to_accuracy.epochs for r in results], ".1f"),
                 _mean([r.to_accuracy.seconds for r in results], ".1f"),
-                _saved([r.accuracy_ratio for r in results]),
+                saved([r.accuracy_ratio for r in results]),
                 _mean([r.best_loss for r in results], ".2g"),
                 _mean([r.final_accuracy for r in results], ".4f"),
                 _mean([r.pdt_seconds for r in results], ".2f"),
@@ -132,7 +142,7 @@ def rows(runs: Sequence[Run]) -> list[Row]:
     return table
 
 
-def _saved(ratios: Sequence[float]) -> str:
+def saved(ratios: Sequence[float]) -> str:
     """The mean saving that ratios to the baseline mean; "-" with any miss."""
     return f"{100 * (1 - float(np.mean(ratios))):.0f}%" if np.all(np.isfinite(ratios)) else "-"
 

@@ -271,6 +271,13 @@ def non_selective(name: str) -> Arm:
     return Predictive(f"{name}-unmasked", tuple(settings.items()))
 
 
+def guarded() -> Arm:
+    """The recommended rule, and jumps that ruin the epoch after them taken back."""
+    return Predictive(
+        "recommended-guarded", tuple({**pdt_optax.presets.recommended, "guard": pdt_optax.rollback()}.items())
+    )
+
+
 def every_third(name: str) -> Arm:
     """Fig. 2: a prediction ends every third epoch."""
     arm = non_selective(name.removesuffix("-unmasked")) if name.endswith("-unmasked") else preset(name)

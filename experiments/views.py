@@ -119,6 +119,12 @@ def _presets(rules: Sequence[str]) -> list[str]:
     return [rule for rule in rules if rule != BASELINE]
 
 
+def _and_guarded(rules: Sequence[str], scale: str) -> list[Arm]:
+    """The rules, and the recommended one under the guard."""
+    del scale
+    return [*map(preset, rules), setups.guarded()]
+
+
 def _random(rules: Sequence[str], scale: str) -> list[Arm]:
     """The rules, and each of them at random."""
     del scale
@@ -300,7 +306,9 @@ VIEWS: dict[str, View] = {
             "With the schedule PDT improves at all learning rates.",
             functools.partial(_sweep_rows, table="table6"),
             figures.table,
+            arms=_and_guarded,
             seeds="all",
+            note="Besides the rules, the recommended one with `guard=rollback()`, which takes failed jumps back.",
         ),
         View(
             "table7",

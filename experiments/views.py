@@ -47,7 +47,7 @@ class View(NamedTuple):
     def configs(
         self, scale: str, rules: Sequence[str], seeds: Sequence[int] | None = None
     ) -> list[tuple[Row, Setup, Config]]:
-        """All runs that the view takes. Those of a seed follow each other: machines' speeds drift."""
+        """All runs that the view takes. Those that differ only in their seed follow each other and compile once."""
         size = SCALES[scale]
         chosen = {"all": seeds or size.seeds[0], "fewer": seeds or size.seeds[1], "first": setups.SEEDS[:1]}
         known = setups.setups(scale)
@@ -55,8 +55,8 @@ class View(NamedTuple):
         return [
             (row, known[row.setup], known[row.setup].config(arm, seed))
             for row in self.rows(scale)
-            for seed in chosen[self.seeds]
             for arm in arms
+            for seed in chosen[self.seeds]
         ]
 
 

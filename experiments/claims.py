@@ -1,5 +1,6 @@
 """Which of the paper's claims hold, told from records."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -40,29 +41,58 @@ class Found(NamedTuple):
 Finds = Mapping[str, Found]  # by the paper's name of a row
 
 
-def holds(runs: Sequence[Run], rule: str) -> bool | None:
-    """Whether a row holds for a rule, as `RULE_OF_JUDGEMENT` says; None if the rule or its baselines are not there."""
+class Judged(NamedTuple):
+    """A row under a rule, means over seeds.
+
+    Attributes:
+      holds: as `RULE_OF_JUDGEMENT` says.
+      saved: of the time to the baseline's best train loss; minus infinity if a seed never gets there.
+      gain: of final accuracy.
+    """
+
+    holds: bool
+    saved: float
+    gain: float
+
+
+def judge(runs: Sequence[Run], rule: str) -> Judged | None:
+    """A row under a rule; None if the rule or its baselines are not there."""
     baselines = {run.seed: run for run in runs if run.rule == BASELINE}
     pairs = [(run, baselines[run.seed]) for run in runs if run.rule == rule and run.seed in baselines]
     if not pairs:
         return None
-    ratios = [report.steady_ratio(run, base, "train_loss") for run, base in pairs]
-    lost = [
-        base.epochs[-1]["validation_accuracy"] - run.epochs[-1]["validation_accuracy"] for run, base in pairs
-    ]
-    return bool(np.mean(ratios) < 1 and np.mean(lost) <= ACCURACY_LOST + 1e-9)  # accuracies are rounded
+    saved = 1 - float(np.mean([report.steady_ratio(*pair, "train_loss") for pair in pairs]))
+    ends = np.array([[run.epochs[-1]["validation_accuracy"] for run in pair] for pair in pairs])
+    gain = float(np.mean(ends[:, 0] - ends[:, 1]))
+    return Judged(saved > 0 and gain >= -ACCURACY_LOST - 1e-9, saved, gain)  # accuracies are rounded
 
 
-def verdicts(finds: Finds, rules: Sequence[str] | None = None) -> list[str]:
-    """For each rule, in how much of the table the claim of saved time holds."""
-    shown = dict.fromkeys(rule for found in finds.values() for rule in found.rules if rule != BASELINE)
+def verdicts(finds: Finds) -> list[str]:
+    """For each rule, in how much of the table the claim of saved time holds, and the figures."""
     said = []
-    for rule in rules or shown:
-        held = {label: holds(found.runs, rule) for label, found in finds.items()}
-        held = {label: bool(h) for label, h in held.items() if h is not None}
-        if held:
-            said.append(f"{rule}: {_verdict(held, {label: finds[label] for label in held})}")
+    for rule in dict.fromkeys(rule for found in finds.values() for rule in found.rules if rule != BASELINE):
+        judged = {label: judge(found.runs, rule) for label, found in finds.items()}
+        known = {label: j for label, j in judged.items() if j is not None}
+        if known:
+            held = {label: j.holds for label, j in known.items()}
+            verdict = _verdict(held, {label: finds[label] for label in known})
+            said.append(f"{rule}: {verdict}; {_figures(list(known.values()))}")
     return said
+
+
+def _figures(judged: Sequence[Judged]) -> str:
+    saved = [100 * j.saved for j in judged if math.isfinite(j.saved)]
+    missed, every = len(judged) - len(saved), len(judged)
+    gains = _range([100 * j.gain for j in judged], "+.1f", " points")
+    parts = [f"time saved {_range(saved, '.0f', '%')}"] if saved else []
+    if missed:
+        parts.append("a seed never gets there" + f" in {missed} of {every} rows" * (every > 1))
+    return "; ".join([*parts, f"accuracy {gains}"])
+
+
+def _range(values: Sequence[float], form: str, unit: str) -> str:
+    low, middle, high = (format(f(values), form) for f in (np.min, np.median, np.max))
+    return f"{middle}{unit}" if len(values) == 1 else f"{low} to {high}{unit}, median {middle}"
 
 
 def _verdict(held: Mapping[str, bool], finds: Finds) -> str:

@@ -19,13 +19,13 @@ from experiments.views import View
 STYLE = """
 :root { color-scheme: light dark; }
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 72rem; margin: 0 auto; padding: 1rem; }
-nav { columns: 14rem; padding: 0; } nav a { display: block; }
 section { border-top: 1px solid #8886; margin-top: 2rem; }
 .scroll { overflow-x: auto; } table { border-collapse: collapse; font-size: .8rem; font-variant-numeric: tabular-nums; }
 th, td { padding: .2rem .6rem; text-align: right; border-bottom: 1px solid #8884; white-space: nowrap; }
 th { white-space: normal; vertical-align: bottom; } th:first-child, td:first-child { text-align: left; }
 tr.paper td { background: #8882; font-style: italic; }
 img { max-width: 100%; background: white; } figure { margin: 1rem 0; } figcaption { font-size: .85rem; }
+.summary td, .summary th { white-space: normal; text-align: left; vertical-align: top; }
 code { background: #8882; padding: .1rem .3rem; } .claim { font-style: italic; }
 """
 
@@ -88,14 +88,21 @@ def machine() -> str:
 def write_index(folder: Path, names: Sequence[str], scale: str) -> None:
     """Puts together what the views wrote, in the order of `names`."""
     found = {n: json.loads(p.read_text()) for n in names if (p := folder / n / "view.json").exists()}
-    links = "".join(f'<a href="#{n}">{n}: {html.escape(v["title"])}</a>' for n, v in found.items())
+    summary = [("", "the paper says", "found")]
+    summary += [(n, v["claim"], "; ".join(v["verdicts"])) for n, v in found.items()]
+    (folder / "claims.md").write_text(report.markdown(summary))
+    lines = "".join(
+        f'<tr><td><a href="#{n}">{n}: {html.escape(v["title"])}</a><td>{html.escape(v["claim"])}<td>'
+        + "<br>".join(map(html.escape, v["verdicts"]))
+        for n, v in found.items()
+    )
     body = "".join(_section(name, about) for name, about in found.items())
     title = f"Predictive Differential Training: the paper's tables and figures, scale {scale}"
     (folder / "index.html").write_text(
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
         f'<meta name="viewport" content="width=device-width"><style>{STYLE}</style></head>\n<body><h1>{title}</h1>'
         f"<p>The paper's numbers stand beside ours. Its baseline's time is its whole run; ours is its own first "
-        f"crossing. {_markdown(RULE_OF_JUDGEMENT)}</p>\n<nav>{links}</nav>\n{body}</body></html>\n"
+        f"crossing. {_markdown(RULE_OF_JUDGEMENT)}</p>\n<table class=summary><tr><th><th>the paper says<th>found{lines}</table>\n{body}</body></html>\n"
     )
 
 

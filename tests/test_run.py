@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import re
 
 import jax
@@ -142,22 +143,26 @@ def found(faster, rate=0.1, batch=32, accuracy=0.8):
 
 
 def test_a_row_holds_if_every_seed_is_faster_and_accuracy_is_kept():
-    assert claims.holds(found(True).runs, "x")
-    assert not claims.holds(found(False).runs, "x")
-    assert claims.holds(found(True, accuracy=0.7901).runs, "x")
-    assert not claims.holds(found(True, accuracy=0.785).runs, "x")
+    def judged(runs):
+        return claims.judge(runs, "x")
+
+    assert judged(found(True).runs) == (True, pytest.approx(1 / 3), 0)
+    assert judged(found(False).runs) == (False, -math.inf, 0)
+    assert judged(found(True, accuracy=0.7901).runs).holds
+    assert judged(found(True, accuracy=0.785).runs) == (False, pytest.approx(1 / 3), pytest.approx(-0.015))
     missed = [run_of(BASELINE, [3, 2, 1], seed=1), run_of("x", [3, 2, 2], seed=1)]
-    assert not claims.holds([*found(True).runs, *missed], "x")
+    assert judged([*found(True).runs, *missed]).saved == -math.inf
     slow = [run_of(BASELINE, [3, 2, 1]), run_of("x", [2, 1, 1])]
     for epoch in slow[1].epochs:  # 2 epochs of 1.6 seconds against 3 of one
         epoch["pdt_seconds"] = 0.6
-    assert not claims.holds(slow, "x")
-    assert claims.holds(found(True).runs, "y") is None
+    assert judged(slow) == (False, pytest.approx(1 - 3.2 / 3), 0)
+    assert claims.judge(found(True).runs, "y") is None
 
 
 def test_verdicts_tell_low_learning_rates_apart():
     def said(*rows):
-        return claims.verdicts({str(i): found(*row) for i, row in enumerate(rows)})
+        verdicts = claims.verdicts({str(i): found(*row) for i, row in enumerate(rows)})
+        return [verdict.split("; ")[0] for verdict in verdicts]
 
     assert said((True,)) == ["x: holds"]
     assert said((False,)) == ["x: does not hold"]
@@ -168,6 +173,18 @@ def test_verdicts_tell_low_learning_rates_apart():
         "x: holds only at low learning rates (3 of 4 rows)"
     ]
     assert said((True, 0.1), (False, 0.1, 64)) == ["x: holds in 1 of 2 rows"]
+
+
+def test_verdicts_give_the_figures():
+    rows = {"a": found(True), "b": found(False), "c": found(True, accuracy=0.81)}
+    assert claims.verdicts(rows) == [
+        "x: holds in 2 of 3 rows; time saved 33 to 33%, median 33; a seed never gets there in 1 of 3 rows; "
+        "accuracy +0.0 to +1.0 points, median +0.0"
+    ]
+    assert claims.verdicts({"a": found(True)}) == ["x: holds; time saved 33%; accuracy +0.0 points"]
+    assert claims.verdicts({"a": found(False)}) == [
+        "x: does not hold; a seed never gets there; accuracy +0.0 points"
+    ]
 
 
 # What runs are watched for.

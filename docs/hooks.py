@@ -19,17 +19,6 @@ LINKED = (
     "experiments/results",
     "benchmarks/results",
 )
-NOT_YET = ("scaling.md", "checkpoints.md")
-
-
-def on_config(config: Any) -> Any:
-    """Leaves pages that are still to be written out of the navigation."""
-    config.nav = [
-        x
-        for x in config.nav
-        if (page := next(iter(x.values()))) not in NOT_YET or (ROOT / "docs" / page).exists()
-    ]
-    return config
 
 
 def on_files(files: Any, config: Any) -> Any:

@@ -85,12 +85,19 @@ def machine() -> str:
     return f"{count} x {kind}, Python {platform.python_version()}, jax {jax.__version__}"
 
 
+def _written(folder: Path, names: Sequence[str]) -> dict[str, dict]:
+    return {n: json.loads(p.read_text()) for n in names if (p := folder / n / "view.json").exists()}
+
+
+def claims_table(folder: Path, names: Sequence[str]) -> str:
+    """What the paper says and what was found, as Markdown."""
+    lines = [(n, v["claim"], "<br>".join(v["verdicts"])) for n, v in _written(folder, names).items()]
+    return report.markdown([("", "the paper says", "found"), *lines])
+
+
 def write_index(folder: Path, names: Sequence[str], scale: str) -> None:
     """Puts together what the views wrote, in the order of `names`."""
-    found = {n: json.loads(p.read_text()) for n in names if (p := folder / n / "view.json").exists()}
-    summary = [("", "the paper says", "found")]
-    summary += [(n, v["claim"], "; ".join(v["verdicts"])) for n, v in found.items()]
-    (folder / "claims.md").write_text(report.markdown(summary))
+    found = _written(folder, names)
     lines = "".join(
         f'<tr><td><a href="#{n}">{n}: {html.escape(v["title"])}</a><td>{html.escape(v["claim"])}<td>'
         + "<br>".join(map(html.escape, v["verdicts"]))

@@ -6,7 +6,7 @@ import multiprocessing
 import os
 import signal
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import NamedTuple
@@ -34,7 +34,12 @@ class WorkerError(Exception):
     """A worker process ended before its work did; its own message is on stderr."""
 
 
-def train_all(tasks: Sequence[Task], jobs: int, devices: Devices = ONE_DEVICE) -> Iterator[Task]:
+def train_all(
+    tasks: Sequence[Task],
+    jobs: int,
+    devices: Devices = ONE_DEVICE,
+    trained: Callable[[Task, int], None] = lambda task, epoch: None,
+) -> Iterator[Task]:
     """Trains all tasks, yielding each when its record is on disk.
 
     Neighbours that differ only in their seed go to the same worker and share
@@ -45,6 +50,7 @@ def train_all(tasks: Sequence[Task], jobs: int, devices: Devices = ONE_DEVICE) -
       tasks: what to train.
       jobs: worker processes; 0 trains in this process, on as many threads as it has.
       devices: of this process.
+      trained: called after each epoch of each task, with the epoch's number.
 
     Raises:
       WorkerError: if a worker ends early.
@@ -52,7 +58,8 @@ def train_all(tasks: Sequence[Task], jobs: int, devices: Devices = ONE_DEVICE) -
     groups = [list(g) for _, g in itertools.groupby(tasks, lambda t: t.config.program)]
     if jobs == 0:
         for task in itertools.chain.from_iterable(groups):
-            _train(task, devices)
+            for epoch in _train(task, devices):
+                trained(task, epoch)
             yield task
         return
     with _workers(min(jobs, len(groups))) as idle:
@@ -65,9 +72,12 @@ def train_all(tasks: Sequence[Task], jobs: int, devices: Devices = ONE_DEVICE) -
             for connection in wait(list(busy)):
                 assert isinstance(connection, Connection)
                 try:
-                    connection.recv()
+                    epoch = connection.recv()
                 except EOFError:
                     raise WorkerError("A worker process ended early; finished runs are kept.") from None
+                if epoch is not None:
+                    trained(busy[connection][0], epoch)
+                    continue
                 yield busy[connection].pop(0)
                 if not busy[connection]:
                     del busy[connection]
@@ -105,10 +115,13 @@ def _work(connection: Connection) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     while True:
         for task in connection.recv():
-            _train(task)
-            connection.send("done")
+            for epoch in _train(task):
+                connection.send(epoch)
+            connection.send(None)
 
 
-def _train(task: Task, devices: Devices = ONE_DEVICE) -> None:
-    for _ in records.record(task.folder, task.config, task.config.workload.load(), devices, task.saving):
-        pass
+def _train(task: Task, devices: Devices = ONE_DEVICE) -> Iterator[int]:
+    """Trains a task and yields the number of each epoch."""
+    dataset = task.config.workload.load()
+    for line in records.record(task.folder, task.config, dataset, devices, task.saving):
+        yield line["epoch"]

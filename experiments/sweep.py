@@ -66,7 +66,7 @@ def how(args: argparse.Namespace, spread: devices.Devices) -> How:
 def train(
     plan: Iterable[Planned], how: How, console: Console, done: Callable[[Planned], None] | None = None
 ) -> None:
-    """Trains what is not recorded yet, with a progress bar over runs; calls `done` for each that is recorded."""
+    """Trains what is not recorded yet, with a progress bar over runs and epochs; calls `done` for each that is recorded."""
     runs = list({p.config: p for p in plan}.values())  # two parts of a plan may share a run
     recorded = devices.as_the_first([records.read(p.folder, p.config).complete for p in runs])
     left = [p for p, complete in zip(runs, recorded, strict=True) if how.fresh or not complete]
@@ -94,13 +94,22 @@ def train(
         TextColumn("to go"),
     )
     planned = {p.config: p for p in left}
+    shares = dict.fromkeys(planned, 0.0)  # of each run, how much is trained
     tasks = [pool.Task(p.folder, p.config, how.saving) for p in left]
     # The estimate weighs runs by their known cost and learns the machine's speed from ten minutes.
     with Progress(*columns, console=console, speed_estimate_period=600) as progress:
         bar = progress.add_task("starting", total=sum(p.seconds for p in left), done=0, runs=len(left))
-        for count, task in enumerate(pool.train_all(tasks, how.jobs, how.devices), start=1):
+
+        def trained(task: pool.Task, epoch: int) -> None:
+            config = task.config
+            shares[config] = epoch / config.epochs
+            seconds = sum(share * planned[c].seconds for c, share in shares.items())
+            name = f"{task.folder.name} {config.rule} seed {config.seed}, epoch {epoch} of {config.epochs}"
+            progress.update(bar, completed=seconds, description=name)
+
+        for count, task in enumerate(pool.train_all(tasks, how.jobs, how.devices, trained), start=1):
             name = f"{task.folder.name} {task.config.rule} seed {task.config.seed}"
-            progress.update(bar, advance=planned[task.config].seconds, done=count, description=name)
+            progress.update(bar, done=count)
             if not console.is_terminal:  # a log shows no bar
                 console.print(f"{count}/{len(left)} {name}", highlight=False)
             if done:

@@ -402,7 +402,10 @@ def test_workers_train_and_write_records(tmp_path):
     # A partial is not equal to its copy in another process; what comes back is the caller's task.
     arms = (Arm(BASELINE), Predictive("function", functools.partial(aware, factor=10)))
     tasks = [pool.Task(tmp_path, config(arm, epochs=1, seed=seed)) for arm in arms for seed in (1, 2)]
-    assert sorted(pool.train_all(tasks, 2), key=tasks.index) == tasks
+    epochs = []
+    done = pool.train_all(tasks, 2, trained=lambda task, epoch: epochs.append((tasks.index(task), epoch)))
+    assert sorted(done, key=tasks.index) == tasks
+    assert sorted(epochs) == [(i, 1) for i in range(len(tasks))]
     assert all(records.read(tmp_path, task.config).complete for task in tasks)
 
 

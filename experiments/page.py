@@ -13,6 +13,7 @@ import jax
 
 from experiments import report
 from experiments.claims import RULE_OF_JUDGEMENT, Finds
+from experiments.command import RefusedError
 from experiments.figures import Shown
 from experiments.views import View
 
@@ -87,9 +88,18 @@ def machine() -> str:
 
 def write_index(folder: Path, names: Sequence[str], scale: str) -> None:
     """Puts together what the views wrote, in the order of `names`."""
-    found = {n: json.loads(p.read_text()) for n in names if (p := folder / n / "view.json").exists()}
-    links = "".join(f'<a href="#{n}">{n}: {html.escape(v["title"])}</a>' for n, v in found.items())
-    body = "".join(_section(name, about) for name, about in found.items())
+    links, body = "", ""
+    for name in names:
+        path = folder / name / "view.json"
+        if path.exists():
+            try:
+                about = json.loads(path.read_text())
+                links += f'<a href="#{name}">{name}: {html.escape(about["title"])}</a>'
+                body += _section(name, about)
+            except (ValueError, RecursionError, KeyError, TypeError, AttributeError) as e:
+                raise RefusedError(
+                    f"{path} is not what a view writes ({e!r}): remove it, and draw {name} again."
+                ) from None
     title = f"Predictive Differential Training: the paper's tables and figures, scale {scale}"
     (folder / "index.html").write_text(
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
@@ -107,14 +117,15 @@ def _section(name: str, about: dict) -> str:
     for file, caption in about["pictures"].items():
         said = html.escape(caption, quote=True)
         parts.append(
-            f'<figure><img src="{name}/{file}" alt="{said}" loading="lazy"><figcaption>{said}</figcaption></figure>'
+            f'<figure><img src="{name}/{html.escape(file, quote=True)}" alt="{said}" loading="lazy"><figcaption>{said}</figcaption></figure>'
         )
     for title, lines in about["tables"].items():
         parts.append((f"<h3>{html.escape(title)}</h3>" if title else "") + _table(lines))
     notes = " ".join(filter(None, (about["note"], f"Reduced: {about['reduced']}" * bool(about["reduced"]))))
     parts.append(f"<p>{html.escape(notes)}</p>" if notes else "")
+    told = {n: html.escape(about[n]) for n in ("command", "recorded", "commit", "machine")}
     parts.append(
-        f"<p><code>{about['command']}</code>: {about['recorded']}; drawn at commit {about['commit']} on {about['machine']}</p>"
+        "<p><code>{command}</code>: {recorded}; drawn at commit {commit} on {machine}</p>".format(**told)
     )
     return "".join(parts) + "</section>\n"
 

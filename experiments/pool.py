@@ -14,6 +14,7 @@ from unittest import mock
 
 from experiments import records
 from experiments.checkpoints import Saving
+from experiments.command import RefusedError
 from experiments.devices import ONE_DEVICE, Devices
 from experiments.training import Config
 
@@ -30,8 +31,8 @@ class Task(NamedTuple):
     saving: Saving | None = None
 
 
-class WorkerError(Exception):
-    """A worker process ended before its work did; its own message is on stderr."""
+class WorkerError(RefusedError):
+    """A worker process ended before its work did."""
 
 
 def train_all(tasks: Sequence[Task], jobs: int, devices: Devices = ONE_DEVICE) -> Iterator[Task]:
@@ -65,9 +66,11 @@ def train_all(tasks: Sequence[Task], jobs: int, devices: Devices = ONE_DEVICE) -
             for connection in wait(list(busy)):
                 assert isinstance(connection, Connection)
                 try:
-                    connection.recv()
+                    refused = connection.recv()
                 except EOFError:
-                    raise WorkerError("A worker process ended early; finished runs are kept.") from None
+                    refused = "it said why, or was killed"
+                if refused:
+                    raise WorkerError(f"A worker process ended early ({refused}); finished runs are kept.")
                 yield busy[connection].pop(0)
                 if not busy[connection]:
                     del busy[connection]
@@ -105,8 +108,12 @@ def _work(connection: Connection) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     while True:
         for task in connection.recv():
-            _train(task)
-            connection.send("done")
+            refused = ""
+            try:
+                _train(task)
+            except (RefusedError, ValueError, OSError) as e:
+                refused = str(e)
+            connection.send(refused)
 
 
 def _train(task: Task, devices: Devices = ONE_DEVICE) -> None:

@@ -70,7 +70,7 @@ class Arm:
     name: str
 
     def __post_init__(self) -> None:
-        if not re.fullmatch(r"\w[\w.-]*", self.name):
+        if not re.fullmatch(r"[\w.-]*", self.name):
             raise ValueError(
                 "`name` must be letters, digits, hyphens, underscores and dots, since records are named by it. "
                 f"Got {self.name!r}."

@@ -70,7 +70,7 @@ def start(args: argparse.Namespace) -> "Devices":
                 socket.create_server(("", int(port))).close()
             except OSError as e:
                 raise ValueError(
-                    f"Process 0 must be free to listen at `--coordinator`. Got {args.coordinator!r} ({e.strerror})."
+                    f"Process 0 must be free to listen at `--coordinator`. Got {args.coordinator!r} ({os.strerror(e.errno or 0)})."
                 ) from None
     elif int(os.environ.get("SLURM_NTASKS", "1")) == 1 or "SLURM_PROCID" not in os.environ:
         return devices(args.mesh)

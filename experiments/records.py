@@ -118,19 +118,12 @@ def _run(lines: Sequence[Any], config: Config | None) -> Run:
         if not isinstance(line, dict):
             raise ValueError(f"line {number} is {type(line).__name__}, no object")
     fields, *epochs = lines
-    if config is None:
-        wrong = [
-            n
-            for n, kind in (("rule", str), ("seed", int), ("epochs", int))
-            if not isinstance(fields.get(n), kind)
-        ]
-    else:
-        wrong = [n for n, value in json.loads(json.dumps(config.fields)).items() if fields.get(n) != value]
-        wrong += [
-            n for n in ("flops",) if n in config.watch and not _numbers(fields.get(n), ("step", "boundary"))
-        ]
-    if wrong:
-        raise ValueError(f"line 1 has not the config's {', '.join(wrong)}")
+    expected = json.loads(json.dumps(config.fields)) if config else {}
+    wrong = [name for name, value in expected.items() if fields.get(name) != value]
+    named = isinstance(fields.get("rule"), str) and _numbers(fields, ("seed", "epochs"))
+    counted = "flops" not in fields or _numbers(fields["flops"], ("step", "boundary"))
+    if wrong or not named or not counted:
+        raise ValueError(f"line 1 is not its config, by {', '.join(wrong) or 'its fields'}")
     names = NUMBERS + ("probe_loss",) * bool(config and config.workload.probe_examples)
     for number, epoch in enumerate(epochs, start=1):
         if epoch.get("epoch") != number or number > fields["epochs"] or not _numbers(epoch, names):

@@ -165,7 +165,7 @@ def record(
         for line in _lines(config, dataset, devices, checkpoints, kept):
             if file:
                 if line.get("epoch") == config.epochs and kept:
-                    np.savez_compressed(path.with_suffix(".npz"), allow_pickle=False, **kept)
+                    np.savez_compressed(path.with_suffix(".npz"), **kept)  # pyright: ignore[reportArgumentType]
                 file.write(json.dumps(line) + "\n")
                 file.flush()
             if "epoch" in line:

@@ -51,12 +51,14 @@ def refused(line: str, message: str, capsys: Any, folder: Path) -> None:
     """Runs a line, in which {out} and others are paths in a folder, and asserts what it says and that nothing is lost."""
     name, *arguments = line.split()
     before = {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+    around = set(folder.iterdir()) | {folder / "out"}
     paths = {"out": folder / "out", "file": folder / "file"}
     assert main(name)([a.format_map(paths) for a in arguments]) == 2
     error = capsys.readouterr().err
     assert re.search(message, error), error
     assert len(error.splitlines()) == 1
     assert before == {p: p.read_bytes() for p in before}
+    assert set(folder.iterdir()) <= around
 
 
 # Numbers: one too few, one too many, a word, a fraction.

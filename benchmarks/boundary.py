@@ -22,6 +22,7 @@ import optax
 
 import pdt_optax
 from benchmarks import measure, trees
+from experiments import command
 from pdt_optax import _pdt
 from pdt_optax._assembly import assemble
 from pdt_optax._gram import gram_matrix
@@ -167,8 +168,9 @@ def figures(shapes: trees.Shapes, repeats: int) -> dict[str, Any]:
     }
 
 
+@command.line
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command line."""
+    """Runs the command line; the exit code."""
     p = measure.parser("boundary", __doc__)
     p.add_argument("--sizes", nargs="+", choices=list(trees.ALEXNETS), default=list(trees.ALEXNETS))
     args = p.parse_args(argv)

@@ -18,9 +18,12 @@ from rich.progress import track
 
 import pdt_optax
 from benchmarks import measure, trees
+from experiments import command
 
 
+@command.line
 def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line; the exit code."""
     p = measure.parser("huge", __doc__)
     p.add_argument("--small", action="store_true", help="the 16 M AlexNet tree instead, to try the command")
     args = p.parse_args(argv)

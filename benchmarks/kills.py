@@ -24,7 +24,7 @@ import numpy as np
 from rich.progress import track
 
 from benchmarks import measure
-from experiments import checkpoints
+from experiments import checkpoints, command
 
 EPOCHS = 40
 RUN = (
@@ -83,11 +83,12 @@ def survives(out: Path, cache: Path, after: float, expected: dict[str, Any]) -> 
     return {"after_seconds": round(after, 2), **left, "same_to_the_last_bit": same}
 
 
+@command.line
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line. Returns 0 if every run survived, else 1."""
     p = measure.parser("kills", __doc__)
-    p.add_argument("--kills", type=int, default=20, help="how many (default: %(default)s)")
-    p.add_argument("--seed", type=int, default=0, help="of their moments (default: %(default)s)")
+    p.add_argument("--kills", type=command.whole(1), default=20, help="how many")
+    p.add_argument("--seed", type=command.whole(0), default=0, help="of their moments")
     args = p.parse_args(argv)
     moments = random.Random(args.seed)
     with tempfile.TemporaryDirectory(prefix="kills-") as scratch:

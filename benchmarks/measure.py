@@ -1,6 +1,5 @@
 """How times are taken, and on what."""
 
-import argparse
 import json
 import os
 import platform
@@ -14,6 +13,7 @@ import jax
 import numpy as np
 
 import pdt_optax
+from experiments import command
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -124,23 +124,21 @@ def _commit() -> str | None:
         return None
 
 
-def parser(name: str, doc: str | None) -> argparse.ArgumentParser:
+def parser(name: str, doc: str | None) -> command.Parser:
     """A command line with the options that all benchmarks share."""
-
-    class Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-        pass
-
-    p = argparse.ArgumentParser(name, description=doc, formatter_class=Formatter)
-    p.add_argument("--out", type=Path, default=RESULTS, help="folder for the figures")
-    p.add_argument("--repeats", type=int, default=9, help="timed calls of each function, taken in turns")
+    p = command.Parser(f"benchmarks.{name}", doc)
+    p.add_argument("--out", type=command.output, default=RESULTS, help="folder for the figures")
+    p.add_argument(
+        "--repeats", type=command.whole(1), default=9, help="timed calls of each function, taken in turns"
+    )
     return p
 
 
 def write(out: Path, name: str, figures: dict[str, Any]) -> None:
     """Prints the figures and writes them, with the machine, to OUT/NAME.json."""
-    out.mkdir(parents=True, exist_ok=True)
     path = out / f"{name}.json"
     text = json.dumps({"machine": machine()} | figures, indent=2)
-    path.write_text(text + "\n")
     print(text)
+    out.mkdir(parents=True, exist_ok=True)
+    path.write_text(text + "\n")
     print(f"Written to {path}.")

@@ -27,6 +27,7 @@ import optax
 
 import pdt_optax
 from benchmarks import measure, trees
+from experiments import command
 
 HORIZON = 5
 
@@ -121,10 +122,12 @@ def ours(snapshots: Sequence[Any], params: Any) -> Callable[[], Any]:
     return call
 
 
+@command.line
 def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line; the exit code."""
     p = measure.parser("peers", __doc__)
     p.add_argument("--sizes", nargs="+", choices=list(trees.ALEXNETS), default=list(trees.ALEXNETS))
-    p.add_argument("--repeats-peers", type=int, default=3, help="timed calls of each peer")
+    p.add_argument("--repeats-peers", type=command.whole(1), default=3, help="timed calls of each peer")
     args = p.parse_args(argv)
     figures = {}
     for size in args.sizes:

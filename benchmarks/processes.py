@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks import measure
+from experiments import command
 from tests.test_sharding import train_together
 
 
@@ -29,8 +30,9 @@ def apart(one: Any, other: Any) -> dict[str, float]:
     }
 
 
+@command.line
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command line."""
+    """Runs the command line; the exit code."""
     args = measure.parser("processes", __doc__).parse_args(argv)
     (alone,) = train_together(1)
     figures: dict[str, Any] = {"epochs": len(alone[0]["losses"])}

@@ -16,6 +16,7 @@ import optax
 
 import pdt_optax
 from benchmarks import measure
+from experiments import command
 
 LEAVES, SIZE = 16, 625_000
 
@@ -50,8 +51,9 @@ class Add:
         return jnp.zeros(())
 
 
+@command.line
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command line."""
+    """Runs the command line; the exit code."""
     p = measure.parser("recorder", __doc__)
     p.set_defaults(repeats=40)
     args = p.parse_args(argv)

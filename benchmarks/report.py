@@ -4,7 +4,6 @@ Reads the JSON that the other commands wrote, times nothing. The tables are
 those of docs/speed.md.
 """
 
-import json
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
 from benchmarks import measure
+from experiments import command
 
 PEERS = {
     "released-steps": "steps of the released code (NumPy)",
@@ -49,13 +49,20 @@ RATIOS = {
     "boundary_to_references": "**boundary / both references**",
     "boundary_dmd_to_references": "boundary with `dmd` / both",
 }
+# The commands whose figures are read, and the parts of them that are.
+READ = {
+    "boundary": ("machine", "trees"),
+    "peers": ("sizes",),
+    "step": ("vit", "adamw-10M"),
+    "storage": ("pairs",),
+    "huge": ("parameters", "boundary_s", "predicted"),
+}
 REFERENCES = {"reference-gram": "sum of the six arrays", "reference-assembly": "weighted sum, in place"}
 
 
 def figures(folder: Path) -> dict[str, Any]:
     """What the other commands wrote to a folder."""
-    names = ("boundary", "peers", "step", "storage", "huge")
-    return {name: json.loads((folder / f"{name}.json").read_text()) for name in names}
+    return {name: command.read_json(folder / f"{name}.json", *keys) for name, keys in READ.items()}
 
 
 def tables(read: dict[str, Any]) -> list[str]:
@@ -168,11 +175,18 @@ def picture(read: dict[str, Any], path: Path) -> None:
     plt.close(figure)
 
 
+@command.line
 def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line; the exit code."""
     args = measure.parser("report", __doc__).parse_args(argv)
     read = figures(args.out)
-    (args.out / "tables.md").write_text("\n\n".join(tables(read)) + "\n")
-    picture(read, args.out / "boundary.png")
+    try:
+        (args.out / "tables.md").write_text("\n\n".join(tables(read)) + "\n")
+        picture(read, args.out / "boundary.png")
+    except (KeyError, TypeError, AttributeError, IndexError) as e:
+        raise command.RefusedError(
+            f"The figures in {args.out} must be those that the other benchmarks write. Got {e!r}."
+        ) from None
     print(f"Look at {args.out / 'tables.md'} and {args.out / 'boundary.png'}.")
     return 0
 

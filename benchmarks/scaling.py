@@ -29,6 +29,7 @@ from rich.progress import track
 
 import pdt_optax
 from benchmarks import measure
+from experiments import command
 from pdt_optax import _pdt
 
 PRESETS = ("recommended", "released")
@@ -107,10 +108,13 @@ def figures(layout: str, preset: str, run: bool) -> dict[str, Any]:
     return result | differences(tx, trees, place) if run else result
 
 
+@command.line
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command line."""
+    """Runs the command line; the exit code."""
     p = measure.parser("scaling", __doc__)
-    p.add_argument("--devices", type=int, nargs="+", default=[1, 2, 4, 8, 64, 1024], help="how many, each")
+    p.add_argument(
+        "--devices", type=command.whole(1), nargs="+", default=[1, 2, 4, 8, 64, 1024], help="how many, each"
+    )
     p.add_argument("--here", action="store_true", help="print the figures of this process's devices alone")
     args = p.parse_args(argv)
     if args.here:

@@ -20,7 +20,7 @@ from flax import nnx
 
 import pdt_optax
 from benchmarks import measure
-from experiments import bench_configs, training
+from experiments import bench_configs, command, training
 from experiments.arms import BASELINE, Arm, preset
 from experiments.models import AlexNet
 from experiments.training import Config
@@ -77,11 +77,19 @@ def alexnet(tx: Any, image_size: int, batch_size: int) -> measure.InPlace:
     return measure.InPlace(step, (params, tx.init(params), images, labels, jax.random.key(2)), (0, 1))
 
 
+@command.line
 def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line; the exit code."""
     p = measure.parser("step", __doc__)
-    p.add_argument("--image-sizes", type=int, nargs="+", default=[128, 224], help="AlexNet's inputs")
-    p.add_argument("--batch-size", type=int, default=128)
-    p.add_argument("--pairs", type=int, default=15, help="timed pairs of the optimizer alone")
+    p.add_argument(
+        "--image-sizes",
+        type=command.whole(AlexNet.smallest_image),
+        nargs="+",
+        default=[128, 224],
+        help="AlexNet's inputs",
+    )
+    p.add_argument("--batch-size", type=command.whole(1), default=128)
+    p.add_argument("--pairs", type=command.whole(1), default=15, help="timed pairs of the optimizer alone")
     args = p.parse_args(argv)
     bare = optax.adamw(1e-3)
     figures: dict[str, Any] = {}

@@ -20,7 +20,7 @@ from rich.progress import track
 
 import pdt_optax
 from benchmarks import measure
-from experiments import bench, bench_configs, training
+from experiments import bench, bench_configs, command, training
 from experiments.arms import BASELINE, preset
 from experiments.training import Config
 
@@ -78,11 +78,18 @@ def figures(weights: Sequence[Any], settings: dict[str, Any]) -> dict[str, float
     return {name: float(f"{np.mean([r[name] for r in rows]):.3g}") for name in rows[0]}
 
 
+@command.line
 def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line; the exit code."""
     p = measure.parser("storage", __doc__)
     pairs = ["mlp-sgd", "resnet-adamw", "vit-adamw"]
     p.add_argument("--pairs", nargs="+", choices=list(bench_configs.PAIRS), default=pairs)
-    p.add_argument("--epochs", type=int, default=16)
+    p.add_argument(
+        "--epochs",
+        type=command.whole(11),
+        default=16,
+        help="so many that there is a window before the second half",
+    )
     args = p.parse_args(argv)
     results: dict[str, Any] = {}
     for name in args.pairs:

@@ -6,6 +6,7 @@ optimizer, its schedule, its steps per epoch) it says what it means
 """
 
 import dataclasses
+import re
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -60,9 +61,20 @@ class Method(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Arm:
-    """The optimizer alone."""
+    """The optimizer alone.
+
+    Attributes:
+      name: letters, digits, "-", "_" and "."; records are named by it.
+    """
 
     name: str
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"[\w.-]*", self.name):
+            raise ValueError(
+                "`name` must be letters, digits, hyphens, underscores and dots, since records are named by it. "
+                f"Got {self.name!r}."
+            )
 
     def settings(self, recipe: Recipe) -> dict[str, Any]:
         """What the arm means in this run; values whose `repr` says all."""

@@ -26,7 +26,6 @@ examples:
   python -m experiments.bench table
 """
 
-import argparse
 import json
 import math
 import sys
@@ -38,22 +37,17 @@ import numpy as np
 from rich.console import Console
 
 from experiments import bench_configs as configs
-from experiments import bench_report, checkpoints, devices, pool, records, sweep
+from experiments import bench_report, checkpoints, command, devices, records, sweep
 from experiments.arms import BASELINE, Arm
 from experiments.bench_configs import Pair
-from experiments.data import DataUnavailableError
 from experiments.training import Config
 
 WIDEST_GRID = 16
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> command.Parser:
     """The command line."""
-
-    class Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-        pass
-
-    p = argparse.ArgumentParser("bench", description=__doc__, formatter_class=Formatter)
+    p = command.Parser("experiments.bench", __doc__)
     p.add_argument(
         "what",
         choices=("tune", "screen", "jumps", "guard", "statistics", "storage", "final", "table", "list"),
@@ -67,47 +61,39 @@ def parser() -> argparse.ArgumentParser:
         help="pairs, such as mlp-sgd, or workloads, such as mlp for all its pairs",
     )
     p.add_argument("--arms", nargs="+", metavar="NAME", help="arms, by default those of the command")
-    p.add_argument("--seeds", nargs="+", type=int, help="by default those of the command")
+    p.add_argument("--seeds", nargs="+", type=command.seed, help="by default those of the command")
     sweep.add_arguments(p)
     p.add_argument(
-        "--out", type=Path, default=Path("experiments/results/bench"), help="folder for all results"
+        "--out", type=command.output, default="experiments/results/bench", help="folder for all results"
     )
     checkpoints.add_arguments(p, every=10)
     devices.add_arguments(p)
     return p
 
 
+@command.line
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command line. Returns 0; 2 for bad input or missing data; 130 after Ctrl-C, 143 after SIGTERM."""
-    p = parser()
-    args = p.parse_args(argv)
+    """Runs the command line; the exit code."""
+    args = parser().parse_args(argv)
     if args.what == "list":
         console = Console()
         console.print("pairs:", *configs.PAIRS, highlight=False)
         for name in ("final", "screen", "jumps", "guard", "statistics", "storage"):
             console.print(f"arms of {name}:", *(arm.name for arm in _ARMS[name]), highlight=False)
         return 0
-    try:
-        spread = devices.start(args)
-        console = Console(quiet=not devices.is_first())
-        how = sweep.how(args, spread)
-        pairs = _pairs(args.workloads)
-        seeds = tuple(dict.fromkeys(args.seeds or _SEEDS[args.what]))
-        if args.what == "tune":
-            tune(pairs, seeds, args.out, how, console)
-            return 0
-        arms = _arms(args.arms or [arm.name for arm in _ARMS[args.what]])
-        plan = _plan(
-            pairs, _tuned_rates(args.out, pairs), arms, seeds, shorter=args.what in ("final", "table")
-        )
-        if args.what != "table":
-            _train(plan, args.out, how, console)
-    except (ValueError, DataUnavailableError, checkpoints.UnreadableError, pool.WorkerError) as e:
-        print(f"{p.prog}: {e}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        Console().print("Interrupted: finished runs are kept, the next start goes on with the rest.")
-        return 130
+    spread = devices.start(args)
+    console = Console(quiet=not devices.is_first())
+    how = sweep.how(args, spread)
+    pairs = _pairs(args.workloads)
+    seeds = tuple(dict.fromkeys(args.seeds or _SEEDS[args.what]))
+    if args.what == "tune":
+        tune(pairs, seeds, args.out, how, console)
+        return 0
+    arms = _arms(args.arms or [arm.name for arm in _ARMS[args.what]])
+    rates = _tuned_rates(args.out, pairs)
+    plan = _plan(pairs, rates, arms, seeds, shorter=args.what in ("final", "table"))
+    if args.what != "table":
+        _train(plan, args.out, how, console)
     if not devices.is_first():
         return 0
     folder = args.out if args.what in ("final", "table") else args.out / args.what
@@ -193,6 +179,7 @@ def tune(pairs: Sequence[Pair], seeds: Sequence[int], out: Path, how: sweep.How,
     """Finds each pair's learning rate for the baseline and writes it to OUT/tuned.json."""
     grids = {pair.name: sorted(pair.rates) for pair in pairs}
     unsettled = list(pairs)
+    _read_tuned(out)  # a broken file is better known before than after
     while unsettled:
         plan = {
             pair.name: [
@@ -246,7 +233,7 @@ def _tuning_result(entries: Sequence[Entry], out: Path) -> dict[str, Any]:
 
 def _read_tuned(out: Path) -> dict[str, Any]:
     path = out / "tuned.json"
-    return json.loads(path.read_text()) if path.exists() else {}
+    return command.read_json(path) if path.exists() else {}
 
 
 def _write_tuned(out: Path, pair: str, result: dict[str, Any]) -> None:
@@ -263,7 +250,16 @@ def _tuned_rates(out: Path, pairs: Sequence[Pair]) -> dict[str, float]:
             f"There is no tuned learning rate for {', '.join(missing)} in {out / 'tuned.json'}: "
             f"run `python -m experiments.bench tune --workloads {' '.join(missing)}` first."
         )
-    return {pair.name: tuned[pair.name]["learning_rate"] for pair in pairs}
+    rates = {}
+    for pair in pairs:
+        entry = tuned[pair.name]
+        rate = entry.get("learning_rate") if isinstance(entry, dict) else None
+        if not isinstance(rate, (int, float)) or not 0 < rate < math.inf:
+            raise command.RefusedError(
+                f"The `learning_rate` of {pair.name} in {out / 'tuned.json'} must be positive and finite. Got {rate!r}."
+            )
+        rates[pair.name] = rate
+    return rates
 
 
 def _recorded(plan: Sequence[Entry], out: Path) -> dict[str, dict[str, dict[float, list[records.Run]]]]:

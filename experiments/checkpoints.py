@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 
 import pdt_optax
+from experiments.command import RefusedError, whole
 from experiments.devices import all_agree, as_the_first, is_first
 
 
@@ -42,7 +44,7 @@ def add_arguments(parser: argparse._ActionsContainer, every: int) -> None:
     )
     parser.add_argument(
         "--save-every",
-        type=int,
+        type=whole(0),
         default=every,
         metavar="EPOCHS",
         help="epochs between checkpoints; 0 for none",
@@ -55,13 +57,7 @@ def add_arguments(parser: argparse._ActionsContainer, every: int) -> None:
 
 
 def saving(args: argparse.Namespace, wait: bool = False) -> Saving:
-    """What the arguments say.
-
-    Raises:
-      ValueError: if the number of epochs is negative.
-    """
-    if args.save_every < 0:
-        raise ValueError(f"`--save-every` counts epochs, or is 0 for no checkpoints. Got {args.save_every}.")
+    """What the arguments say."""
     return Saving(args.save_every, args.resume, args.keep_checkpoints, wait)
 
 
@@ -80,8 +76,8 @@ class Saved(NamedTuple):
     epochs: list[dict[str, Any]]
 
 
-class UnreadableError(Exception):
-    """No checkpoint of a run can be read."""
+class UnreadableError(RefusedError):
+    """A file of a run, or its last checkpoint, cannot be read; the message names it."""
 
 
 class Stopped(SystemExit):
@@ -146,10 +142,10 @@ class Checkpoints:
         found = sorted(self.manager.all_steps(), reverse=True)
         for epoch in found:
             saved, problem = self._restored(epoch, like)
-            if all_agree(saved is not None):
+            if all_agree(saved is not None) and saved:
                 if isinstance(tx, pdt_optax.PDT):
-                    pdt_optax.check_saved(tx, saved["state"].opt_state)
-                return Saved(saved["state"], **saved["progress"])
+                    pdt_optax.check_saved(tx, saved.state.opt_state)
+                return saved
             print(f"{self.folder / str(epoch)} cannot be read ({problem}).", file=sys.stderr)
         if found:
             raise UnreadableError(
@@ -157,11 +153,16 @@ class Checkpoints:
             )
         return None
 
-    def _restored(self, epoch: int, like: Any) -> tuple[Any, str]:
+    def _restored(self, epoch: int, like: Any) -> tuple[Saved | None, str]:
         target = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
         args = ocp.args.Composite(state=ocp.args.StandardRestore(target), progress=ocp.args.JsonRestore())
         try:
-            return self.manager.restore(epoch, args=args), ""
+            saved = self.manager.restore(epoch, args=args)
+            position, epochs = saved["progress"]["position"], saved["progress"]["epochs"]
+            keys = np.array([position["order_key"], position["dropout_key"]])
+            if keys.dtype.kind not in "iu" or [e["epoch"] for e in epochs] != list(range(1, epoch + 1)):
+                raise ValueError("its progress is not that of a run")
+            return Saved(saved["state"], position, epochs), ""
         except Exception as e:  # damage shows in as many ways as there are files
             return None, (str(e).splitlines() or [type(e).__name__])[0]
 

@@ -14,7 +14,6 @@ examples:
         --optimizer adamw --learning-rate 3e-4 --epochs 40 --seeds 0
 """
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,20 +22,16 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 import pdt_optax
-from experiments import checkpoints, data, devices, records, report
+from experiments import checkpoints, command, data, devices, records, report
 from experiments.arms import BASELINE, preset
 from experiments.optimizers import OPTIMIZERS, SCHEDULES
 from experiments.training import Config, memory
 from experiments.workloads import AlexNetImages
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> command.Parser:
     """The command line."""
-
-    class Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-        pass
-
-    p = argparse.ArgumentParser("cifar_alexnet", description=__doc__, formatter_class=Formatter)
+    p = command.Parser("experiments.cifar_alexnet", __doc__)
     source = p.add_argument_group("data")
     source.add_argument("--data", choices=data.NAMES, default="cifar10", help="data set")
     source.add_argument(
@@ -54,9 +49,11 @@ def parser() -> argparse.ArgumentParser:
     run.add_argument("--optimizer", choices=OPTIMIZERS, default="sgd", help="optimizer")
     run.add_argument("--learning-rate", "--lr", type=float, default=0.05, help="peak learning rate")
     run.add_argument("--schedule", choices=SCHEDULES, default="cosine", help="learning rate over the run")
-    run.add_argument("--epochs", type=int, default=60, help="epochs")
-    run.add_argument("--batch-size", type=int, default=256, help="examples per step")
-    run.add_argument("--seeds", type=int, nargs="+", default=[0, 100, 200, 300, 400], help="one run each")
+    run.add_argument("--epochs", type=command.whole(1), default=60, help="epochs")
+    run.add_argument("--batch-size", type=command.whole(1), default=256, help="examples per step")
+    run.add_argument(
+        "--seeds", type=command.seed, nargs="+", default=[0, 100, 200, 300, 400], help="one run each"
+    )
     run.add_argument(
         "--rules",
         nargs="*",
@@ -65,41 +62,39 @@ def parser() -> argparse.ArgumentParser:
         help="presets to compare; the baseline always runs",
     )
     output = p.add_argument_group("output")
-    output.add_argument("--out", type=Path, default=Path("runs/cifar_alexnet"), help="folder for the results")
+    output.add_argument(
+        "--out", type=command.output, default="runs/cifar_alexnet", help="folder for the results"
+    )
     output.add_argument("--fresh", action="store_true", help="train again what is already recorded")
     checkpoints.add_arguments(output, every=1)
     devices.add_arguments(p)
     return p
 
 
+@command.line
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command line. Returns 0; 2 for bad input or missing data; 130 after Ctrl-C, 143 after SIGTERM."""
-    p = parser()
-    args = p.parse_args(argv)
-    try:
-        spread = devices.start(args)
-        saving = checkpoints.saving(args)
-        workload = AlexNetImages(
-            data=args.data, image_size=args.image_size, width=args.width, batch_size=args.batch_size
+    """Runs the command line; the exit code."""
+    args = parser().parse_args(argv)
+    spread = devices.start(args)
+    saving = checkpoints.saving(args)
+    workload = AlexNetImages(
+        data=args.data, image_size=args.image_size, width=args.width, batch_size=args.batch_size
+    )
+    configs = [
+        Config(
+            workload=workload,
+            arm=preset(rule),
+            optimizer=args.optimizer,
+            learning_rate=args.learning_rate,
+            schedule=args.schedule,
+            epochs=args.epochs,
+            seed=seed,
         )
-        configs = [
-            Config(
-                workload=workload,
-                arm=preset(rule),
-                optimizer=args.optimizer,
-                learning_rate=args.learning_rate,
-                schedule=args.schedule,
-                epochs=args.epochs,
-                seed=seed,
-            )
-            for seed in dict.fromkeys(args.seeds)  # seeds outermost: an interrupted run still has pairs
-            for rule in dict.fromkeys([BASELINE, *args.rules])
-        ]
-        dataset = workload.load(args.data_dir, args.download)
-        devices.check_batch(args.batch_size, spread)
-    except (ValueError, data.DataUnavailableError) as e:
-        print(f"{p.prog}: {e}", file=sys.stderr)
-        return 2
+        for seed in dict.fromkeys(args.seeds)  # seeds outermost: an interrupted run still has pairs
+        for rule in dict.fromkeys([BASELINE, *args.rules])
+    ]
+    dataset = workload.load(args.data_dir, args.download)
+    devices.check_batch(args.batch_size, spread)
 
     console = Console(quiet=not devices.is_first())
     console.print(
@@ -116,9 +111,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         interrupted = True
         console.print("Interrupted: the epochs already run are kept, the next start goes on with the rest.")
-    except checkpoints.UnreadableError as e:
-        print(f"{p.prog}: {e}", file=sys.stderr)
-        return 2
 
     if not devices.is_first():
         return 130 if interrupted else 0

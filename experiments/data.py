@@ -11,6 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from experiments.command import RefusedError
+
 # The data sets and how many examples each has to train on.
 EXAMPLES = {"cifar10": 50_000, "fashion_mnist": 60_000, "digits": 1_437}
 NAMES = tuple(EXAMPLES)
@@ -20,7 +22,7 @@ CLASSES = 10
 _DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
 
 
-class DataUnavailableError(Exception):
+class DataUnavailableError(RefusedError):
     """The data is not on this machine; the message names the ways to get it."""
 
 

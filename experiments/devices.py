@@ -4,6 +4,7 @@ import argparse
 import dataclasses
 import math
 import os
+import socket
 from typing import Any
 
 import jax
@@ -11,6 +12,8 @@ import numpy as np
 from jax.core import Tracer
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from experiments import command
 
 # What a mesh's axes split.
 BATCH_AXES = ("data", "fsdp")
@@ -33,6 +36,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--coordinator", metavar="HOST:PORT", help="address of process 0")
     group.add_argument("--processes", type=int, metavar="N", help="how many processes there are")
     group.add_argument("--process-id", type=int, metavar="I", help="which of them this is, from 0")
+    group.add_argument(
+        "--lost-after",
+        type=command.whole(1),
+        default=30,
+        metavar="SECONDS",
+        help="when a process has been silent for so long, the others end",
+    )
 
 
 def start(args: argparse.Namespace) -> "Devices":
@@ -52,9 +62,20 @@ def start(args: argparse.Namespace) -> "Devices":
             raise ValueError(
                 f"`--process-id` counts from 0 to `--processes` - 1. Got {args.process_id} of {args.processes}."
             )
-        jax.distributed.initialize(args.coordinator, args.processes, args.process_id)
-    elif int(os.environ.get("SLURM_NTASKS", "1")) > 1 and "SLURM_PROCID" in os.environ:
-        jax.distributed.initialize()  # which reads SLURM's environment
+        host, _, port = args.coordinator.rpartition(":")
+        if not host or not port.isdecimal() or not 0 < int(port) < 2**16:
+            raise ValueError(f"`--coordinator` must be HOST:PORT. Got {args.coordinator!r}.")
+        if args.process_id == 0:
+            try:  # where jax crashes
+                socket.create_server(("", int(port))).close()
+            except OSError as e:
+                raise ValueError(
+                    f"Process 0 must be free to listen at `--coordinator`. Got {args.coordinator!r} ({os.strerror(e.errno or 0)})."
+                ) from None
+    elif int(os.environ.get("SLURM_NTASKS", "1")) == 1 or "SLURM_PROCID" not in os.environ:
+        return devices(args.mesh)
+    # Without `given`, jax reads SLURM's environment.
+    jax.distributed.initialize(*given, heartbeat_timeout_seconds=args.lost_after)
     return devices(args.mesh)
 
 

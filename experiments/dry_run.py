@@ -3,11 +3,10 @@
 python -m experiments.dry_run vit_huge --devices 3
 """
 
-import argparse
 import functools
 import math
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -18,7 +17,7 @@ from jax.extend.core import Var
 from jax.sharding import AbstractMesh, AxisType, NamedSharding, PartitionSpec
 
 import pdt_optax
-from experiments import data, imagenet, resnet, vit
+from experiments import command, data, imagenet, resnet, vit
 from experiments.data import Split
 from experiments.flops import lowered_flops
 
@@ -164,21 +163,18 @@ def _residuals(loss: Callable[..., Any], params: Any, *args: Any) -> int:
     return sum(v.aval.size * v.aval.dtype.itemsize for v in kept)
 
 
-def main(argv: list[str] | None = None) -> int:
-    """The command line; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m experiments.dry_run", description=__doc__)
-    parser.add_argument("model", choices=MODELS)
-    parser.add_argument("--devices", type=int, default=3)
-    parser.add_argument("--batch-size", type=int, default=600, help="over all devices (default: 600)")
-    parser.add_argument("--preset", choices=pdt_optax.presets.names(), default="paper")
-    arguments = parser.parse_args(argv)
-    model, rate = MODELS[arguments.model]
-    tx = pdt_optax.pdt(optax.sgd(rate, momentum=0.9), **getattr(pdt_optax.presets, arguments.preset))
-    try:
-        print(dry_run(model, tx, imagenet.spec(arguments.batch_size), devices=arguments.devices))
-    except ValueError as e:
-        print(e, file=sys.stderr)
-        return 2
+@command.line
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line; the exit code."""
+    p = command.Parser("experiments.dry_run", __doc__)
+    p.add_argument("model", choices=MODELS)
+    p.add_argument("--devices", type=command.whole(1), default=3, help="that share the batch out")
+    p.add_argument("--batch-size", type=command.whole(1), default=600, help="over all devices")
+    p.add_argument("--preset", choices=pdt_optax.presets.names(), default="paper", help="of PDT")
+    args = p.parse_args(argv)
+    model, rate = MODELS[args.model]
+    tx = pdt_optax.pdt(optax.sgd(rate, momentum=0.9), **pdt_optax.presets.named(args.preset))
+    print(dry_run(model, tx, imagenet.spec(args.batch_size), devices=args.devices))
     return 0
 
 

@@ -13,6 +13,7 @@ import jax
 
 from experiments import report
 from experiments.claims import RULE_OF_JUDGEMENT, Finds
+from experiments.command import RefusedError
 from experiments.figures import Shown
 from experiments.views import View
 
@@ -85,25 +86,27 @@ def machine() -> str:
     return f"{count} x {kind}, Python {platform.python_version()}, jax {jax.__version__}"
 
 
-def _written(folder: Path, names: Sequence[str]) -> dict[str, dict]:
-    return {n: json.loads(p.read_text()) for n in names if (p := folder / n / "view.json").exists()}
-
-
 def claims_table(folder: Path, names: Sequence[str]) -> str:
     """What the paper says and what was found, as Markdown."""
-    lines = [(n, v["claim"], "<br>".join(v["verdicts"])) for n, v in _written(folder, names).items()]
+    written = {n: json.loads(p.read_text()) for n in names if (p := folder / n / "view.json").exists()}
+    lines = [(n, about["claim"], "<br>".join(about["verdicts"])) for n, about in written.items()]
     return report.markdown([("", "the paper says", "found"), *lines])
 
 
 def write_index(folder: Path, names: Sequence[str], scale: str) -> None:
     """Puts together what the views wrote, in the order of `names`."""
-    found = _written(folder, names)
-    lines = "".join(
-        f'<tr><td><a href="#{n}">{n}: {html.escape(v["title"])}</a><td>{html.escape(v["claim"])}<td>'
-        + "<br>".join(map(html.escape, v["verdicts"]))
-        for n, v in found.items()
-    )
-    body = "".join(_section(name, about) for name, about in found.items())
+    lines, body = "", ""
+    for name in names:
+        path = folder / name / "view.json"
+        if path.exists():
+            try:
+                about = json.loads(path.read_text())
+                lines += _line(name, about)
+                body += _section(name, about)
+            except (ValueError, RecursionError, KeyError, TypeError, AttributeError) as e:
+                raise RefusedError(
+                    f"{path} is not what a view writes ({e!r}): remove it, and draw {name} again."
+                ) from None
     title = f"Predictive Differential Training: the paper's tables and figures, scale {scale}"
     (folder / "index.html").write_text(
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
@@ -111,6 +114,13 @@ def write_index(folder: Path, names: Sequence[str], scale: str) -> None:
         f"<p>The paper's numbers stand beside ours. Its baseline's time is its whole run; ours is its own first "
         f"crossing. {_markdown(RULE_OF_JUDGEMENT)}</p>\n<table class=summary><tr><th><th>the paper says<th>found{lines}</table>\n{body}</body></html>\n"
     )
+
+
+def _line(name: str, about: dict) -> str:
+    """A line of the summary."""
+    found = "<br>".join(map(html.escape, about["verdicts"]))
+    title, claim = html.escape(about["title"]), html.escape(about["claim"])
+    return f'<tr><td><a href="#{name}">{name}: {title}</a><td>{claim}<td>{found}'
 
 
 def _section(name: str, about: dict) -> str:
@@ -121,14 +131,15 @@ def _section(name: str, about: dict) -> str:
     for file, caption in about["pictures"].items():
         said = html.escape(caption, quote=True)
         parts.append(
-            f'<figure><img src="{name}/{file}" alt="{said}" loading="lazy"><figcaption>{said}</figcaption></figure>'
+            f'<figure><img src="{name}/{html.escape(file, quote=True)}" alt="{said}" loading="lazy"><figcaption>{said}</figcaption></figure>'
         )
     for title, lines in about["tables"].items():
         parts.append((f"<h3>{html.escape(title)}</h3>" if title else "") + _table(lines))
     notes = " ".join(filter(None, (about["note"], f"Reduced: {about['reduced']}" * bool(about["reduced"]))))
     parts.append(f"<p>{html.escape(notes)}</p>" if notes else "")
+    told = {n: html.escape(about[n]) for n in ("command", "recorded", "commit", "machine")}
     parts.append(
-        f"<p><code>{about['command']}</code>: {about['recorded']}; drawn at commit {about['commit']} on {about['machine']}</p>"
+        "<p><code>{command}</code>: {recorded}; drawn at commit {commit} on {machine}</p>".format(**told)
     )
     return "".join(parts) + "</section>\n"
 

@@ -14,6 +14,7 @@ from unittest import mock
 
 from experiments import records
 from experiments.checkpoints import Saving
+from experiments.command import RefusedError
 from experiments.devices import ONE_DEVICE, Devices
 from experiments.training import Config
 
@@ -30,8 +31,8 @@ class Task(NamedTuple):
     saving: Saving | None = None
 
 
-class WorkerError(Exception):
-    """A worker process ended before its work did; its own message is on stderr."""
+class WorkerError(RefusedError):
+    """A worker process ended before its work did."""
 
 
 def train_all(
@@ -72,11 +73,13 @@ def train_all(
             for connection in wait(list(busy)):
                 assert isinstance(connection, Connection)
                 try:
-                    epoch = connection.recv()
+                    told = connection.recv()
                 except EOFError:
-                    raise WorkerError("A worker process ended early; finished runs are kept.") from None
-                if epoch is not None:
-                    trained(busy[connection][0], epoch)
+                    told = "it said why, or was killed"
+                if isinstance(told, str):
+                    raise WorkerError(f"A worker process ended early ({told}); finished runs are kept.")
+                if told is not None:
+                    trained(busy[connection][0], told)
                     continue
                 yield busy[connection].pop(0)
                 if not busy[connection]:
@@ -115,9 +118,12 @@ def _work(connection: Connection) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     while True:
         for task in connection.recv():
-            for epoch in _train(task):
-                connection.send(epoch)
-            connection.send(None)
+            try:
+                for epoch in _train(task):
+                    connection.send(epoch)
+                connection.send(None)
+            except (RefusedError, ValueError, OSError) as e:
+                connection.send(str(e))
 
 
 def _train(task: Task, devices: Devices = ONE_DEVICE) -> Iterator[int]:

@@ -2,7 +2,9 @@
 
 import contextlib
 import json
-from collections.abc import Generator, Iterator
+import zipfile
+import zlib
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,12 +12,26 @@ import numpy as np
 
 import pdt_optax
 from experiments.arms import BASELINE
-from experiments.checkpoints import Checkpoints, Saving
+from experiments.checkpoints import Checkpoints, Saving, UnreadableError
 from experiments.data import Dataset
 from experiments.devices import ONE_DEVICE, Devices, is_first, wait_for_all
 from experiments.training import Config, operations, train
+from experiments.watch import ARRAYS
 
 Record = dict[str, Any]
+
+# What tables and pictures take from every epoch.
+NUMBERS = (
+    "train_loss",
+    "validation_loss",
+    "validation_accuracy",
+    "learning_rate",
+    "train_seconds",
+    "pdt_seconds",
+    "predicted",
+    "accepted_share",
+    "horizon",
+)
 
 
 class Run(NamedTuple):
@@ -44,19 +60,40 @@ def path_of(folder: Path, config: Config) -> Path:
 
 
 def read(folder: Path, config: Config) -> Run:
-    """What is on disk for a config; no epochs if nothing is."""
+    """What is on disk for a config; no epochs if nothing is.
+
+    Raises:
+      UnreadableError: if that is not a record of this config.
+    """
     path = path_of(folder, config)
-    run = _read(path) if path.exists() else None
+    run = _read(path, config) if path.exists() else None
     return run or Run(config.fields, [])
 
 
 def arrays(folder: Path, config: Config) -> dict[str, np.ndarray]:
-    """What a watched run left beside its record; empty if nothing."""
+    """What a watched run left beside its record; empty if nothing. Nothing in the file is ever executed.
+
+    Raises:
+      UnreadableError: if that is something else.
+    """
     path = path_of(folder, config).with_suffix(".npz")
     if not path.exists():
         return {}
-    with np.load(path, allow_pickle=False) as file:
-        return dict(file)
+    try:
+        with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
+            found = dict(file)
+        for name, array in found.items():
+            if (array.ndim, array.dtype.kind) != ARRAYS.get(name):
+                raise ValueError(f"{name} is {array.dtype}{list(array.shape)}")
+        for kind in ("mask", "landscape"):
+            names = {name for name in ARRAYS if name.startswith(kind)}
+            if names & found.keys() and names - found.keys():
+                raise ValueError(f"without {', '.join(sorted(names - found.keys()))}")
+    except (ValueError, TypeError, AttributeError, EOFError, zipfile.BadZipFile, zlib.error) as e:
+        raise UnreadableError(
+            f"{path} is not what a watched run leaves ({e}): move it and its record away."
+        ) from None
+    return found
 
 
 def read_all(folder: Path) -> list[Run]:
@@ -66,10 +103,40 @@ def read_all(folder: Path) -> list[Run]:
     return sorted(runs, key=lambda run: (run.seed, [run.rule != rule for rule in known], run.rule))
 
 
-def _read(path: Path) -> Run | None:
-    # A process may die while it writes: then the last line has no end.
-    lines = [json.loads(line) for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
-    return Run(lines[0], lines[1:]) if lines else None
+def _read(path: Path, config: Config | None = None) -> Run | None:
+    try:
+        # A process may die while it writes: then the last line has no end.
+        lines = [json.loads(line) for line in path.read_text().split("\n")[:-1]]
+        return _run(lines, config) if lines else None
+    except (ValueError, RecursionError) as e:
+        raise UnreadableError(f"{path} is not the record of a run ({e}): mend it, or move it away.") from None
+
+
+def _run(lines: Sequence[Any], config: Config | None) -> Run:
+    """The run of a file's lines; a ValueError says what they are instead."""
+    for number, line in enumerate(lines, start=1):
+        if not isinstance(line, dict):
+            raise ValueError(f"line {number} is {type(line).__name__}, no object")
+    fields, *epochs = lines
+    expected = json.loads(json.dumps(config.fields)) if config else {}
+    wrong = [name for name, value in expected.items() if fields.get(name) != value]
+    named = isinstance(fields.get("rule"), str) and _numbers(fields, ("seed", "epochs"))
+    counted = "flops" not in fields or _numbers(fields["flops"], ("step", "boundary"))
+    if wrong or not named or not counted:
+        raise ValueError(f"line 1 is not its config, by {', '.join(wrong) or 'its fields'}")
+    names = NUMBERS + ("probe_loss",) * bool(config and config.workload.probe_examples)
+    for number, epoch in enumerate(epochs, start=1):
+        if epoch.get("epoch") != number or number > fields["epochs"] or not _numbers(epoch, names):
+            raise ValueError(f"line {number + 1} is not one of epoch {number} of {fields['epochs']}")
+    shares = [e["shares"] for e in epochs if "shares" in e]
+    if not all(_numbers(s, s) and s.keys() == shares[0].keys() for s in shares):
+        raise ValueError("accepted shares are not of the same leaves at every jump")
+    return Run(fields, epochs)
+
+
+def _numbers(values: Any, names: Iterable[str]) -> bool:
+    """Whether these are numbers under these names, and perhaps others."""
+    return isinstance(values, dict) and all(isinstance(values.get(n), (int, float)) for n in names)
 
 
 def record(
@@ -98,7 +165,7 @@ def record(
         for line in _lines(config, dataset, devices, checkpoints, kept):
             if file:
                 if line.get("epoch") == config.epochs and kept:
-                    np.savez_compressed(path.with_suffix(".npz"), allow_pickle=False, **kept)
+                    np.savez_compressed(path.with_suffix(".npz"), **kept)  # pyright: ignore[reportArgumentType]
                 file.write(json.dumps(line) + "\n")
                 file.flush()
             if "epoch" in line:

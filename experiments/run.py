@@ -20,66 +20,59 @@ from pathlib import Path
 from rich.console import Console
 
 import pdt_optax
-from experiments import checkpoints, devices, loggers, page, pool, records, sweep, views
+from experiments import checkpoints, command, devices, loggers, page, records, sweep, views
 from experiments.arms import BASELINE, Predictive
-from experiments.data import DataUnavailableError
 from experiments.setups import SCALES
 from experiments.views import VIEWS, View
 from experiments.workloads import Resized, Siamese
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> command.Parser:
     """The command line."""
-    p = argparse.ArgumentParser(
-        "python -m experiments.run", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    p = command.Parser("experiments.run", __doc__)
     p.add_argument("views", nargs="*", metavar="VIEW", help=f"all, or of {', '.join(VIEWS)}")
-    p.add_argument("--scale", choices=SCALES, default="small", help="how large (default: small)")
+    p.add_argument("--scale", choices=SCALES, default="small", help="how large")
     p.add_argument("--list", action="store_true", help="claim, command, cost and status of every view")
-    p.add_argument("--seeds", type=int, nargs="+", help="by default those of the scale")
+    p.add_argument("--seeds", type=command.seed, nargs="+", help="by default those of the scale")
     p.add_argument(
         "--rule",
         nargs="+",
         metavar="NAME",
-        help=f"presets beside the baseline, of {', '.join(pdt_optax.presets.names())} (default: those of the scale)",
+        help=f"presets beside the baseline, of {', '.join(pdt_optax.presets.names())} (by default those of the scale)",
     )
-    p.add_argument("--out", type=Path, default=Path("experiments/results"), help="folder for all results")
+    p.add_argument("--out", type=Path, default="experiments/results", help="folder for all results")
     p.add_argument("--fresh", action="store_true", help="train again what is already recorded")
     p.add_argument("--page", action="store_true", help="draw what is recorded, train nothing")
     p.add_argument("--dry-run", action="store_true", help="tell what the runs will take, train nothing")
     p.add_argument(
-        "--devices", type=int, default=3, help="of a dry run, which needs none of them (default: 3)"
+        "--devices", type=command.whole(1), default=3, help="of a dry run, which needs none of them"
     )
-    p.add_argument("--tensorboard", type=Path, metavar="DIR", help="write the runs' scalars there too")
+    p.add_argument(
+        "--tensorboard", type=command.output, metavar="DIR", help="write the runs' scalars there too"
+    )
     sweep.add_arguments(p)
     checkpoints.add_arguments(p, every=10)
     devices.add_arguments(p)
     return p
 
 
+@command.line
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command line. Returns 0; 2 for bad input or missing data; 130 after Ctrl-C."""
-    p = parser()
-    args = p.parse_args(argv)
-    try:
-        rules = _rules(args.rule, args.scale)
-        chosen = _views(args.views or (["all"] if args.list else []))
-        if args.list:
-            _list(chosen, args, rules)
-            return 0
-        if args.dry_run:
-            _dry_run(chosen, args, rules)
-            return 0
-        spread = devices.start(args)
-        console = Console(quiet=not devices.is_first())
-        if not args.page:
-            sweep.train(_plan(chosen, args, rules), sweep.how(args, spread), console, _log(args))
-    except (ValueError, DataUnavailableError, pool.WorkerError) as e:
-        print(f"{p.prog}: {e}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        Console().print("Interrupted: finished runs are kept, the next start goes on with the rest.")
-        return 130
+    """Runs the command line; the exit code."""
+    args = parser().parse_args(argv)
+    rules = _rules(args.rule, args.scale)
+    chosen = _views(args.views or (["all"] if args.list else []))
+    if args.list:
+        _list(chosen, args, rules)
+        return 0
+    if args.dry_run:
+        _dry_run(chosen, args, rules)
+        return 0
+    command.output(args.out)
+    spread = devices.start(args)
+    console = Console(quiet=not devices.is_first())
+    if not args.page:
+        sweep.train(_plan(chosen, args, rules), sweep.how(args, spread), console, _log(args))
     if devices.is_first():
         _show(chosen, args, rules, console)
     return 0

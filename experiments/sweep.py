@@ -9,7 +9,7 @@ import jax
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from experiments import checkpoints, devices, pool, records
+from experiments import checkpoints, command, devices, pool, records
 from experiments.arms import Predictive
 from experiments.training import Config, memory
 
@@ -35,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """`--jobs`."""
     parser.add_argument(
         "--jobs",
-        type=int,
+        type=command.whole(0),
         help="runs side by side, one CPU core each; 0: one after the other, each on all devices, as with "
         "accelerators or a --mesh (default: 2, with those 0)",
     )
@@ -49,8 +49,6 @@ def how(args: argparse.Namespace, spread: devices.Devices) -> How:
     """
     together = args.mesh is not None or jax.process_count() > 1
     jobs = args.jobs if args.jobs is not None else 2 if jax.default_backend() == "cpu" and not together else 0
-    if jobs < 0:
-        raise ValueError(f"`--jobs` must be 0 or more. Got {jobs}.")
     if jobs > 0 and together:
         raise ValueError(
             "`--jobs` puts runs side by side on the cores of one machine; a mesh or several processes take them one "

@@ -6,7 +6,6 @@ that each takes to a loss below 0.1 and draws the trajectories in the x-y plane
 and the loss (Figs. 7 and 8).
 """
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,6 +18,7 @@ import optax
 from matplotlib.figure import Figure
 
 import pdt_optax
+from experiments import command
 
 START = (2.0, 2.0, 1.0, 0.5, -0.5, 1.5)
 LEARNING_RATE = 0.01
@@ -122,12 +122,11 @@ def loss_picture(runs: dict[str, Descent], path: Path) -> None:
     figure.savefig(path, dpi=120)
 
 
+@command.line
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command line."""
-    p = argparse.ArgumentParser(
-        "toy", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    p.add_argument("--out", type=Path, default=Path("runs/toy"), help="folder for the pictures (runs/toy)")
+    """Runs the command line; the exit code."""
+    p = command.Parser("experiments.toy", __doc__)
+    p.add_argument("--out", type=command.output, default="runs/toy", help="folder for the pictures")
     args = p.parse_args(argv)
     runs = {
         "gradient descent": descend(optax.sgd(LEARNING_RATE)),

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import hashlib
 import json
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -22,7 +23,7 @@ from experiments.data import Dataset, Split
 from experiments.devices import ONE_DEVICE, Devices, check_batch
 from experiments.flops import flops
 from experiments.optimizers import OPTIMIZERS, SCHEDULES, Schedule
-from experiments.workloads import Workload
+from experiments.workloads import Workload, check_name
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,13 +49,18 @@ class Config:
     watch: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        _check_name("optimizer", self.optimizer, OPTIMIZERS)
-        _check_name("schedule", self.schedule, SCHEDULES)
+        check_name("optimizer", self.optimizer, OPTIMIZERS)
+        check_name("schedule", self.schedule, SCHEDULES)
         for kind in self.watch:
-            _check_name("watch", kind, watch.KINDS)
-        for name in ("learning_rate", "epochs"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"`{name}` must be positive. Got {getattr(self, name)}.")
+            check_name("watch", kind, watch.KINDS)
+        if not 0 < self.learning_rate < math.inf:
+            raise ValueError(f"`learning_rate` must be positive and finite. Got {self.learning_rate}.")
+        if not (isinstance(self.epochs, int) and self.epochs > 0):
+            raise ValueError(f"`epochs` must be a whole number of 1 or more. Got {self.epochs!r}.")
+        if not (isinstance(self.seed, int) and 0 <= self.seed < 2**32):
+            raise ValueError(
+                f"`seed` must be a whole number from 0 to 2**32 - 1: jax takes others for one of these. Got {self.seed!r}."
+            )
 
     @property
     def rule(self) -> str:
@@ -91,11 +97,6 @@ class Config:
         """A hash of the config and of what its arm means today."""
         text = json.dumps(self.fields | {"settings": repr(self.settings)}, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
-
-
-def _check_name(name: str, value: str, known: Any) -> None:
-    if value not in known:
-        raise ValueError(f"There is no {name} {value!r}. There are {', '.join(known)}.")
 
 
 class _State(NamedTuple):

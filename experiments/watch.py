@@ -17,6 +17,19 @@ KINDS = {
     "landscape": "the weights' path in its principal plane, and the loss around it",
 }
 
+# The arrays of the last two: their number of dimensions, and what they are of, as NumPy's `dtype.kind` says it.
+ARRAYS = {
+    "mask": (3, "u"),
+    "mask_names": (1, "U"),
+    "mask_epoch": (0, "i"),
+    "landscape_points": (2, "f"),
+    "landscape_explained": (1, "f"),
+    "landscape_x": (1, "f"),
+    "landscape_y": (1, "f"),
+    "landscape_loss": (2, "f"),
+    "landscape_jumped": (1, "b"),
+}
+
 BAND = (12, 240)  # rows and columns that a leaf's mask is shown in
 GRID = 15  # points along each side of a landscape
 POINTS = 512  # training examples that a landscape's loss is the mean of

@@ -2,7 +2,8 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,13 @@ from flax import nnx
 from experiments import batches, models, resnet, simsiam, small_models, text, vit
 from experiments import data as datasets
 from experiments.data import Dataset
+
+
+def check_name(name: str, value: str, known: Iterable[str]) -> None:
+    """Raises ValueError if a name is not known."""
+    if value not in known:
+        raise ValueError(f"There is no {name} {value!r}. There are {', '.join(known)}.")
+
 
 Model = Any  # an nnx.Module; pyright does not know that those of ours can be called
 
@@ -103,8 +111,9 @@ class AlexNetImages(Workload):
     width: float
 
     def __post_init__(self) -> None:
-        if not self.width > 0:
-            raise ValueError(f"`width` must be positive. Got {self.width}.")
+        check_name("data set", self.data, datasets.NAMES)
+        if not 0 < self.width < math.inf:
+            raise ValueError(f"`width` must be positive and finite. Got {self.width}.")
         if self.image_size < models.AlexNet.smallest_image:
             raise ValueError(
                 f"`image_size` must be at least {models.AlexNet.smallest_image}: AlexNet's strides and pools "
@@ -143,6 +152,10 @@ class Small(Workload):
     validation_examples: int
     steps: int | None = None
     size: tuple[tuple[str, Any], ...]
+
+    def __post_init__(self) -> None:
+        check_name("workload", self.workload, MODELS)
+        super().__post_init__()
 
     @property
     def train_examples(self) -> int:

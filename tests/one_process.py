@@ -1,7 +1,12 @@
-"""One of several processes that train together: run by test_sharding.py. Prints losses and weights as JSON."""
+"""One of several processes that train together: run by test_sharding.py. Prints losses and weights as JSON.
 
+With --dies it kills itself in the middle of an epoch.
+"""
+
+import argparse
 import json
-import sys
+import os
+import signal
 from typing import Any
 
 import jax
@@ -11,12 +16,13 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import pdt_optax
+from experiments import devices
 
 FSDP = {"first": P("data"), "bias": P(), "second": P(None, "data")}
 REPLICATED = {name: P() for name in FSDP}
 
 
-def train(specs: dict[str, Any]) -> dict[str, Any]:
+def train(specs: dict[str, Any], dies: bool = False) -> dict[str, Any]:
     """A small regression, its batch split over all devices, its weights as `specs` say."""
     mesh = jax.make_mesh((jax.device_count(),), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
     rng = np.random.default_rng(0)
@@ -46,7 +52,10 @@ def train(specs: dict[str, Any]) -> dict[str, Any]:
 
     losses, shares, value = [], [], None
     for epoch in range(10):
-        for _ in range(4):
+        for i in range(4):
+            if dies and (epoch, i) == (6, 2):
+                jax.block_until_ready(params)
+                os.kill(os.getpid(), signal.SIGKILL)
             params, state, value = step(params, state, inputs, targets)
         # The epoch after the first jump looks bad: the guard takes it back, on every process.
         judged = value if epoch != 4 else 100.0
@@ -64,8 +73,9 @@ def train(specs: dict[str, Any]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    coordinator, processes, process = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
-    if processes > 1:
-        jax.config.update("jax_cpu_collectives_implementation", "gloo")
-        jax.distributed.initialize(coordinator, processes, process)
-    print(json.dumps([train(REPLICATED), train(FSDP)]))
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--dies", action="store_true")
+    devices.add_arguments(parser)
+    args = parser.parse_args()
+    devices.start(args)
+    print(json.dumps([train(REPLICATED, args.dies), train(FSDP)]))

@@ -4,7 +4,8 @@ import dataclasses
 import functools
 import json
 import math
-import re
+import multiprocessing
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -409,26 +410,22 @@ def test_workers_train_and_write_records(tmp_path):
     assert all(records.read(tmp_path, task.config).complete for task in tasks)
 
 
-def test_a_worker_that_dies_is_reported(tmp_path):
+def dying(recipe: Recipe):
+    del recipe
+    if multiprocessing.parent_process():
+        os._exit(1)
+    return pdt_optax.presets.recommended
+
+
+def test_a_worker_that_ends_early_is_reported(tmp_path):
+    """By what it was refused, or by its death."""
     (tmp_path / "file").write_text("")
-    with pytest.raises(pool.WorkerError, match="finished runs are kept"):
-        list(pool.train_all([pool.Task(tmp_path / "file", config(epochs=1))], 1))
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["final", "--workloads", "rnn"], r"no workload 'rnn'\. There are mlp-sgd"),
-        (["screen", "--arms", "best"], r"no arm 'best'\. There are baseline, paper"),
-        (["table"], r"no tuned learning rate for mlp-sgd.*bench tune --workloads mlp-sgd"),
-        (["tune", "--jobs", "-1"], r"`--jobs` must be 0 or more\. Got -1"),
-    ],
-)
-def test_bad_input_is_one_sentence_and_exit_code_2(arguments, message, tiny_pair, tmp_path, capsys):
-    assert bench.main([*arguments, "--out", str(tmp_path)]) == 2
-    error = capsys.readouterr().err
-    assert re.search(message, error)
-    assert len(error.splitlines()) == 1
+    refused = pool.Task(tmp_path / "file", config(epochs=1))
+    with pytest.raises(pool.WorkerError, match=r"File exists: .*finished runs are kept"):
+        list(pool.train_all([refused], 1))
+    dead = pool.Task(tmp_path, config(Predictive("dying", dying), epochs=1))
+    with pytest.raises(pool.WorkerError, match=r"or was killed\); finished runs are kept"):
+        list(pool.train_all([dead], 1))
 
 
 def test_list_names_pairs_and_arms(capsys):
@@ -466,7 +463,7 @@ def test_committed_tables_are_what_the_records_say(command, table, tmp_path, mon
     folder = RESULTS / "detached" if table.startswith("detached") else RESULTS
     shutil.copytree(folder / "records", tmp_path / "records")
     shutil.copy(folder / "tuned.json", tmp_path)
-    monkeypatch.setattr(bench.pool, "train_all", missing)
+    monkeypatch.setattr(pool, "train_all", missing)
     for draw in ("summary_picture", "pair_picture", "jumps_picture"):
         monkeypatch.setattr(bench_report, draw, lambda *_: None)
     monkeypatch.setattr(Images, "load", lambda self: None)

@@ -52,12 +52,8 @@ def test_the_estimate_is_near_what_a_compiled_step_takes(make):
     assert 0.6 < taken / (result.activations + result.memory.params) < 1.6
 
 
-def test_the_command_prints_a_table_or_one_sentence(capsys):
+def test_the_command_prints_a_table(capsys):
     assert dry_run.main(["vit_base", "--devices", "2", "--batch-size", "64"]) == 0
     table = capsys.readouterr().out
     for line in ("parameters            87,158,248", "uint8[64, 224, 224, 3] over 2 devices", "6.8 T"):
         assert line in table
-    assert dry_run.main(["resnet50", "--devices", "3", "--batch-size", "64"]) == 2
-    assert (
-        capsys.readouterr().err == "The batch must be a multiple of `devices`. Got 64 examples, devices=3.\n"
-    )

@@ -213,32 +213,6 @@ def test_ctrl_c_keeps_the_epochs_already_run(tmp_path, monkeypatch, capsys):
     assert len(next(tmp_path.glob("released*")).read_text().splitlines()) == 3
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["--data", "digits", "--image-size", "32"], r"at least 63.*Got 32"),
-        (["--data", "digits", "--batch-size", "5000"], r"`batch_size`.*Got 5000, 1437"),
-        (["--data", "digits", "--epochs", "0"], r"`epochs` must be positive. Got 0"),
-        (["--data", "digits", "--learning-rate", "nan"], r"`learning_rate` must be positive. Got nan"),
-    ],
-)
-def test_bad_input_is_one_sentence_and_exit_code_2(arguments, message, capsys):
-    import re
-
-    assert cifar_alexnet.main(arguments) == 2
-    error = capsys.readouterr().err
-    assert re.search(message, error)
-    assert len(error.splitlines()) == 1
-
-
-def test_missing_cifar10_is_one_sentence_that_names_the_ways(tmp_path, capsys):
-    assert cifar_alexnet.main(["--data", "cifar10", "--data-dir", str(tmp_path)]) == 2
-    error = capsys.readouterr().err
-    assert len(error.splitlines()) == 1
-    for way in ("--download", "--data-dir", "--data digits", str(tmp_path)):
-        assert way in error
-
-
 def test_toy_draws_both_pictures_and_prints_the_steps(tmp_path, capsys):
     assert toy.main(["--out", str(tmp_path)]) == 0
     printed = capsys.readouterr().out

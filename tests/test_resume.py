@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 import pdt_optax
-from experiments import bench, checkpoints, cifar_alexnet, devices, records
+from experiments import checkpoints, cifar_alexnet, devices, records
 from experiments.arms import BASELINE, Arm, Ema, Lawa, Predictive, predictive
 from experiments.bench_configs import PAIRS
 from experiments.checkpoints import Saving
@@ -101,7 +101,14 @@ def test_without_resume_a_run_starts_anew_and_its_checkpoints_go_with_it(tmp_pat
 def test_a_record_that_ends_in_half_a_line_is_read_up_to_it(tmp_path: Path) -> None:
     c = config("baseline")
     path = records.path_of(tmp_path, c)
-    for text, count in (("", 0), ('{"rule": "base', 0), ('{"epochs": 10}\n{"epoch": 1}\n{"epo', 1)):
+    header = json.dumps(c.fields)
+    epoch = json.dumps({"epoch": 1} | dict.fromkeys((*records.NUMBERS, "probe_loss"), 0.5))
+    for text, count in (
+        ("", 0),
+        (header[:15], 0),
+        (f"{header}\n", 0),
+        (f"{header}\n{epoch}\n{epoch[:9]}", 1),
+    ):
         path.write_text(text)
         assert len(records.read(tmp_path, c).epochs) == count
     path.write_text("")
@@ -274,32 +281,6 @@ def test_two_processes_under_slurm_train_as_one_does(tmp_path: Path) -> None:
 def test_a_mesh_must_be_one_of_all_devices(mesh: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         devices.devices(mesh)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["--coordinator", "localhost:1"], "go together: each process must know all three"),
-        (
-            ["--coordinator", "localhost:1", "--processes", "2", "--process-id", "2"],
-            "counts from 0 to `--processes` - 1. Got 2 of 2",
-        ),
-        (["--save-every", "-1"], "`--save-every` counts epochs, or is 0 for no checkpoints. Got -1"),
-        (["--mesh", "model=3"], "must use all devices"),
-    ],
-)
-@pytest.mark.parametrize("main", [cifar_alexnet.main, bench.main], ids=["cifar_alexnet", "bench"])
-def test_bad_arguments_are_one_sentence(main: Any, arguments: list[str], message: str, capsys: Any) -> None:
-    first = ["tune"] if main is bench.main else ["--data", "digits"]
-    assert main([*first, *arguments]) == 2
-    error = capsys.readouterr().err
-    assert message in error
-    assert len(error.splitlines()) == 1
-
-
-def test_jobs_and_a_mesh_exclude_each_other(capsys: Any) -> None:
-    assert bench.main(["tune", "--mesh", "data=1", "--jobs", "2"]) == 2
-    assert "leave it out. Got --jobs 2" in capsys.readouterr().err
 
 
 def test_what_the_options_mean() -> None:

@@ -99,23 +99,6 @@ def test_the_list_says_claim_command_cost_and_status_and_small_is_within_its_bud
     assert all(setup.seconds <= 30 for setup in setups.setups("small").values())
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ([], r"Name a view, or all: there are fig1, "),
-        (["table9"], r"no view 'table9'\. There are all, fig1"),
-        (["fig4", "--rule", "best"], r"no preset 'best'\. The presets are paper"),
-        (["fig4", "--jobs", "-1"], r"`--jobs` must be 0 or more\. Got -1"),
-        (["table1", "--scale", "paper", "--dry-run", "--devices", "7"], r"multiple of `devices`.*600.*7"),
-    ],
-)
-def test_bad_input_is_one_sentence_and_exit_code_2(arguments, message, tmp_path, capsys):
-    assert run.main([*arguments, "--out", str(tmp_path)]) == 2
-    error = capsys.readouterr().err
-    assert re.search(message, error)
-    assert len(error.splitlines()) == 1
-
-
 # How claims are judged, on hand-made records.
 
 

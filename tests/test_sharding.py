@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 
 
 def test_on_eight_devices() -> None:
@@ -32,25 +34,32 @@ def test_on_eight_devices() -> None:
     assert "passed" in done.stdout
 
 
-def train_together(processes: int) -> list[Any]:
-    """What each of so many processes prints, on loopback."""
+def start(processes: int, *arguments: str, dies: int | None = None) -> list[subprocess.Popen[str]]:
+    """So many processes on loopback; one of them may die."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         coordinator = f"127.0.0.1:{free.getsockname()[1]}"
-    root = Path(__file__).parents[1]
-    command = [sys.executable, "-m", "tests.one_process", coordinator, str(processes)]
-    environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
-    running = [
+    together = [] if processes == 1 else ["--coordinator", coordinator, "--processes", str(processes)]
+    return [
         subprocess.Popen(
-            [*command, str(i)],
-            env=environment,
-            cwd=root,
+            [
+                *(sys.executable, "-m", "tests.one_process", *together, *arguments),
+                *(["--process-id", str(i)] if together else []),
+                *(["--dies"] if i == dies else []),
+            ],
+            env=os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""},
+            cwd=Path(__file__).parents[1],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
         )
         for i in range(processes)
     ]
+
+
+def train_together(processes: int) -> list[Any]:
+    """What each of so many processes prints."""
+    running = start(processes)
     try:
         ended = [process.communicate(timeout=180) for process in running]
     finally:
@@ -75,3 +84,24 @@ def test_several_processes_take_the_same_decisions() -> None:
             for name, weights in single["weights"].items():
                 np.testing.assert_allclose(together["weights"][name], weights, rtol=1e-4, atol=1e-5)
             assert [r[1:] for r in together["reports"]] == [r[1:] for r in single["reports"]]
+
+
+@pytest.mark.parametrize("dies", [0, 1], ids=["the coordinator", "another"])
+def test_a_lost_process_ends_the_other(dies: int) -> None:
+    """By SIGKILL in the middle of an epoch: the other hangs in no sum over both, but ends, and not as if all were well."""
+    for seconds in (
+        10,
+        60,
+    ):  # where even the living are silent for 10 s, so busy is the machine, a second try
+        running = start(2, "--lost-after", str(seconds), dies=dies)
+        try:
+            died = running[dies].wait(timeout=600)
+            _, errors = running[1 - dies].communicate(timeout=seconds + 60)
+        finally:
+            for process in running:
+                process.kill()
+                process.communicate()
+        if died == -signal.SIGKILL:
+            break
+    assert died == -signal.SIGKILL
+    assert running[1 - dies].returncode != 0, errors[-5000:]

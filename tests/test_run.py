@@ -127,7 +127,9 @@ def found(faster, rate=0.1, batch=32, accuracy=0.8):
 
 def test_a_row_holds_if_every_seed_is_faster_and_accuracy_is_kept():
     def judged(runs):
-        return claims.judge(runs, "x")
+        found = claims.judge(runs, "x")
+        assert found is not None
+        return found
 
     assert judged(found(True).runs) == (True, pytest.approx(1 / 3), 0)
     assert judged(found(False).runs) == (False, -math.inf, 0)

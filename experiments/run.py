@@ -60,7 +60,7 @@ def parser() -> command.Parser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line; the exit code."""
     args = parser().parse_args(argv)
-    rules = _rules(args.rule, args.scale)
+    rules = _rules(args.rule)
     chosen = _views(args.views or (["all"] if args.list else []))
     if args.list:
         _list(chosen, args, rules)
@@ -78,10 +78,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _rules(names: Sequence[str] | None, scale: str) -> tuple[str, ...]:
-    """The rules that are shown, the baseline first whether or not it is named."""
+def _rules(names: Sequence[str] | None) -> views.Rules:
+    """The rules that were asked for, the baseline first whether or not it is named."""
     if names is None:
-        return SCALES[scale].rules
+        return None
     for name in names:
         if name != BASELINE:
             pdt_optax.presets.named(name)
@@ -97,7 +97,7 @@ def _views(names: Sequence[str]) -> list[View]:
     return list(VIEWS.values()) if "all" in names else [VIEWS[name] for name in dict.fromkeys(names)]
 
 
-def _plan(chosen: Sequence[View], args: argparse.Namespace, rules: Sequence[str]) -> list[sweep.Planned]:
+def _plan(chosen: Sequence[View], args: argparse.Namespace, rules: views.Rules) -> list[sweep.Planned]:
     """All runs of some views, each once."""
     return list(
         {
@@ -112,7 +112,7 @@ def _command(view: View, scale: str) -> str:
     return f"python -m experiments.run {view.name} --scale {scale}"
 
 
-def _list(chosen: Sequence[View], args: argparse.Namespace, rules: Sequence[str]) -> None:
+def _list(chosen: Sequence[View], args: argparse.Namespace, rules: views.Rules) -> None:
     for view in chosen:
         plan = _plan([view], args, rules)
         print(f"{view.name:<9}{minutes(plan):5.0f} min  {_status(plan)}\n{'':9}{view.claim}")
@@ -124,7 +124,7 @@ def _list(chosen: Sequence[View], args: argparse.Namespace, rules: Sequence[str]
     )
 
 
-def _dry_run(chosen: Sequence[View], args: argparse.Namespace, rules: Sequence[str]) -> None:
+def _dry_run(chosen: Sequence[View], args: argparse.Namespace, rules: views.Rules) -> None:
     """Model, batch, memory and step of every setup, told from shapes; the first rule's are shown."""
     from experiments import dry_run, imagenet  # which import what only they need
 
@@ -169,7 +169,7 @@ def _log(args: argparse.Namespace) -> Callable[[sweep.Planned], None] | None:
     return done
 
 
-def _show(chosen: Sequence[View], args: argparse.Namespace, rules: Sequence[str], console: Console) -> None:
+def _show(chosen: Sequence[View], args: argparse.Namespace, rules: views.Rules, console: Console) -> None:
     """Draws what is recorded: some views, and the page of all."""
     folder = args.out / args.scale
     for view in chosen:

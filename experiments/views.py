@@ -20,6 +20,8 @@ class Row(NamedTuple):
     setup: str
 
 
+Rules = Sequence[str] | None  # the baseline and presets; None for those that the scale shows
+
 Render = Callable[[str, Finds, Path], Shown]
 
 
@@ -45,13 +47,14 @@ class View(NamedTuple):
     note: str = ""
 
     def configs(
-        self, scale: str, rules: Sequence[str], seeds: Sequence[int] | None = None
+        self, scale: str, rules: Rules = None, seeds: Sequence[int] | None = None
     ) -> list[tuple[Row, Setup, Config]]:
         """All runs that the view takes. Those that differ only in their seed follow each other and compile once."""
         size = SCALES[scale]
         chosen = {"all": seeds or size.seeds[0], "fewer": seeds or size.seeds[1], "first": setups.SEEDS[:1]}
         known = setups.setups(scale)
-        arms = {arm.name: arm for arm in self.arms(rules, scale)}.values()
+        shown = rules or size.rules_of.get(self.name, size.rules)
+        arms = {arm.name: arm for arm in self.arms(shown, scale)}.values()
         return [
             (row, known[row.setup], known[row.setup].config(arm, seed))
             for row in self.rows(scale)
@@ -65,7 +68,7 @@ def folder_of(out: Path, scale: str, setup: str) -> Path:
     return out / scale / "records" / setup
 
 
-def find(view: View, scale: str, rules: Sequence[str], seeds: Sequence[int] | None, out: Path) -> Finds:
+def find(view: View, scale: str, rules: Rules, seeds: Sequence[int] | None, out: Path) -> Finds:
     """What is recorded of a view."""
     found: dict[str, Found] = {}
     for row, _, config in view.configs(scale, rules, seeds):

@@ -54,10 +54,10 @@ def test_every_view_is_planned_and_all_setups_are_shown(scale):
     used = {row.setup for view in VIEWS.values() for row in view.rows(scale)}
     assert used == set(known)
     for view in VIEWS.values():
-        for row, setup, config in view.configs(scale, SCALES[scale].rules):
+        for row, setup, config in view.configs(scale):
             assert setup == known[row.setup]
             assert config.epochs > 6 or scale != "smoke"  # or nothing would be predicted
-    configs = [c for view in VIEWS.values() for _, _, c in view.configs(scale, SCALES[scale].rules)]
+    configs = [c for view in VIEWS.values() for _, _, c in view.configs(scale)]
     assert len({c.key for c in configs}) == len({(c.program, c.arm.name, c.seed) for c in configs})
 
 

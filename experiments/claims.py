@@ -91,7 +91,9 @@ def _figures(judged: Sequence[Judged]) -> str:
 
 
 def _range(values: Sequence[float], form: str, unit: str) -> str:
-    low, middle, high = (format(f(values), form) for f in (np.min, np.median, np.max))
+    digits = int(form[-2])
+    # No minus before a zero.
+    low, middle, high = (format(round(f(values), digits) + 0.0, form) for f in (np.min, np.median, np.max))
     return f"{middle}{unit}" if len(values) == 1 else f"{low} to {high}{unit}, median {middle}"
 
 

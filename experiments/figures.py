@@ -112,7 +112,9 @@ def curves(name: str, finds: Finds, folder: Path, fields: Sequence[str] = ()) ->
         file = f"{name}-{i + 1}.png" if len(finds) > 1 else f"{name}.png"
         shown = fields or ("train_loss", "validation_accuracy", "accepted_share")
         pictures.curves({rule: found.of(rule) for rule in found.rules}, shown, folder / file, label)
-        drawn[file] = f"{label}: means over seeds, bands from the least to the greatest"
+        drawn[file] = (
+            f"{label}: means over seeds, bands from the least to the greatest, a cross where a seed diverges"
+        )
     return Shown({"": comparison(name, finds)}, drawn, verdicts(finds))
 
 
@@ -220,7 +222,8 @@ def operations(name: str, finds: Finds, folder: Path) -> Shown:
                 mean, accuracy = work[-1] / len(work), run.epochs[-1]["validation_accuracy"]
                 lines.append((label, "here", rule, f"{mean / 1e12:.4g} T", shown, saved, f"{accuracy:.4f}"))
                 if rule != BASELINE:
-                    said.append(f"{rule}: {'holds' if spent < own else 'does not hold'}")
+                    kind = "holds" if spent < own else "does not hold"
+                    said.append(f"{rule}: {kind}; operations saved {saved or 'none, it never gets there'}")
         pictures.operations(
             {rule: (runs, _operations(runs[0])) for rule, runs in counted.items() if runs},
             folder / "fig9.png",
@@ -294,16 +297,33 @@ def shares(name: str, finds: Finds, folder: Path) -> Shown:
 
 def masks(name: str, finds: Finds, folder: Path) -> Shown:
     """Fig. 12: where in each layer the weights jumped."""
-    drawn = {}
+    said, drawn = [], {}
     for label, found in finds.items():
         for rule, arrays in found.arrays.items():
             if "mask" in arrays:
+                clustered = _neighbours(arrays)
+                kind = "holds" if max(clustered) > 0.1 else "does not hold"
+                said.append(
+                    f"{rule}: {kind} (neighbouring cells of a layer correlate by {min(clustered):.2f} to "
+                    f"{max(clustered):.2f}; 0 if spread evenly)"
+                )
                 file = f"fig12-{rule}.png"
                 pictures.mask(arrays, folder / file, f"{label}, {rule}, epoch {int(arrays['mask_epoch'])}")
                 drawn[file] = (
                     f"{rule}: the share of weights that jumped, in the order of each kernel's weights"
                 )
-    return Shown({}, drawn, [])
+    return Shown({}, drawn, said)
+
+
+def _neighbours(arrays: Mapping[str, np.ndarray]) -> list[float]:
+    """For each kernel, how the shares of cells and of those after them correlate, where a cell holds several weights."""
+    bands = [
+        b.ravel() / 255
+        for n, b in zip(arrays["mask_names"], arrays["mask"], strict=True)
+        if n.endswith("kernel")
+    ]
+    several = [b for b in bands if ((b > 0) & (b < 1)).any()]
+    return [float(np.corrcoef(b[:-1], b[1:])[0, 1]) for b in several] or [0.0]
 
 
 def landscapes(name: str, finds: Finds, folder: Path) -> Shown:
@@ -335,7 +355,7 @@ def hyperparameters(name: str, finds: Finds, folder: Path) -> Shown:
                 lines += [(setting, str(value), *line[3:]) for line in ours]
         pictures.hyperparameters(panels, found.of(BASELINE), folder / "fig14.png", label)
         drawn["fig14.png"] = (
-            f"{label}: train loss by one setting of the released rule at a time; means over seeds"
+            f"{label}: train loss by one setting of the released rule at a time; means over seeds, a cross where a seed diverges"
         )
     return Shown({"": lines}, drawn, verdicts(finds))
 

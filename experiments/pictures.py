@@ -61,7 +61,7 @@ def curves(runs: Mapping[str, Sequence[Run]], fields: Sequence[str], path: Path,
             best, color="0.4", ls=(0, (1, 3)), label="baseline's best"
         )
     handles, labels = axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels))
+    figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 3 * len(fields) - 2))
     figure.suptitle(title)
     figure.savefig(path, dpi=100)
 
@@ -85,7 +85,10 @@ def _scale(axis: Any) -> None:
 def curve(
     axis: Any, runs: Sequence[Run], field: str, label: str, style: Mapping[str, Any], x: Any = None
 ) -> None:
-    """A field over epochs, or over `x`: the mean over seeds, and a band from the least to the greatest."""
+    """A field over epochs, or over `x`: the mean over seeds, and a band from the least to the greatest.
+
+    A cross stands where the line ends because a seed's values are not finite any more.
+    """
     kept = [[e for e in run.epochs if field != "accepted_share" or e["predicted"]] for run in runs]
     length = min(map(len, kept), default=0)
     if length == 0:
@@ -94,7 +97,12 @@ def curve(
     places = places if x is None else [x[epoch - 1] for epoch in places]
     values = np.array([[e[field] for e in epochs[:length]] for epochs in kept])
     every = max(1, length // 8)
-    axis.plot(places, values.mean(0), **style, label=label, markevery=every, ms=5, lw=1.6)
+    mean = values.mean(0)
+    axis.plot(places, mean, **style, label=label, markevery=every, ms=5, lw=1.6)
+    finite = np.isfinite(mean)
+    if not finite.all():
+        last = max(int(finite.argmin()) - 1, 0)
+        axis.plot(places[last], mean[last], "x", color=style["color"], ms=11, mew=2.5, zorder=5)
     if len(values) > 1:
         axis.fill_between(places, values.min(0), values.max(0), color=style["color"], alpha=0.15, lw=0)
 

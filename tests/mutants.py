@@ -72,7 +72,7 @@ class OneProcess(ForkServerRunner):
     """One worker, replaced when a mutant hangs or breaks it."""
 
     def submit(self, mutant_name: str, tests: list[str], cpu_time_limit: int, estimated_time: float) -> None:
-        quickest = sorted(tests, key=lambda test: state().duration_by_test[test])
+        quickest = sorted(tests, key=lambda test: state().duration_by_test.get(test, 0))
         super().submit(mutant_name, quickest, cpu_time_limit, estimated_time)
 
     def _forkserver_main(self, work_fd: int, result_fd: int) -> None:

@@ -75,8 +75,8 @@ mutants: export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS = 0
 mutants: export JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES = -1
 mutants: export XLA_FLAGS = --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true
 mutants: $(VENV)/.mutants
-	$(VENV)/bin/python -m tests.mutants run
-	$(VENV)/bin/python -m tests.mutants results
+	$(VENV)/bin/python -m benchmarks.mutants run
+	$(VENV)/bin/python -m benchmarks.mutants results
 
 # An environment is remade when what it should hold changes.
 $(VENV)/.%: pyproject.toml

@@ -12,6 +12,8 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+# pyright: reportMissingImports=false, reportAttributeAccessIssue=false
+# mutmut comes with the extra `mutants` alone.
 import mutmut.__main__
 from mutmut.mutation.trampoline import get_mutant_under_test, set_mutant_under_test
 from mutmut.runners.harness import PytestRunner

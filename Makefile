@@ -3,6 +3,10 @@
 # make smoke  all tables and figures of the paper, end to end at a tiny size: runs/smoke/index.html
 # make docs   build the documentation into site/, every warning an error
 # make dist   build sdist and wheel, install each into a fresh environment, and import it
+# make coverage   the tests once more: which lines and branches of pdt_optax they run
+# make audit      known vulnerabilities of everything that the extras install
+# make test-min   test the library on the lowest versions that pyproject.toml admits
+# make mutants    change the core in small ways, one at a time, and see whether a test fails; goes on where it stopped
 # All set themselves up in a virtual environment inside the checkout.
 
 PYTHON ?= python3
@@ -13,7 +17,7 @@ PIP = $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check
 DIGITS = --data digits --width 0.25 --image-size 64 --batch-size 64 \
 	--optimizer adamw --learning-rate 3e-4 --epochs 40
 
-.PHONY: demo test lint smoke docs dist clean
+.PHONY: demo test lint smoke docs dist coverage audit test-min mutants clean
 
 demo: $(VENV)/.experiments
 	$(VENV)/bin/python -m experiments.cifar_alexnet $(DIGITS) --seeds 0 --fresh --out runs/demo
@@ -44,6 +48,36 @@ dist: $(VENV)/.dist
 	done
 	rm -rf dist/fresh
 
+coverage: $(VENV)/.test
+	$(VENV)/bin/python -m pytest --numprocesses 2 --cov --cov-report=term-missing:skip-covered
+
+# --strict: a package that cannot be looked up is not a package without vulnerabilities.
+audit: $(VENV)/.audit
+	$(VENV)/bin/python -m pip freeze --exclude-editable > $(VENV)/audit.txt
+	$(VENV)/bin/pip-audit --strict --no-deps --disable-pip --requirement $(VENV)/audit.txt
+
+# What runs notebooks, other tools and the paper's experiments is tested at its newest versions only. Old
+# versions warn of what newer ones beneath them will drop: here that is no error.
+MIN = $(VENV)-min
+test-min: $(MIN)/.test
+	$(MIN)/bin/python -m pytest --numprocesses 2 -W default pdt_optax $(addprefix tests/test_, accept.py checkpoint.py errors.py \
+		oracle.py pace.py plot.py properties.py recorder.py storage.py toy.py wrapper.py)
+
+$(MIN)/.test: pyproject.toml
+	$(PYTHON) -m venv --clear $(MIN)
+	$(MIN)/bin/python -m pip install --quiet --disable-pip-version-check uv
+	$(MIN)/bin/uv pip install --quiet --python $(MIN)/bin/python --resolution lowest-direct --editable '.[test]'
+	touch $@
+
+# Most of a test is compiling, and most mutants leave most of it as it is.
+mutants: export JAX_COMPILATION_CACHE_DIR = $(CURDIR)/mutants/compiled
+mutants: export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS = 0
+mutants: export JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES = -1
+mutants: export XLA_FLAGS = --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true
+mutants: $(VENV)/.mutants
+	$(VENV)/bin/python -m benchmarks.mutants run
+	$(VENV)/bin/python -m benchmarks.mutants results
+
 # An environment is remade when what it should hold changes.
 $(VENV)/.%: pyproject.toml
 	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
@@ -52,4 +86,4 @@ $(VENV)/.%: pyproject.toml
 	touch $@
 
 clean:
-	rm -rf $(VENV) runs dist site
+	rm -rf $(VENV) $(MIN) runs dist site mutants

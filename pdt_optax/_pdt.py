@@ -520,8 +520,7 @@ def _jump(update: jax.Array, old: jax.Array, trained: jax.Array, new: jax.Array)
     return jnp.where(new == trained, update, jump)
 
 
-@functools.partial(jax.jit, static_argnames=("predicted", "settings", "every"))
-def _end_epoch_if_due(
+def _core_if_due(
     steps: Column,
     window: Window,
     small: PDTState,
@@ -562,6 +561,9 @@ def _end_epoch_if_due(
         return steps, settings.storage.replace_newest(window, newest), small, kept
 
     return lax.while_loop(due, end, (steps, window, small, kept))
+
+
+_end_epoch_if_due = jax.jit(_core_if_due, static_argnames=("predicted", "settings", "every"))
 
 
 def _own(new: Column, over: Column, after: Sequence[jax.Array]) -> Column:

@@ -163,8 +163,7 @@ def predict_and_mask(
     )
 
 
-@functools.partial(jax.jit, static_argnames=("dynamics", "accept", "horizon", "storage", "together"))
-def _predict(
+def _core(
     snapshots: tuple[optax.Params, ...],
     params: optax.Params,
     step: jax.Array | int,
@@ -239,6 +238,9 @@ def _predict(
         accepted_share_per_leaf=shares[order],
         finite=finite,
     )
+
+
+_predict = jax.jit(_core, static_argnames=("dynamics", "accept", "horizon", "storage", "together"))
 
 
 # Up to so many weights a leaf is small: it costs more to be called for than to be copied.

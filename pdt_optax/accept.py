@@ -223,12 +223,12 @@ class shrink(Rule):  # noqa: N801
     def __call__(self, increments, step, differences, reference, horizon):
         count = len(differences)
         mean = _total(differences) / count
-        squares = [(difference - mean) ** 2 for difference in differences]
-        variance = functools.reduce(operator.add, squares) / (count - 1)
         moved = mean != 0
-        # Square the ratio, not the mean: squares of tiny velocities underflow.
-        noise = jnp.sqrt(variance) / jnp.where(moved, jnp.abs(mean), 1)
-        return jnp.where(moved, jnp.maximum(0, 1 - noise**2 / count), 0)
+        unit = jnp.where(moved, mean, 1)
+        # In units of the mean, or squares of tiny velocities would underflow.
+        squares = [((difference - mean) / unit) ** 2 for difference in differences]
+        variance = functools.reduce(operator.add, squares) / (count - 1)
+        return jnp.where(moved, jnp.maximum(0, 1 - variance / count), 0)
 
 
 @dataclasses.dataclass(frozen=True)

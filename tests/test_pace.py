@@ -1,5 +1,6 @@
 """What follows the run: learning-rate-aware drift, acceleration schedules, the guard."""
 
+import itertools
 import math
 from typing import Any
 
@@ -10,6 +11,7 @@ import optax
 import pytest
 
 import pdt_optax
+from pdt_optax.schedule import Pace
 
 SETTINGS: Any = {"window": 3, "horizon": 4, "dynamics": pdt_optax.drift(), "accept": pdt_optax.everything()}
 
@@ -81,6 +83,47 @@ def next_in_the_released_code(horizon: int, interval: int, values: list[float]) 
     if last > before:
         return (horizon - 1, interval) if horizon > 3 else (horizon, interval + 1)
     return horizon, interval
+
+
+def next_of_adaptive(horizon: int, interval: int, value: float, before: float) -> tuple[int, int]:
+    """After a jump, with 5 for `longest_horizon`."""
+    if value <= before:
+        return min(horizon + 1, 5), interval
+    return max(horizon // 2, 1), interval + (horizon == 1)
+
+
+def test_schedules_do_in_every_case_what_they_say():
+    """`next` as it is, at each horizon and each order of three values, equal ones included."""
+    released, adaptive = pdt_optax.released_schedule(), pdt_optax.adaptive(longest_horizon=5)
+    fixed = pdt_optax.fixed()
+    for horizon, value, before, before_that in itertools.product(range(1, 7), *3 * [(1.0, 2.0, 3.0)]):
+        pace = Pace.start(horizon, 7)._replace(
+            value_before=jnp.float32(before), value_before_that=jnp.float32(before_that)
+        )
+
+        def following(
+            schedule: Any, jumped: bool, pace: Pace = pace, value: float = value
+        ) -> tuple[int, int]:
+            new = schedule.next(pace, jnp.float32(value), jnp.array(jumped))
+            assert new.horizon_now.dtype == new.interval_now.dtype == jnp.int32
+            assert new[2:] == pace[2:]
+            return int(new.horizon_now), int(new.interval_now)
+
+        assert following(fixed, True) == following(adaptive, False) == (horizon, 7)
+        assert following(released, False) == next_in_the_released_code(
+            horizon, 7, [before_that, before, value]
+        )
+        if horizon <= 5:
+            assert following(adaptive, True) == next_of_adaptive(horizon, 7, value, before)
+
+
+def test_a_pace_starts_as_given_and_knows_no_value():
+    pace = Pace.start(3, 4)
+    assert [x.dtype for x in pace] == [jnp.int32, jnp.int32, jnp.float32, jnp.float32]
+    np.testing.assert_array_equal([float(x) for x in pace], [3, 4, math.nan, math.nan])
+    assert not any(x.weak_type for x in pace)  # or a user's step would compile twice
+    assert pdt_optax.adaptive(longest_horizon=3).longest(3) == pdt_optax.adaptive(1).longest(1) + 2 == 3
+    assert pdt_optax.fixed().longest(4) == pdt_optax.released_schedule().longest(4) == 4
 
 
 def epochs(tx: Any, values: Any, every: int | None) -> Any:
@@ -183,6 +226,28 @@ def plain_epochs(count: int) -> tuple[Any, Any]:
         params, state = train(tx, params, state)
         params, state, _ = tx.end_epoch(params, state)
     return params, state
+
+
+@pytest.mark.parametrize(
+    ("before", "worst"),
+    [
+        (4.0, 6.0),
+        (0.5, 0.75),
+        (-4.0, -2.0),
+    ],
+    ids=lambda x: str(x),
+)
+def test_an_epoch_may_be_worse_by_the_tolerance_and_no_more(before, worst):
+    guard = pdt_optax.rollback(tolerance=0.5)
+    for value, failed in (
+        (worst, False),
+        (np.nextafter(np.float32(worst), np.float32(9)), True),
+        (-9, False),
+    ):
+        assert bool(guard.failed(jnp.float32(value), jnp.float32(before))) == failed
+    strict = pdt_optax.rollback(tolerance=0)
+    assert not strict.failed(jnp.float32(before), jnp.float32(before))
+    assert all(strict.failed(jnp.float32(value), jnp.float32(before)) for value in (-math.inf, math.nan))
 
 
 @pytest.mark.parametrize("failing", [1.6, math.nan, math.inf])
@@ -290,9 +355,15 @@ untyped: Any = pdt_optax  # what a type checker would already refuse
     [
         (ValueError, lambda: pdt_optax.rollback(-0.1), "`tolerance` must be a number >= 0.*-0.1"),
         (ValueError, lambda: pdt_optax.rollback(math.nan), "`tolerance` must be a number >= 0.*nan"),
+        (ValueError, lambda: untyped.rollback(True), "`tolerance` must be a number >= 0.*True"),
+        (ValueError, lambda: untyped.rollback("0.5"), "`tolerance` must be a number >= 0.*'0.5'"),
         (TypeError, lambda: untyped.pdt(optax.sgd(0.1), guard=0.5), "`guard` must be None or .*0.5"),
         (TypeError, lambda: untyped.pdt(optax.sgd(0.1), schedule=pdt_optax.fixed), "`schedule` must be"),
-        (ValueError, lambda: pdt_optax.adaptive(0), "`longest_horizon` must be a whole number >= 1.*0"),
+        (
+            ValueError,
+            lambda: pdt_optax.adaptive(0),
+            r"`longest_horizon` must be a whole number >= 1: a prediction looks at least one snapshot ahead\. .*0",
+        ),
         (
             ValueError,
             lambda: pdt_optax.pdt(optax.sgd(0.1), horizon=6, schedule=pdt_optax.adaptive()),

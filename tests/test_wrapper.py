@@ -482,17 +482,18 @@ def test_any_tree_will_do(params: Any, every: int | None) -> None:
 # --- numbers that are not finite --------------------------------------------------------------------------
 
 
-@functools.cache
-def unchecked(every: int | None) -> Any:
-    """One wrapper for all cases below: it compiles once."""
-    return pdt_optax.pdt(optax.sgd(0.1), every=every, window=3, horizon=2, accept=pdt_optax.everything())
+# One wrapper for all cases below: it compiles once.
+UNCHECKED: Any = {
+    every: pdt_optax.pdt(optax.sgd(0.1), every=every, window=3, horizon=2, accept=pdt_optax.everything())
+    for every in (None, 1)
+}
 
 
 @pytest.mark.parametrize("every", [None, 1])
 @pytest.mark.parametrize(("epoch", "poison"), [(1, jnp.nan), (5, jnp.nan), (6, jnp.inf), (5, -jnp.inf)])
 def test_not_finite_changes_no_weight(poison: float, epoch: int, every: int | None) -> None:
     """One spoilt epoch: its weights, then its snapshot until it has left the window."""
-    tx, inner = unchecked(every), optax.sgd(0.1)
+    tx, inner = UNCHECKED[every], optax.sgd(0.1)
     params, state = make_params(), tx.init(make_params())
     outcomes = []
     for i in range(14):

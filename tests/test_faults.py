@@ -1,5 +1,7 @@
 """What goes wrong in the middle of training: gradients that are not finite, spikes, a learning rate that explodes."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -101,8 +103,10 @@ def test_unguarded_pdt_neither_hides_nor_spreads_what_is_not_finite(fault):
     """The weight that the optimizer lost stays lost, and no prediction touches the others while it is in the window."""
     inner = optax.sgd(RATE)
     tx = pdt_optax.pdt(inner, start=5)
-    reports, w, state = [], jnp.zeros(10), tx.init(jnp.zeros(10))
-    bare, bare_state = None, None
+    w: Any = jnp.zeros(10)
+    reports, state = [], tx.init(w)
+    bare: Any = None
+    bare_state: Any = None
     for epoch in range(EPOCHS):
         if epoch == JUMP + 1:
             w = w.at[3].set(FAULTS[fault](jnp.zeros(10), True)[3])

@@ -96,7 +96,8 @@ def test_schedules_do_in_every_case_what_they_say():
     """`next` as it is, at each horizon and each order of three values, equal ones included."""
     released, adaptive = pdt_optax.released_schedule(), pdt_optax.adaptive(longest_horizon=5)
     fixed = pdt_optax.fixed()
-    for horizon, value, before, before_that in itertools.product(range(1, 7), *3 * [(1.0, 2.0, 3.0)]):
+    values = itertools.product((1.0, 2.0, 3.0), repeat=3)
+    for horizon, (value, before, before_that) in itertools.product(range(1, 7), values):
         pace = Pace.start(horizon, 7)._replace(
             value_before=jnp.float32(before), value_before_that=jnp.float32(before_that)
         )

@@ -144,7 +144,8 @@ def rows(runs: Sequence[Run]) -> list[Row]:
 
 def saved(ratios: Sequence[float]) -> str:
     """The mean saving that ratios to the baseline mean; "-" with any miss."""
-    return f"{100 * (1 - float(np.mean(ratios))):.0f}%" if np.all(np.isfinite(ratios)) else "-"
+    percent = round(100 * (1 - float(np.mean(ratios)))) if np.all(np.isfinite(ratios)) else None
+    return "-" if percent is None else f"{percent}%"
 
 
 def _mean(values: Sequence[float], form: str) -> str:

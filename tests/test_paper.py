@@ -1,5 +1,7 @@
 """What is committed of the paper's tables, and what the docs say of them, is what the records say."""
 
+import json
+import re
 from pathlib import Path
 
 import pytest
@@ -25,6 +27,26 @@ def test_all_runs_are_there_and_the_table_is_theirs(name, tmp_path):
     assert report.markdown(comparison(name, found)) in written
     for verdict in VIEWS[name].render(name, found, tmp_path).verdicts:
         assert f"- {verdict}\n" in written
+
+
+def verdict(name, rule):
+    said = json.loads((RESULTS / "small" / name / "view.json").read_text())["verdicts"]
+    return next(v.removeprefix(f"{rule}: ") for v in said if v.startswith(f"{rule}: "))
+
+
+def saved(name, rule):
+    low, high = re.findall(r"time saved (-?\d+) to (-?\d+)%", verdict(name, rule))[0]
+    return f"{low} to {high}%"
+
+
+def test_the_readme_says_what_was_found():
+    readme = " ".join(Path("README.md").read_text().split())
+    assert verdict("table1", "recommended").startswith("holds (all 5 rows)")
+    assert verdict("table2", "recommended").startswith("holds in 6 of 7 rows")
+    assert verdict("table6", "recommended-guarded").startswith("holds (all 4 rows)")
+    assert f"{saved('table1', 'recommended')} sooner on five architectures" in readme
+    assert f"and {saved('table2', 'recommended')} sooner under six of seven optimizers" in readme
+    assert f"all of four rates save {saved('table6', 'recommended-guarded')}" in readme
 
 
 def test_the_docs_say_what_was_found():

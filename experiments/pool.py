@@ -95,6 +95,7 @@ def _workers(count: int) -> Iterator[list[Connection]]:
     processes = [context.Process(target=_work, args=(theirs,), daemon=True) for _, theirs in pipes]
     scratch = tempfile.TemporaryDirectory(prefix="compiled-")
     environment = {  # read when a worker imports jax
+        "OPENBLAS_NUM_THREADS": "1",  # of eigenvalue decompositions
         "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {ONE_THREAD}".strip(),
         "JAX_COMPILATION_CACHE_DIR": scratch.name,  # runs that differ in their seed compile once
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",

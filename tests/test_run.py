@@ -96,8 +96,7 @@ def test_the_list_says_claim_command_cost_and_status_and_small_is_within_its_bud
     together = re.search(r"together +(\d+) min  0 of (\d+) runs", printed)
     assert together
     assert int(together[1]) <= 8 * 60
-    slow = [name for name, setup in setups.setups("small").items() if setup.seconds > 30]
-    assert slow == ["alexnet-shampoo"]
+    assert max(setup.seconds for setup in setups.setups("small").values()) <= 30
 
 
 # How claims are judged, on hand-made records.

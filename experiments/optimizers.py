@@ -23,8 +23,8 @@ OPTIMIZERS: dict[str, Callable[[Any, bool], optax.GradientTransformation]] = {
     "adamw": lambda rate, moment: optax.adamw(rate, b1=0.9 if moment else 0.0),
     "rmsprop": lambda rate, moment: optax.rmsprop(rate),
     "lamb": lambda rate, moment: optax.lamb(rate, b1=0.9 if moment else 0.0),
-    # Roots at every twentieth step: they are eigenvalue decompositions.
-    "shampoo": lambda rate, moment: shampoo(rate, momentum=0.9 if moment else None, every=20),
+    # Few and small roots: they are eigenvalue decompositions.
+    "shampoo": lambda rate, moment: shampoo(rate, momentum=0.9 if moment else None, every=20, largest=512),
     "muon": lambda rate, moment: optax.contrib.muon(
         rate, beta=0.95 if moment else 0.0, adam_b1=0.9 if moment else 0.0
     ),

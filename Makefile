@@ -1,9 +1,8 @@
 # make demo   train on embedded real data, with and without PDT, and draw the comparison
-# make test   lint, type-check and test
+# make test   lint, type-check and test, and say which lines and branches of pdt_optax no test runs
 # make smoke  all tables and figures of the paper, end to end at a tiny size: runs/smoke/index.html
 # make docs   build the documentation into site/, every warning an error
 # make dist   build sdist and wheel, install each into a fresh environment, and import it
-# make coverage   the tests once more: which lines and branches of pdt_optax they run
 # make audit      known vulnerabilities of everything that the extras install
 # make test-min   test the library on the lowest versions that pyproject.toml admits
 # make mutants    change the core in small ways, one at a time, and see whether a test fails; goes on where it stopped
@@ -17,13 +16,13 @@ PIP = $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check
 DIGITS = --data digits --width 0.25 --image-size 64 --batch-size 64 \
 	--optimizer adamw --learning-rate 3e-4 --epochs 40
 
-.PHONY: demo test lint smoke docs dist coverage audit test-min mutants clean
+.PHONY: demo test lint smoke docs dist audit test-min mutants clean
 
 demo: $(VENV)/.experiments
 	$(VENV)/bin/python -m experiments.cifar_alexnet $(DIGITS) --seeds 0 --fresh --out runs/demo
 
 test: $(VENV)/.test lint
-	$(VENV)/bin/python -m pytest --numprocesses 2
+	$(VENV)/bin/python -m pytest --numprocesses 2 --cov --cov-report=term-missing:skip-covered
 
 # Compiling is most of it.
 smoke: export XLA_FLAGS = --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true
@@ -47,9 +46,6 @@ dist: $(VENV)/.dist
 		(cd dist/fresh && bin/python -c "import pdt_optax; print('$$file imports as', pdt_optax.__version__)") || exit 1; \
 	done
 	rm -rf dist/fresh
-
-coverage: $(VENV)/.test
-	$(VENV)/bin/python -m pytest --numprocesses 2 --cov --cov-report=term-missing:skip-covered
 
 # --strict: a package that cannot be looked up is not a package without vulnerabilities.
 audit: $(VENV)/.audit

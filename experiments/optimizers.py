@@ -24,7 +24,7 @@ OPTIMIZERS: dict[str, Callable[[Any, bool], optax.GradientTransformation]] = {
     "rmsprop": lambda rate, moment: optax.rmsprop(rate),
     "lamb": lambda rate, moment: optax.lamb(rate, b1=0.9 if moment else 0.0),
     # Few and small roots: they are eigenvalue decompositions.
-    "shampoo": lambda rate, moment: shampoo(rate, momentum=0.9 if moment else None, every=20, largest=512),
+    "shampoo": lambda rate, moment: shampoo(rate, momentum=0.9 if moment else None, every=10, largest=512),
     "muon": lambda rate, moment: optax.contrib.muon(
         rate, beta=0.95 if moment else 0.0, adam_b1=0.9 if moment else 0.0
     ),

@@ -121,7 +121,7 @@ SCALES: Mapping[str, Scale] = {
         networks={
             "AlexNet": Network("alexnet", 64, {"width": 1 / 8}, seconds=25),
             # Roots of matrices take longer than all else; those of twice the width would take minutes.
-            "AlexNet, Shampoo": Network("alexnet", 64, {"width": 1 / 16}, seconds=28, epochs=16),
+            "AlexNet, Shampoo": Network("alexnet", 64, {"width": 1 / 16}, seconds=28, epochs=14),
             "FCNet-2": Network("fcnet", 32, {"depth": 2, "pixels": 3072, "width": 1 / 2}, seconds=10),
             "FCNet-4": Network("fcnet", 32, {"depth": 4, "pixels": 3072, "width": 1 / 2}, seconds=10),
             "FCNet-6": Network("fcnet", 32, {"depth": 6, "pixels": 3072, "width": 1 / 2}, seconds=10),

@@ -5,6 +5,7 @@ to start than most mutants take to be told. But a mutant is chosen when its func
 to forget what JAX has traced.
 """
 
+import itertools
 import multiprocessing
 import os
 import signal
@@ -22,6 +23,9 @@ from mutmut.workers.isolation import ForkServerRunner, recv_message, send_messag
 
 TIMEOUT = 24  # mutmut's exit code for it
 CHECK_EVERY = 50  # mutants
+# A mutant is shown to the quickest of the tests that run its function, until they take so long, each compiling all
+# that it needs: one that is noticed is so within seconds, and one that is not would take minutes.
+SECONDS = float(os.environ.get("MUTANTS_SECONDS", "30"))
 
 
 class Failures:
@@ -74,8 +78,11 @@ class OneProcess(ForkServerRunner):
     """One worker, replaced when a mutant hangs or breaks it."""
 
     def submit(self, mutant_name: str, tests: list[str], cpu_time_limit: int, estimated_time: float) -> None:
-        quickest = sorted(tests, key=lambda test: state().duration_by_test.get(test, 0))
-        super().submit(mutant_name, quickest, cpu_time_limit, estimated_time)
+        seconds = {test: state().duration_by_test.get(test, 0) for test in tests}
+        quickest = sorted(tests, key=seconds.__getitem__)
+        spent = itertools.accumulate(seconds[test] for test in quickest)
+        shown = [test for test, so_far in zip(quickest, spent, strict=True) if so_far <= SECONDS]
+        super().submit(mutant_name, shown or quickest[:1], cpu_time_limit, estimated_time)
 
     def _forkserver_main(self, work_fd: int, result_fd: int) -> None:
         signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -17,6 +17,12 @@ from experiments.command import RefusedError
 EXAMPLES = {"cifar10": 50_000, "fashion_mnist": 60_000, "digits": 1_437}
 NAMES = tuple(EXAMPLES)
 CLASSES = 10
+SHAPES = {
+    "cifar10": (32, 32, 3),
+    "fashion_mnist": (28, 28, 1),
+    "digits": (8, 8, 1),
+    "imagenet2012": (224, 224, 3),
+}
 
 # Where Debian's package dataset-fashion-mnist puts its IDX files.
 _DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")

@@ -9,18 +9,19 @@ examples:
   python -m experiments.run fig4 --rule released recommended --seeds 0 100
   python -m experiments.run all --scale smoke
   python -m experiments.run table1 --scale paper --dry-run
+  python -m experiments.run fig4 --scale paper --time 20
 """
 
 import argparse
 import sys
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from rich.console import Console
 
 import pdt_optax
-from experiments import checkpoints, command, devices, loggers, page, records, sweep, views
+from experiments import checkpoints, command, devices, loggers, page, records, sweep, training, views
 from experiments.arms import BASELINE, Predictive
 from experiments.setups import SCALES
 from experiments.views import VIEWS, View
@@ -48,6 +49,12 @@ def parser() -> command.Parser:
         "--devices", type=command.whole(1), default=3, help="of a dry run, which needs none of them"
     )
     p.add_argument(
+        "--time",
+        type=command.whole(1),
+        metavar="STEPS",
+        help="tell what a step, an epoch and a prediction take here, from epochs of so many steps on noise",
+    )
+    p.add_argument(
         "--tensorboard", type=command.output, metavar="DIR", help="write the runs' scalars there too"
     )
     sweep.add_arguments(p)
@@ -67,6 +74,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     if args.dry_run:
         _dry_run(chosen, args, rules)
+        return 0
+    if args.time:
+        _time(chosen, args, rules)
         return 0
     command.output(args.out)
     spread = devices.start(args)
@@ -124,16 +134,33 @@ def _list(chosen: Sequence[View], args: argparse.Namespace, rules: views.Rules) 
     )
 
 
-def _dry_run(chosen: Sequence[View], args: argparse.Namespace, rules: views.Rules) -> None:
-    """Model, batch, memory and step of every setup, told from shapes; the first rule's are shown."""
-    from experiments import dry_run, imagenet  # which import what only they need
-
+def _one_of_each(
+    chosen: Sequence[View], args: argparse.Namespace, rules: views.Rules
+) -> Iterator[training.Config]:
+    """Of every setup one run, under the first rule, and says which."""
     planned = _plan(chosen, args, rules)
     for folder in dict.fromkeys(p.folder for p in planned):
         configs = [p.config for p in planned if p.folder == folder]
         config = next((c for c in configs if isinstance(c.arm, Predictive)), configs[0])
+        print(f"{folder.name}, {config.rule}, {config.epochs} epochs of {config.workload.epoch_steps} steps")
+        yield config
+
+
+def _time(chosen: Sequence[View], args: argparse.Namespace, rules: views.Rules) -> None:
+    """What every setup takes here."""
+    from experiments import timing  # which imports what only it needs
+
+    spread = devices.start(args)
+    for config in _one_of_each(chosen, args, rules):
+        print(f"  {timing.time_steps(config, args.time, spread)}", flush=True)
+
+
+def _dry_run(chosen: Sequence[View], args: argparse.Namespace, rules: views.Rules) -> None:
+    """Model, batch, memory and step of every setup, told from shapes."""
+    from experiments import dry_run, imagenet  # which import what only they need
+
+    for config in _one_of_each(chosen, args, rules):
         workload, tx = config.workload, config.arm.method(config.recipe).tx
-        print(f"{folder.name}, {config.rule}, {config.epochs} epochs of {workload.epoch_steps} steps")
         if isinstance(workload, Siamese) or not isinstance(tx, pdt_optax.PDT):
             print("  no dry run: it is for classifiers under PDT")
             continue

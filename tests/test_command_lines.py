@@ -78,6 +78,7 @@ WHOLE = [
     ("experiments.run", "--save-every", 0),
     ("experiments.run", "--lost-after", 1),
     ("experiments.run", "--devices", 1),
+    ("experiments.run", "--time", 1),
     ("experiments.dry_run", "--devices", 1),
     ("experiments.dry_run", "--batch-size", 1),
     *((name, "--repeats", 1) for name in COMMANDS if name.startswith("benchmarks")),

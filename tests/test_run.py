@@ -12,7 +12,8 @@ import optax
 import pytest
 
 import pdt_optax
-from experiments import claims, loggers, records, rules, run, setups, training, watch
+from experiments import claims, loggers, records, rules, run, setups, timing, training, watch
+from experiments import data as datasets
 from experiments.arms import BASELINE, Arm, preset
 from experiments.claims import Found
 from experiments.figures import PAPER
@@ -97,6 +98,37 @@ def test_the_list_says_claim_command_cost_and_status_and_small_is_within_its_bud
     assert together
     assert int(together[1]) <= 8 * 60
     assert max(setup.seconds for setup in setups.setups("small").values()) <= 30
+
+
+@pytest.mark.parametrize("scale", SCALES)
+def test_noise_has_the_shapes_of_the_data(scale):
+    for data in {setup.workload.data for setup in setups.setups(scale).values()}:
+        workload = next(s.workload for s in setups.setups(scale).values() if s.workload.data == data)
+        short = dataclasses.replace(workload, examples=3, validation_examples=2)
+        noise = timing.noise(short)
+        assert len(noise.train.targets) == 3
+        assert len(noise.test.targets) == 2
+        assert noise.train.inputs.shape[1:] == datasets.SHAPES[data]
+        if data in ("digits", "fashion_mnist"):
+            assert short.load().train.inputs[0].shape == noise.train.inputs[0].shape
+
+
+def test_an_epochs_time_is_told_from_a_few_steps(tmp_path, capsys):
+    line = ["table6", "--scale", "smoke", "--time", "2", "--out", str(tmp_path)]
+    assert run.main(line) == 0
+    printed = capsys.readouterr().out
+    number = r"([\d,.]+)"
+    found = re.findall(
+        rf"^alexnet-sgd-[\d.]+, released, 7 epochs of 8 steps\n  a step {number} ms, an epoch {number} s, "
+        rf"a prediction at its end {number} ms; compiling {number} s$",
+        printed,
+        re.MULTILINE,
+    )
+    assert len(found) == 2
+    for step, epoch, prediction, _ in found:
+        assert float(epoch) == pytest.approx(8 * float(step) / 1e3, abs=0.06)
+        assert float(prediction) > 0
+    assert list(tmp_path.iterdir()) == []
 
 
 # How claims are judged, on hand-made records.

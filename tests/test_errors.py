@@ -212,6 +212,11 @@ def test_rank_of_dmd(rank: Any) -> None:
     check(ValueError, lambda: pdt_optax.dmd(rank=rank), (RANK_RULE, f"Got rank={rank!r}."))
 
 
+@pytest.mark.parametrize("rank", [1, 2, 0.5, "gavish-donoho", None], ids=repr)
+def test_ranks_that_dmd_takes(rank: Any) -> None:
+    assert pdt_optax.dmd(rank=rank).rank == rank
+
+
 @pytest.mark.parametrize("model", [pdt_optax.dmd, pdt_optax.drift], ids=["dmd", "drift"])
 @pytest.mark.parametrize("fit", ["now", None, 1], ids=repr)
 def test_fit(model: Any, fit: Any) -> None:

@@ -268,17 +268,19 @@ def test_a_failed_jump_is_taken_back_to_the_last_bit(failing, donate):
     params, state, report = tx.end_epoch(params, state, value=failing, donate=donate)
     assert report.rolled_back
     assert not report.predicted
+    np.testing.assert_array_equal(report.mean_value, np.float32(failing))
     assert_equal(params, expected)
     assert_equal(state.inner_state, expected_state.inner_state)
     assert_equal(state.snapshots, expected_state.snapshots)
     assert state.snapshots_seen == expected_state.snapshots_seen
     assert (int(state.pace.horizon_now), int(state.pace.interval_now)) == (2, 2)
 
-    # Training goes on: two plain epochs with the one before, then a prediction half as long.
+    # Training goes on: two plain epochs with the one before, then a prediction half as long. No jump, no judgement.
     for predicted in (False, True):
         params, state = train(tx, params, state)
-        params, state, report = tx.end_epoch(params, state, value=1.0, donate=donate)
+        params, state, report = tx.end_epoch(params, state, value=failing, donate=donate)
         assert report.predicted == predicted
+        assert not report.rolled_back
     assert report.horizon == 2
 
 
@@ -295,8 +297,49 @@ def test_a_jump_within_the_tolerance_stays(value):
     assert_equal(params, before)
     # And once it has been judged, a later rise is the optimizer's own affair.
     params, state = train(tx, params, state)
-    params, state, report = tx.end_epoch(params, state, value=1.0)
+    params, state, report = tx.end_epoch(params, state, value=9.0)
     assert report.predicted
+    assert not report.rolled_back
+
+
+@pytest.mark.parametrize("dry_run", [False, True])
+def test_where_no_weight_jumped_there_is_nothing_to_take_back(dry_run):
+    tx = guarded(dry_run=dry_run)
+    params = start()
+    state = tx.init(params)
+    for epoch, value in enumerate((1.0, 9.0, 99.0, 999.0, 9999.0) if dry_run else (1.0, 9.0, 99.0)):
+        params, state = train(tx, params, state)
+        params, state, report = tx.end_epoch(params, state, value=value)
+        assert report.predicted == (epoch == 3)
+        assert not report.rolled_back
+
+
+def test_a_horizon_of_one_is_not_halved():
+    tx = guarded(horizon=1)
+    params = start()
+    state = tx.init(params)
+    for value in (1.0, 1.0, 1.0, 1.0, 9.0):
+        params, state = train(tx, params, state)
+        params, state, report = tx.end_epoch(params, state, value=value)
+    assert report.rolled_back
+    assert (int(state.pace.horizon_now), int(state.pace.interval_now)) == (1, 2)
+
+
+def test_the_guard_copies_what_it_may_bring_back():
+    tx = guarded()
+    state = tx.init(start())
+    for kept, live in zip(
+        jax.tree.leaves(state.backup.optimizer_before), jax.tree.leaves(state.inner_state), strict=True
+    ):
+        assert kept.unsafe_buffer_pointer() != live.unsafe_buffer_pointer()
+
+
+def test_what_is_no_array_in_an_optimizers_state_stays_so():
+    inner = optax.GradientTransformation(
+        lambda params: {"name": "mine"}, lambda u, state, params=None: (u, state)
+    )
+    tx = pdt_optax.pdt(inner, guard=pdt_optax.rollback())
+    assert tx.init(start()).backup.optimizer_before == {"name": "mine"}
 
 
 def test_the_guard_inside_update_takes_back_within_an_ulp():

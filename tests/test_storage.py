@@ -46,6 +46,16 @@ def test_snapshots_are_the_weights_of_the_last_epochs(kept: dict[str, str]) -> N
         pdt_optax.snapshots(tx, pdt_optax.detach(history[-1].state)[0])
 
 
+def test_snapshots_have_the_types_of_the_weights() -> None:
+    tx: Any = pdt_optax.pdt(optax.sgd(0.1), window=2, snapshot_dtype="bfloat16")
+    params = {"half": jnp.ones(2, jnp.float16), "whole": jnp.ones(2)}
+    _, state, _ = tx.end_epoch(jax.tree.map(lambda x: 2 * x, params), tx.init(params))
+    for snapshot, value in zip(pdt_optax.snapshots(tx, state), (1, 2), strict=True):
+        assert snapshot["half"].dtype == jnp.float16
+        assert snapshot["whole"].dtype == jnp.float32
+        np.testing.assert_array_equal(snapshot["half"], value)
+
+
 @pytest.mark.parametrize("every", [None, 1])
 def test_a_prediction_is_made_from_the_rounded_differences(every: int | None) -> None:
     """Drift where signs agree, written out in float64 from what the state holds."""

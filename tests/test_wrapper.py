@@ -569,6 +569,27 @@ def test_value_with_every() -> None:
     assert seen[1:] == [0.5, 0.5, 2.5, 2.5, 4.5, 4.5, 6.5]
 
 
+@pytest.mark.parametrize("value", [3, np.float64(3), jnp.bfloat16(3)], ids=lambda value: type(value).__name__)
+def test_values_are_summed_in_float32(value: Any) -> None:
+    tx: Any = pdt_optax.pdt(optax.sgd(0.1), **SMALL)
+    params, state = step(tx, make_params(), tx.init(make_params()), 0, value=value)
+    assert state.value_sum.dtype == jnp.float32
+    _, _, report = tx.end_epoch(params, state, value=value)
+    assert report.mean_value.dtype == jnp.float32
+    assert report.mean_value == 3
+
+
+def test_an_update_keeps_its_type() -> None:
+    tx = pdt_optax.pdt(optax.identity(), every=1, window=2, horizon=3, accept=pdt_optax.everything())
+    params = {"w": jnp.ones(3)}
+    state: Any = tx.init(params)
+    for _ in range(3):
+        updates, state = tx.update({"w": jnp.full(3, -0.25, jnp.bfloat16)}, state, params)
+        assert updates["w"].dtype == jnp.bfloat16
+        params = apply_updates(params, updates)
+    assert state.last_report.predicted
+
+
 @pytest.mark.parametrize("every", [None, 2])
 def test_value_reaches_the_inner_optimizer(every: int | None) -> None:
     inner = optax.chain(optax.sgd(0.1), optax.contrib.reduce_on_plateau(factor=0.5, patience=1))

@@ -58,7 +58,10 @@ class Runner(PytestRunner):
         self.failures = Failures()
 
     def execute_pytest(self, params: list[str], **kwargs: Any) -> int:
-        return super().execute_pytest(params, plugins=[*kwargs.pop("plugins", ()), self.failures], **kwargs)
+        quick = ["-p", "no:unraisableexception"]  # which collects garbage five times, a second a mutant
+        return super().execute_pytest(
+            params + quick, plugins=[*kwargs.pop("plugins", ()), self.failures], **kwargs
+        )
 
 
 def work(connection: Any) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import pdt_optax
+from pdt_optax.dynamics import _gavish_donoho
 from tests import oracle, training
 
 with warnings.catch_warnings():
@@ -287,6 +288,15 @@ def test_random_window_of_known_rank(seed):
         snapshots = [jnp.asarray(w) for w in weights]
         got = predict(snapshots, snapshots[-1], pdt_optax.dmd(rank=None))
         assert int(got.rank) == 4
+
+
+@pytest.mark.parametrize(("beta", "omega"), [(1.0, 2.858), (0.5, 2.171), (0.25, 1.837), (0.1, 1.609)])
+def test_the_hard_threshold_is_the_published_one(beta, omega):
+    """Gavish and Donoho's table of omega(beta), within the 0.02 of their polynomial."""
+    for second, kept in ((omega - 0.02, 1), (omega + 0.02, 2)):
+        singular_values = jnp.array([9.0, second, 1.0, 1.0, 0.5])
+        np.testing.assert_array_equal(_gavish_donoho(singular_values, round(5 / beta)), np.arange(5) < kept)
+    np.testing.assert_array_equal(_gavish_donoho(jnp.ones(4), round(4 / beta)), np.arange(4) < 1)
 
 
 @pytest.mark.parametrize(("rank", "exact"), [(2, False), (4, True)])

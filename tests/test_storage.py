@@ -11,6 +11,7 @@ import pytest
 
 import pdt_optax
 from pdt_optax import _pdt, _predict
+from pdt_optax._storage import Storage
 from pdt_optax.accept import random_subset
 from tests.test_wrapper import make_params, run, step
 
@@ -44,6 +45,44 @@ def test_snapshots_are_the_weights_of_the_last_epochs(kept: dict[str, str]) -> N
     assert {x.sharding.memory_kind for x in jax.tree.leaves(found)} == {jnp.ones(1).sharding.memory_kind}
     with pytest.raises(ValueError, match=r"not in this state: .*attach.* Got 0 snapshots"):
         pdt_optax.snapshots(tx, pdt_optax.detach(history[-1].state)[0])
+
+
+@pytest.mark.parametrize("dtype", [None, "bfloat16"])
+@pytest.mark.parametrize("length", [2, 3, 5])
+def test_a_window_in_every_step_is_what_a_plain_list_is(dtype: str | None, length: int) -> None:
+    storage = Storage(dtype)
+    # Multiples of 1/8 below 2^8: bfloat16 holds them and their differences.
+    values = iter(np.random.default_rng(0).integers(-64, 64, (8, 2, 3)) / np.float32(8))
+
+    def column() -> list[jax.Array]:
+        return [jnp.asarray(x) for x in next(values)]
+
+    newest = column()
+    window = storage.start(newest, length)
+    assert [len(x) for x in window] == [2] * length
+    plain = [newest] * length
+    for i in range(5):
+        if i == 2:
+            newest = column()
+            window, plain = storage.replace_newest(window, newest), [*plain[:-1], newest]
+        newest = column()
+        window, plain = storage.push(window, newest), [*plain[1:], newest]
+        jax.tree.map(np.testing.assert_array_equal, list(storage.whole(window)), plain)
+        spent, kept = storage.split(window)
+        assert storage.join(spent, kept) == window
+        assert (spent[0], spent[-1]) == (window[0], window[0] if dtype is None else window[-1])
+        assert storage.pushed(window) == window[length - (1 if dtype is None else 2) :]
+
+
+@pytest.mark.parametrize("guard", [None, pdt_optax.rollback()])
+@pytest.mark.parametrize("donate", [False, True])
+def test_what_is_donated_is_gone(guard: Any, donate: bool) -> None:
+    tx: Any = pdt_optax.pdt(optax.sgd(0.1), guard=guard)
+    params = make_params()
+    state = tx.init(params)
+    oldest = jax.tree.leaves(state.snapshots[0])
+    tx.end_epoch(params, state, value=1.0, donate=donate)
+    assert {x.is_deleted() for x in (*jax.tree.leaves(params), *oldest)} == {donate}
 
 
 def test_snapshots_have_the_types_of_the_weights() -> None:

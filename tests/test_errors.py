@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import re
+import types
 from collections.abc import Callable
 from typing import Any
 
@@ -201,6 +202,27 @@ SHRINK_RULE = "`shrink()` weighs the window's mean velocity against its noise, a
 )
 def test_parts_that_do_not_fit(error: type[Exception], call: Any, parts: tuple[str, ...]) -> None:
     check(error, call, parts)
+
+
+def test_half_a_transformation() -> None:
+    half: Any = types.SimpleNamespace(init=lambda params: ())
+    check(TypeError, lambda: pdt_optax.pdt(half), (INNER_RULE, "namespace(init="))
+
+
+def test_the_hint_is_only_for_what_can_be_called() -> None:
+    for inner, hinted in ((0.1, False), (optax.adamw, True)):
+        with pytest.raises(TypeError) as caught:
+            make_around(inner)
+        assert str(caught.value).endswith(f"Got {inner!r}." + " Call it first: it makes one." * hinted)
+
+
+@pytest.mark.parametrize("steps", [0, -1, 1.5, True, "3"], ids=repr)
+def test_steps_of_drift(steps: Any) -> None:
+    check(
+        ValueError,
+        lambda: pdt_optax.drift(learning_rate=abs, steps_per_epoch=steps),
+        ("`steps_per_epoch` must be a whole number >= 1.", f"Got {steps!r}."),
+    )
 
 
 RANK_RULE = '`rank` must be "gavish-donoho", a whole number of modes >= 1, a fraction of the energy between'

@@ -85,7 +85,9 @@ class OneProcess(ForkServerRunner):
         quickest = sorted(tests, key=seconds.__getitem__)
         spent = itertools.accumulate(seconds[test] for test in quickest)
         shown = [test for test, so_far in zip(quickest, spent, strict=True) if so_far <= SECONDS]
-        super().submit(mutant_name, shown or quickest[:1], cpu_time_limit, estimated_time)
+        shown = shown or quickest[:1]
+        limit = 15 + 3 * sum(seconds[test] for test in shown)
+        super().submit(mutant_name, shown, round(limit), estimated_time)
 
     def _forkserver_main(self, work_fd: int, result_fd: int) -> None:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -96,7 +98,7 @@ class OneProcess(ForkServerRunner):
                 name, tests, limit = recv_message(work_fd)
             except EOFError:
                 break
-            code, failed = self._run(name, tests, limit / 2)
+            code, failed = self._run(name, tests, limit)
             send_message(result_fd, (name, code))
             told, killers = told + 1, killers | failed
             if told % CHECK_EVERY == 0:

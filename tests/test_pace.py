@@ -307,7 +307,7 @@ def test_where_no_weight_jumped_there_is_nothing_to_take_back(dry_run):
     tx = guarded(dry_run=dry_run)
     params = start()
     state = tx.init(params)
-    for epoch, value in enumerate((1.0, 9.0, 99.0, 999.0, 9999.0) if dry_run else (1.0, 9.0, 99.0)):
+    for epoch, value in enumerate((math.nan, 1.0, 9.0, 99.0, 999.0) if dry_run else (math.nan, 1.0, 9.0)):
         params, state = train(tx, params, state)
         params, state, report = tx.end_epoch(params, state, value=value)
         assert report.predicted == (epoch == 3)

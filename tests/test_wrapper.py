@@ -579,6 +579,16 @@ def test_values_are_summed_in_float32(value: Any) -> None:
     assert report.mean_value == 3
 
 
+def test_a_state_counts_in_int32() -> None:
+    tx: Any = pdt_optax.pdt(optax.sgd(0.1), **SMALL)
+    state = tx.init(make_params())
+    _, after, _ = tx.end_epoch(*step(tx, make_params(), state, 0, value=1.0))
+    for s in (state, after):
+        counters = (s.snapshots_held, s.snapshots_seen, s.plain_epochs, s.predictions_made, s.updates_seen)
+        pace = (s.pace.horizon_now, s.pace.interval_now)
+        assert {x.dtype for x in (*counters, s.values_seen, *pace, s.version)} == {jnp.dtype("int32")}
+
+
 def test_an_update_keeps_its_type() -> None:
     tx = pdt_optax.pdt(optax.identity(), every=1, window=2, horizon=3, accept=pdt_optax.everything())
     params = {"w": jnp.ones(3)}

@@ -50,7 +50,7 @@ def end(params: Any, state: Any = None, tx: Any = OUTSIDE) -> Callable[[], Any]:
 WHOLE_NUMBERS = {
     "window": "`window` must be a whole number >= 2: a difference takes two snapshots",
     "start": "`start` must be a whole number >= 1: it counts epochs",
-    "horizon": "`horizon` must be a whole number >= 1",
+    "horizon": "`horizon` must be a whole number >= 1: a prediction looks at least one snapshot ahead",
     "interval": "`interval` must be a whole number >= 1: an epoch must be trained",
     "every": "`every` must be a whole number >= 1: it counts calls of `update`",
 }

@@ -234,6 +234,20 @@ def test_rank_of_dmd(rank: Any) -> None:
     check(ValueError, lambda: pdt_optax.dmd(rank=rank), (RANK_RULE, f"Got rank={rank!r}."))
 
 
+@dataclasses.dataclass(frozen=True)
+class UnhashableModel:
+    fit: str = "current"
+    minimum_window: int = 2
+    weights: Any = dataclasses.field(default_factory=lambda: [1.0])
+
+    def __call__(self, gram: Any, horizon: int, **known: Any) -> Any: ...
+
+
+def test_an_unhashable_model() -> None:
+    call = make(dynamics=UnhashableModel())
+    check(TypeError, call, ("`dynamics` must be hashable", "UnhashableModel(fit="))
+
+
 @pytest.mark.parametrize("rank", [1, 2, 0.5, "gavish-donoho", None], ids=repr)
 def test_ranks_that_dmd_takes(rank: Any) -> None:
     assert pdt_optax.dmd(rank=rank).rank == rank

@@ -1,6 +1,7 @@
 """`predict_and_mask` against an independent float64 oracle, on real training runs and on constructed truth."""
 
 import functools
+import math
 import warnings
 from typing import Any, NamedTuple, cast
 
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 
 import pdt_optax
+from pdt_optax._predict import _stays_finite
 from pdt_optax.dynamics import _gavish_donoho
 from tests import oracle, training
 
@@ -288,6 +290,26 @@ def test_random_window_of_known_rank(seed):
         snapshots = [jnp.asarray(w) for w in weights]
         got = predict(snapshots, snapshots[-1], pdt_optax.dmd(rank=None))
         assert int(got.rank) == 4
+
+
+@pytest.mark.parametrize(
+    ("lengths", "increment", "dtype", "finite"),
+    [
+        # float16 reaches 65504, and rounding may double a bound: 100 + 10 * 3265.2 is half of it.
+        ((100, 10, 10), 3265.1, jnp.float16, True),
+        ((100, 10, 10), 3265.3, jnp.float16, False),
+        ((100, 10, 10), 3265.3, jnp.float32, True),
+        # Coefficients themselves must be far from overflow, whatever they multiply.
+        ((1, 0, 0), 1.6e38, jnp.float32, True),
+        ((1, 0, 0), 1.8e38, jnp.float32, False),
+        ((1, 0, 0), math.nan, jnp.float32, False),
+    ],
+)
+def test_what_cannot_be_promised_to_be_finite_is_not(lengths, increment, dtype, finite):
+    gram = jnp.diag(jnp.array(lengths, jnp.float32) ** 2)
+    for sign in (1, -1):
+        increments = jnp.array([[0, 0, 0], [0, sign * increment, 0]], jnp.float32)
+        assert _stays_finite(gram, increments, dtype) == finite
 
 
 @pytest.mark.parametrize(("beta", "omega"), [(1.0, 2.858), (0.5, 2.171), (0.25, 1.837), (0.1, 1.609)])

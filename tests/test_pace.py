@@ -59,6 +59,26 @@ def test_rate_aware_drift_is_velocity_per_rate_times_the_coming_rates(fit, epoch
     np.testing.assert_allclose(np.asarray(got.params), expected, rtol=1e-5, atol=1e-5)
 
 
+def test_what_drift_says_of_itself():
+    forecast = pdt_optax.drift()(jnp.eye(4), 2, size=9, epsilon=1e-7, epoch=jnp.array(5))
+    assert forecast.eigenvalues.dtype == jnp.complex64
+    np.testing.assert_array_equal(forecast.eigenvalues, [1, np.nan, np.nan])
+    np.testing.assert_array_equal(forecast.singular_values, [np.nan] * 3)
+    assert (int(forecast.rank), forecast.rank.dtype) == (1, jnp.int32)
+
+
+@pytest.mark.parametrize(
+    ("rate", "increment"),
+    [(lambda count: 2.0 - 2.0 * (count > 0), 0), (lambda count: 0.5 * (count > 30), 0.5)],
+)
+def test_drift_by_rates_that_were_zero_is_finite(rate, increment):
+    """Before the first epoch the rate is the first; where nothing moved, nothing is divided by it."""
+    drift = pdt_optax.drift(learning_rate=rate, steps_per_epoch=10)
+    assert float(drift._rates(jnp.array([-2]), jnp.float32)[0]) == rate(0)
+    forecast = drift(jnp.eye(3), 1, size=9, epsilon=1e-7, epoch=jnp.array(2))
+    np.testing.assert_array_equal(forecast.increments, [[0, increment, increment]])
+
+
 def test_rate_aware_drift_does_not_jump_past_the_end_of_the_schedule():
     points = [jnp.arange(3.0) * k for k in range(4)]
     drift = pdt_optax.drift(learning_rate=optax.linear_schedule(1.0, 0.0, 10), steps_per_epoch=1)

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-# pyright: reportMissingImports=false, reportAttributeAccessIssue=false
+# pyright: reportMissingImports=false, reportAttributeAccessIssue=false, reportPrivateImportUsage=false
 # mutmut comes with the extra `mutants` alone.
 import mutmut.__main__
 from mutmut.mutation.trampoline import get_mutant_under_test, set_mutant_under_test

@@ -347,7 +347,7 @@ def test_a_horizon_of_one_is_not_halved():
 
 def test_the_guard_copies_what_it_may_bring_back():
     tx = guarded()
-    state = tx.init(start())
+    state: Any = tx.init(start())
     for kept, live in zip(
         jax.tree.leaves(state.backup.optimizer_before), jax.tree.leaves(state.inner_state), strict=True
     ):
@@ -355,10 +355,9 @@ def test_the_guard_copies_what_it_may_bring_back():
 
 
 def test_what_is_no_array_in_an_optimizers_state_stays_so():
-    inner = optax.GradientTransformation(
-        lambda params: {"name": "mine"}, lambda u, state, params=None: (u, state)
-    )
-    tx = pdt_optax.pdt(inner, guard=pdt_optax.rollback())
+    init: Any = lambda params: {"name": "mine"}  # noqa: E731
+    inner = optax.GradientTransformation(init, optax.identity().update)
+    tx: Any = pdt_optax.pdt(inner, guard=pdt_optax.rollback())
     assert tx.init(start()).backup.optimizer_before == {"name": "mine"}
 
 

@@ -58,7 +58,7 @@ def test_a_window_in_every_step_is_what_a_plain_list_is(dtype: str | None, lengt
         return [jnp.asarray(x) for x in next(values)]
 
     newest = column()
-    window = storage.start(newest, length)
+    window: Any = storage.start(newest, length)
     assert [len(x) for x in window] == [2] * length
     plain = [newest] * length
     for i in range(5):

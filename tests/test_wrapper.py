@@ -590,7 +590,7 @@ def test_a_state_counts_in_int32() -> None:
 
 
 def test_an_update_keeps_its_type() -> None:
-    tx = pdt_optax.pdt(optax.identity(), every=1, window=2, horizon=3, accept=pdt_optax.everything())
+    tx: Any = pdt_optax.pdt(optax.identity(), every=1, window=2, horizon=3, accept=pdt_optax.everything())
     params = {"w": jnp.ones(3)}
     state: Any = tx.init(params)
     for _ in range(3):

@@ -28,7 +28,7 @@ LIBRARY = pdt_optax $(addprefix tests/test_, accept.py checkpoint.py errors.py o
 
 test: $(VENV)/.test lint
 	$(VENV)/bin/python -m pytest --numprocesses 2 --cov --cov-report=term-missing:skip-covered $(LIBRARY)
-	$(VENV)/bin/python -m pytest --numprocesses 2 $(addprefix --ignore=,$(LIBRARY))
+	$(VENV)/bin/python -m pytest --numprocesses 2 tests docs $(addprefix --ignore=,$(LIBRARY))
 
 # Compiling is most of it.
 smoke: export XLA_FLAGS = --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true

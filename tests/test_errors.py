@@ -641,3 +641,9 @@ def test_a_rule_that_returns_no_mask(returns: Any, value: str) -> None:
 
     tx = pdt_optax.pdt(INNER, accept=my_rule, **SMALL)
     check(ValueError, lambda: tx.end_epoch(PARAMS, tx.init(PARAMS)), (MASK_RULE, "my_rule", value))
+
+
+def test_snapshots_in_no_order() -> None:
+    settings: Any = {"dynamics": pdt_optax.drift(), "accept": pdt_optax.agree(), "horizon": 1}
+    call = lambda: pdt_optax.predict_and_mask(iter([PARAMS] * 3), PARAMS, **settings)  # noqa: E731 # pyright: ignore
+    check(TypeError, call, ("`snapshots` must be a list or tuple of trees", "oldest to newest"))

@@ -25,7 +25,7 @@ TIMEOUT = 24  # mutmut's exit code for it
 CHECK_EVERY = 50  # mutants
 # A mutant is shown to the quickest of the tests that run its function, until they take so long, each compiling all
 # that it needs: one that is noticed is so within seconds, and one that is not would take minutes.
-SECONDS = float(os.environ.get("MUTANTS_SECONDS", "30"))
+SECONDS = 30
 
 
 class Failures:

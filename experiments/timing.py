@@ -12,7 +12,7 @@ from experiments.devices import ONE_DEVICE, Devices
 from experiments.training import Config, train
 from experiments.workloads import Resized
 
-# Of which one at least, or the last, ends in a prediction.
+# At most; the first that ends in a prediction is the last.
 EPOCHS = 12
 
 

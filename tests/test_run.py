@@ -100,17 +100,17 @@ def test_the_list_says_claim_command_cost_and_status_and_small_is_within_its_bud
     assert max(setup.seconds for setup in setups.setups("small").values()) <= 30
 
 
-@pytest.mark.parametrize("scale", SCALES)
-def test_noise_has_the_shapes_of_the_data(scale):
-    workloads = [setup.workload for setup in setups.setups(scale).values()]
-    for data, workload in {w.data: w for w in workloads if isinstance(w, Resized)}.items():
-        short = dataclasses.replace(workload, examples=3, validation_examples=2, batch_size=2)
-        noise = timing.noise(short)
-        assert len(noise.train.targets) == 3
-        assert len(noise.test.targets) == 2
-        assert noise.train.inputs.shape[1:] == datasets.SHAPES[data]
-        if data in ("digits", "fashion_mnist"):
-            assert short.load().train.inputs[0].shape == noise.train.inputs[0].shape
+def test_noise_has_the_shapes_of_the_data():
+    workloads = [setup.workload for scale in SCALES for setup in setups.setups(scale).values()]
+    assert {w.data for w in workloads if isinstance(w, Resized)} <= set(datasets.SHAPES)
+    # The other data sets may not be on this machine.
+    digits = next(w for w in workloads if isinstance(w, Resized) and w.data == "digits")
+    for noise, real in zip(timing.noise(digits), digits.load(), strict=True):
+        assert noise.inputs.shape == real.inputs.shape
+        assert noise.inputs.dtype == real.inputs.dtype
+        assert noise.targets.shape == real.targets.shape
+        assert noise.targets.dtype == real.targets.dtype
+        assert set(noise.targets) == set(real.targets)
 
 
 def test_an_epochs_time_is_told_from_a_few_steps(tmp_path, capsys):

@@ -97,3 +97,19 @@ def test_what_the_docs_say_of_processes() -> None:
         loss, weights = (run["from_one_process"][key] for key in ("loss", "weights"))
         assert f"| {name} | 0 | {loss:.1e} | {weights:.1e} |" in docs
         assert (run["jumps"], run["taken_back"], run["same_decisions"]) == (3, 1, True)
+
+
+def test_what_reliability_says_of_mutants() -> None:
+    modules = json.loads((RESULTS / "mutants.json").read_text())["modules"]
+    said = (ROOT / "docs" / "reliability.md").read_text()
+    for name, m in modules.items():
+        assert m["noticed"] + len(m["not_noticed"]) == m["tried"] <= m["mutants"]
+        assert f"`{name}` {100 * m['noticed'] / m['tried']:.0f}%" in said
+        assert m["tried"] == m["mutants"] or f"{m['mutants'] - m['tried']} of `{name}`" in said
+    tried, noticed, left = (
+        sum(f(m) for m in modules.values())
+        for f in (lambda m: m["tried"], lambda m: m["noticed"], lambda m: m["mutants"] - m["tried"])
+    )
+    assert f"{noticed:,} of the {tried:,} tried so far" in said
+    assert f"{100 * noticed / tried:.0f}%:" in said
+    assert f"{left} are not tried yet" in said

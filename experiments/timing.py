@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from experiments import data, imagenet
+from experiments import data
 from experiments.data import Dataset, Split
 from experiments.devices import ONE_DEVICE, Devices
 from experiments.training import Config, train
@@ -42,13 +42,19 @@ def noise(workload: Resized) -> Dataset:
     """Random bytes and labels, in the shapes and numbers of a workload's data."""
     rng = np.random.default_rng(0)
     shape = data.SHAPES[workload.data]
-    classes = imagenet.CLASSES if workload.data == imagenet.NAME else data.CLASSES
+    classes = data.CLASSES if workload.data in data.NAMES else _imagenet_classes()
 
     def split(count: int) -> Split:
         images = rng.integers(256, size=(count, *shape), dtype=np.uint8)
         return Split(images, rng.integers(classes, size=count, dtype=np.int32))
 
     return Dataset(split(workload.examples), split(workload.validation_examples))
+
+
+def _imagenet_classes() -> int:
+    from experiments import imagenet  # which imports TFDS and grain
+
+    return imagenet.CLASSES
 
 
 def time_steps(config: Config, steps: int, devices: Devices = ONE_DEVICE) -> Timing:

@@ -99,8 +99,10 @@ def pdt(
         comes last. The report is `opt_state.last_report`. Accepted weights land
         within one ulp of their prediction, since updates are added. It costs:
         an update that leaves a conditional must be written out (a bare adamw
-        step on 10 M weights takes 1.4 to 1.5 times as long on a CPU), and
-        under vmap the conditional becomes a select that predicts at each step.
+        step on 10 M weights takes 1.4 to 1.5 times as long on a CPU), under vmap
+        the conditional becomes a select that predicts at each step, and on a GPU
+        the host reads its condition at each step, unless XLA is told to keep it
+        there (docs/speed.md, "On a GPU").
       labels: leaves that are never predicted, such as embeddings or norms: a
         tree of bools like the parameters (or a prefix of it), or a function of
         a leaf's path (`"layers/0/kernel"`); True keeps the leaf out.

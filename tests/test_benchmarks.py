@@ -1,7 +1,10 @@
 """What the docs say of speed is what `benchmarks/results` say."""
 
 import json
+import re
+import statistics
 from pathlib import Path
+from typing import Any
 
 from benchmarks import report
 from benchmarks.measure import RESULTS
@@ -61,6 +64,67 @@ def test_the_sentences() -> None:
     times = [f"{peers[name]['times_pdt']:.0f}" for name in ("released-steps", "pydmd")]
     assert "code take {} times as long as ours, PyDMD {} times".format(*times) in README
     assert f"weights take {max(predictions):.0f} s in {huge['peak_resident_gb']:.0f} GB" in README
+
+
+def test_what_the_docs_say_of_gpus() -> None:
+    h100, h200 = (
+        {path.stem: json.loads(path.read_text()) for path in (RESULTS / gpu).iterdir()}
+        for gpu in ("h100", "h200")
+    )
+    step, ahead = h100["step"], h200["step"]
+    kept = ahead["command_buffers"]
+    assert f'`XLA_FLAGS="{kept["XLA_FLAGS"]}"`' in DOCS
+    rows: list[tuple[Any, str]] = [
+        (step["adamw-10M"], "ratio"),
+        (step["vit"], "ratio_wrapped"),
+        (step["vit"], "ratio_detached"),
+        (step["alexnet-128"], "ratio"),
+        (step["alexnet-224"], "ratio"),
+        (ahead["alexnet-128"], "ratio_end_epoch"),
+        (ahead["alexnet-128"], "ratio"),
+        (kept["alexnet-128"], "ratio"),
+    ]
+    table = re.findall(r"\| ([\d.]+) \| ([\d.]+) \|", DOCS[DOCS.index("## On a GPU") :])
+    assert table[: len(rows)] == [
+        (f"{of['unwrapped']['median_ms']:.4g}", f"{of[ratio]:.3f}") for of, ratio in rows
+    ]
+    tree = h100["boundary"]["trees"]["57M"]
+    ms = {name: f"{of['median_ms']:.2g}" for name, of in tree.items() if isinstance(of, dict)}
+    assert "takes {boundary} ms, {boundary-bfloat16} with".format(**ms) in DOCS
+    assert "differences and {boundary-dmd} with `dmd`".format(**ms) in DOCS
+    assert "references take {reference-gram} and {reference-assembly} ms".format(**ms) in DOCS
+    assert "({lengths} for the lengths, {assembly} for the assembly)".format(**ms) in DOCS
+    assert "algebra, {algebra} ms".format(**ms) in DOCS
+
+
+def test_what_the_docs_say_of_a_whole_run_on_a_gpu() -> None:
+    folder = ROOT / "experiments" / "results" / "h100"
+    epochs = {
+        path.name.split("-")[0]: [json.loads(line) for line in path.read_text().splitlines()][1:]
+        for path in folder.glob("*.jsonl")
+    }
+    assert {rule: len(of) for rule, of in epochs.items()} == {
+        "baseline": 60,
+        "released": 60,
+        "recommended": 60,
+    }
+    assert {f"{statistics.median(e['train_seconds'] for e in of):.3f}" for of in epochs.values()} == {"0.826"}
+    recommended = epochs["recommended"]
+    assert sum(e["predicted"] for e in recommended) == 28
+    seconds = sum(e["pdt_seconds"] for e in recommended)
+    share = seconds / sum(e["train_seconds"] + e["pdt_seconds"] for e in recommended)
+    assert (
+        f"takes 0.826 s with PDT and without, the 28 predictions and 60 snapshots {seconds:.2f} s of 50, {share:.1%}"
+        in DOCS
+    )
+    best = min(e["train_loss"] for e in epochs["baseline"])
+    sooner = {
+        rule: 60 - next(e["epoch"] for e in of if e["train_loss"] <= best) for rule, of in epochs.items()
+    }
+    paper = " ".join((ROOT / "docs" / "paper.md").read_text().split())
+    assert f"`recommended` takes {sooner['recommended']} epochs of 60 less" in paper
+    assert f"`released` {sooner['released']} and" in paper
+    assert f"in {60 - sooner['recommended']} epochs instead of 60 (one seed)" in README
 
 
 def test_what_the_docs_say_of_scaling() -> None:

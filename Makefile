@@ -23,7 +23,7 @@ demo: $(VENV)/.experiments
 
 # What runs notebooks, other tools and the paper's experiments is left out where lines are counted, which takes
 # time, and at the lowest versions.
-LIBRARY = pdt_optax $(addprefix tests/test_, accept.py checkpoint.py errors.py oracle.py pace.py plot.py properties.py \
+LIBRARY = pdt_optax $(addprefix tests/test_, accept.py checkpoint.py errors.py oracle.py pace.py plot.py predict.py properties.py \
 	recorder.py storage.py toy.py wrapper.py)
 
 test: $(VENV)/.test lint

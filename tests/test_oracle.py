@@ -303,6 +303,10 @@ def test_random_window_of_known_rank(seed):
         ((1, 0, 0), 1.6e38, jnp.float32, True),
         ((1, 0, 0), 1.8e38, jnp.float32, False),
         ((1, 0, 0), math.nan, jnp.float32, False),
+        # Half of the largest float, to the last bit, is too much.
+        ((32752, 0, 0), 0, jnp.float16, False),
+        ((32751, 0, 0), 0, jnp.float16, True),
+        ((1, 0, 0), float(jnp.finfo(jnp.float32).max) / 2, jnp.float32, False),
     ],
 )
 def test_what_cannot_be_promised_to_be_finite_is_not(lengths, increment, dtype, finite):

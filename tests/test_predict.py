@@ -1,0 +1,114 @@
+"""What `predict_and_mask` tells models and rules, and what it makes of their answers."""
+
+import dataclasses
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import pdt_optax
+from pdt_optax.dynamics import Fit, Forecast
+
+# Weights whose products are whole numbers: a, the newest of the snapshots, and the differences up to it and past it.
+OLDER, NEWEST, TRAINED = np.array([[1.0, 5.0], [3.0, 4.0], [6.0, 8.0]])
+
+
+@dataclasses.dataclass(frozen=True)
+class Echo:
+    """Expects no motion, and answers with what it was told."""
+
+    fit: ClassVar[Fit] = "past"
+    minimum_window: ClassVar[int] = 1
+
+    def __call__(
+        self, gram: jax.Array, horizon: int, *, size: int, epsilon: float, epoch: jax.Array
+    ) -> Forecast:
+        window = len(gram)
+        return Forecast(
+            increments=jnp.zeros((horizon, window), gram.dtype),
+            singular_values=gram[0, 1:],
+            rank=jnp.asarray(size),
+            eigenvalues=jnp.full(window - 1, epsilon + 1j * epoch),
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Lengths(Echo):
+    """Needs no inner products."""
+
+    needs_gram: ClassVar[bool] = False
+
+
+class Told(pdt_optax.Rule):
+    """Weighs a leaf by the epoch and the leaf that it was told."""
+
+    def at(self, epoch: Any, leaf: Any) -> Any:
+        return lambda increments, step, *_: jnp.full_like(step, (4 * epoch + leaf) / 64)
+
+
+def predict(
+    dynamics: Any = Echo(), accept: Any = None, leaves: int = 1, dtypes: Any = (), **settings: Any
+) -> Any:
+    """Of trees of so many equal leaves, or of one for each type."""
+    types = dtypes or ("float32",) * leaves
+    *snapshots, params = ([jnp.asarray(x, dtype) for dtype in types] for x in (OLDER, NEWEST, TRAINED))
+    accept = accept or pdt_optax.everything()
+    return pdt_optax.predict_and_mask(
+        snapshots, params, dynamics=dynamics, accept=accept, horizon=2, **settings
+    )
+
+
+@pytest.mark.parametrize(("dynamics", "products"), [(Echo(), NEWEST @ (NEWEST - OLDER)), (Lengths(), 0)])
+def test_a_model_is_told_the_products_it_needs(dynamics: Any, products: float) -> None:
+    """`needs_gram` is optional; who has none is told all."""
+    assert predict(dynamics).singular_values == pytest.approx(products)
+
+
+@pytest.mark.parametrize(
+    ("dtypes", "epsilon", "coefficients"),
+    [
+        (("float32", "float32"), 2.0**-23, jnp.float32),
+        (("bfloat16", "bfloat16"), 2.0**-23, jnp.float32),  # predictions are computed in float32
+        (("float64", "float64"), 2.0**-52, jnp.float64),
+        (("float32", "float64"), 2.0**-23, jnp.float64),
+        (("float64", "bfloat16"), 2.0**-23, jnp.float64),
+    ],
+)
+def test_the_precision_is_the_coarsest_leafs_and_coefficients_are_the_finests(
+    dtypes: Any, epsilon: float, coefficients: Any
+) -> None:
+    with jax.enable_x64(True):
+        told = predict(dtypes=dtypes, step=7)
+    assert told.coefficients.dtype == coefficients
+    assert told.rank == 4
+    assert told.eigenvalues.tolist() == [complex(epsilon, 7)]
+    assert all(new.dtype == dtype for new, dtype in zip(told.params, dtypes, strict=True))
+
+
+def test_an_epoch_that_is_not_told_is_the_first() -> None:
+    assert predict().eigenvalues.tolist() == [complex(2.0**-23, 0)]
+
+
+@pytest.mark.parametrize("together", [True, False])
+def test_a_rule_is_told_the_epoch_and_the_leaf(monkeypatch: Any, together: bool) -> None:
+    monkeypatch.setattr(pdt_optax._predict, "_SMALL", 2 if together else 1)
+    jax.clear_caches()
+    for given, step in (({}, 0), ({"step": 0}, 0), ({"step": 5}, 5)):
+        told = predict(accept=Told(), leaves=3, **given)
+        for leaf, mask in enumerate(told.mask):
+            np.testing.assert_array_equal(mask, np.full(2, (4 * step + leaf) / 64))
+        # Weighed between what training made of them and the prediction, which is the newest snapshot.
+        for new, mask in zip(told.params, told.mask, strict=True):
+            np.testing.assert_array_equal(new, TRAINED + mask * (NEWEST - TRAINED))
+
+
+def test_what_is_refused_says_why() -> None:
+    weights = jnp.ones(2)
+    settings: Any = {"dynamics": Echo(), "accept": pdt_optax.agree()}
+    with pytest.raises(ValueError, match=r"`window` must be at least 2: Echo\(\) with agree.*Got window=1"):
+        pdt_optax.predict_and_mask([weights], weights, horizon=1, **settings)
+    reason = r"whole number >= 1: a prediction looks at least one snapshot ahead\. Got horizon=0"
+    with pytest.raises(ValueError, match=reason):
+        pdt_optax.predict_and_mask([weights] * 2, weights, horizon=0, **settings)

@@ -104,8 +104,11 @@ def match(snapshots: Sequence[optax.Params], params: optax.Params, storage: Stor
     newest = snapshots[-1]
     windows = zip(*(predicted(newest, s, f"snapshots[{i}]") for i, s in enumerate(snapshots)), strict=True)
     leaves = []
-    params_leaves = map(as_array, predicted(newest, params, "params"))
-    for path, window, param in zip(paths(newest), windows, params_leaves, strict=True):
+    for path, window, given in zip(paths(newest), windows, predicted(newest, params, "params"), strict=True):
+        try:
+            param = as_array(given)
+        except (TypeError, ValueError):  # no array: the error below says what instead
+            param = given
         older = jax.ShapeDtypeStruct(window[-1].shape, storage.older_dtype(window[-1]))
         for x, like in ((param, window[-1]), *((x, older) for x in window[:-1])):
             if getattr(x, "shape", None) != like.shape or x.dtype != like.dtype:
@@ -149,5 +152,7 @@ def paths(snapshot_: optax.Params) -> list[str]:
 
 
 def describe(x: Any) -> str:
-    """`float32[2, 3]`, or the value itself if it is no array."""
-    return f"{x.dtype}{list(x.shape)}" if hasattr(x, "shape") else repr(x)
+    """`float32[2, 3]`, the keys of a tree, or the value itself if it is neither."""
+    if hasattr(x, "shape"):
+        return f"{x.dtype}{list(x.shape)}"
+    return repr(x) if x is None or jax.tree_util.all_leaves([x]) else str(jax.tree.structure(x))

@@ -647,3 +647,27 @@ def test_snapshots_in_no_order() -> None:
     settings: Any = {"dynamics": pdt_optax.drift(), "accept": pdt_optax.agree(), "horizon": 1}
     call = lambda: pdt_optax.predict_and_mask(iter([PARAMS] * 3), PARAMS, **settings)  # noqa: E731 # pyright: ignore
     check(TypeError, call, ("`snapshots` must be a list or tuple of trees", "oldest to newest"))
+
+
+NO_LEAF = "Each leaf of `params` must keep the shape and dtype of its snapshots"
+NOT_THREE_NUMBERS: list[Any] = [{"c": jnp.ones(3)}, None, "x", jnp.ones(2), jnp.ones(3, jnp.int32)]
+
+
+@pytest.mark.parametrize("other", NOT_THREE_NUMBERS, ids=str)
+@pytest.mark.parametrize("every", [None, 1])
+@pytest.mark.parametrize("kept_out", [False, True])
+def test_a_leaf_stays_what_it_was(other: Any, every: int | None, kept_out: bool) -> None:
+    """Also one that is not predicted, where a guard must be able to bring it back."""
+    weights: Any = {"a": jnp.ones(2), "b": jnp.ones(3)}
+    settings: Any = {"guard": pdt_optax.rollback(), "labels": lambda path: path == "b"} if kept_out else {}
+    tx: Any = pdt_optax.pdt(optax.identity(), **SMALL, every=every, **settings)
+    state = tx.init(weights)
+
+    def call() -> None:
+        if every is None:
+            tx.end_epoch(weights | {"b": other}, state, value=1.0)
+        else:
+            tx.update(weights, state, weights | {"b": other}, value=1.0)
+
+    got = {str: "'x'", dict: "PyTreeDef({'c': *})"}.get(type(other), str(getattr(other, "dtype", other)))
+    check(ValueError, call, (NO_LEAF, "Expected float32[3] at 'b', got " + got))

@@ -12,7 +12,7 @@ import pytest
 
 import pdt_optax
 from pdt_optax._predict import _stays_finite
-from pdt_optax.dynamics import _gavish_donoho
+from pdt_optax.dynamics import _decompose, _gavish_donoho, _kept
 from tests import oracle, training
 
 with warnings.catch_warnings():
@@ -323,6 +323,40 @@ def test_the_hard_threshold_is_the_published_one(beta, omega):
         singular_values = jnp.array([9.0, second, 1.0, 1.0, 0.5])
         np.testing.assert_array_equal(_gavish_donoho(singular_values, round(5 / beta)), np.arange(5) < kept)
     np.testing.assert_array_equal(_gavish_donoho(jnp.ones(4), round(4 / beta)), np.arange(4) < 1)
+    np.testing.assert_array_equal(_gavish_donoho(jnp.array([2.0, 0, 0]), round(3 / beta)), np.arange(3) < 1)
+
+
+@pytest.mark.parametrize(
+    ("rank", "singular_values", "epsilon", "noise", "kept"),
+    [
+        (0.8, (2, 1, 0), 0, -1, 1),  # energies 4, 5, 5: four are 80%
+        (0.9, (2, 1, 0), 0, -1, 2),
+        (0.8, (2, 1, 1), 0, -1, 2),  # 4, 5, 6
+        (None, (2, 0.19, 0.1), 0.1, 0, 1),  # nothing below epsilon times the first
+        (None, (2, 0.21, 0.1), 0.1, 0, 2),
+        (None, (2, 0.21, 0.1), 0.1, 0.5, 1),  # or below the noise
+        (3, (2, 0.21, 0.1), 0.1, 0, 2),
+        (0.999, (2, 0.21, 0.1), 0.1, 0.5, 1),
+    ],
+)
+def test_ranks(rank, singular_values, epsilon, noise, kept):
+    window = _decompose(jnp.eye(4))._replace(
+        singular_values=jnp.array(singular_values, jnp.float32), noise=jnp.float32(noise)
+    )
+    np.testing.assert_array_equal(_kept(rank, window, 100, epsilon), np.arange(3) < kept)
+
+
+def test_the_noise_is_relative_to_the_longest_difference():
+    for lengths in ((1, 3, 2, 1), (9, 1, 2, 3)):
+        window = _decompose(jnp.diag(jnp.array(lengths, jnp.float32) ** 2))
+        assert float(window.noise) == pytest.approx(64 * 3 * 2.0**-11.5)
+
+
+def test_drift_is_one_mode_that_neither_grows_nor_decays():
+    got = predict([jnp.array([1.0]), jnp.array([2.0]), jnp.array([4.0])], jnp.array([6.0]), DRIFT)
+    assert (int(got.rank), complex(got.eigenvalues[0])) == (1, 1)
+    assert np.all(np.isnan(got.eigenvalues[1:]))
+    assert got.eigenvalues.dtype == jnp.complex64
 
 
 @pytest.mark.parametrize(("rank", "exact"), [(2, False), (4, True)])

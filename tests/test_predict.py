@@ -1,11 +1,13 @@
 """What `predict_and_mask` tells models and rules, and what it makes of their answers."""
 
 import dataclasses
+import re
 from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 import pdt_optax
@@ -85,6 +87,35 @@ def test_the_precision_is_the_coarsest_leafs_and_coefficients_are_the_finests(
     assert told.rank == 4
     assert told.eigenvalues.tolist() == [complex(epsilon, 7)]
     assert all(new.dtype == dtype for new, dtype in zip(told.params, dtypes, strict=True))
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (0,)])
+def test_a_model_is_told_how_many_weights_there_are_and_never_none(shape: Any) -> None:
+    weights = jnp.ones(shape)
+    settings: Any = {"dynamics": Echo(), "accept": pdt_optax.agree(), "horizon": 1}
+    assert pdt_optax.predict_and_mask([weights] * 2, weights, **settings).rank == 1
+
+
+def test_what_is_not_predicted_has_no_mask() -> None:
+    weights = {"a": jnp.ones(2), "count": jnp.array(3)}
+    settings: Any = {"dynamics": Echo(), "accept": pdt_optax.agree(), "horizon": 1}
+    told = pdt_optax.predict_and_mask([weights] * 2, weights, **settings)
+    assert told.mask["count"] == optax.MaskedNode()
+    assert told.accepted_share_per_leaf.shape == (1,)
+
+
+@pytest.mark.parametrize("name", ["increments", "singular_values", "eigenvalues"])
+def test_a_model_must_answer_in_the_right_shapes(name: str) -> None:
+    class Wrong(Echo):
+        def __call__(self, *args: Any, **settings: Any) -> Forecast:
+            answer = super().__call__(*args, **settings)
+            return answer._replace(**{name: jnp.ones((7, 7))})
+
+    shape = (2, 2) if name == "increments" else (1,)
+    with pytest.raises(
+        ValueError, match=rf"(?s)whose `{name}` has the shape {re.escape(str(shape))}.*\(7, 7\)"
+    ):
+        predict(Wrong())
 
 
 def test_an_epoch_that_is_not_told_is_the_first() -> None:

@@ -12,7 +12,7 @@ import pytest
 
 import pdt_optax
 from pdt_optax._predict import _stays_finite
-from pdt_optax.dynamics import _decompose, _gavish_donoho, _kept
+from pdt_optax.dynamics import _decompose, _gavish_donoho, _kept, _modulus_order
 from tests import oracle, training
 
 with warnings.catch_warnings():
@@ -344,6 +344,14 @@ def test_ranks(rank, singular_values, epsilon, noise, kept):
         singular_values=jnp.array(singular_values, jnp.float32), noise=jnp.float32(noise)
     )
     np.testing.assert_array_equal(_kept(rank, window, 100, epsilon), np.arange(3) < kept)
+
+
+def test_without_float64_no_eigenvalues_are_known(monkeypatch):
+    """As on a TPU, which has no solver for them."""
+    monkeypatch.setattr(pdt_optax.dynamics, "has_float64", lambda: False)
+    unknown = _modulus_order(jnp.eye(2), jnp.int32(2))
+    assert unknown.dtype == jnp.complex64
+    assert np.isnan(unknown).tolist() == [True, True]
 
 
 def test_the_noise_is_relative_to_the_longest_difference():

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import pdt_optax
+import pdt_optax.dynamics as dynamics_module
 from pdt_optax._predict import _stays_finite
 from pdt_optax.dynamics import _decompose, _gavish_donoho, _kept, _modulus_order
 from tests import oracle, training
@@ -348,7 +349,7 @@ def test_ranks(rank, singular_values, epsilon, noise, kept):
 
 def test_without_float64_no_eigenvalues_are_known(monkeypatch):
     """As on a TPU, which has no solver for them."""
-    monkeypatch.setattr(pdt_optax.dynamics, "has_float64", lambda: False)
+    monkeypatch.setattr(dynamics_module, "has_float64", lambda: False)
     unknown = _modulus_order(jnp.eye(2), jnp.int32(2))
     assert unknown.dtype == jnp.complex64
     assert np.isnan(unknown).tolist() == [True, True]

@@ -11,6 +11,7 @@ import optax
 import pytest
 
 import pdt_optax
+from pdt_optax import _predict
 from pdt_optax.dynamics import Fit, Forecast
 
 # Weights whose products are whole numbers: a, the newest of the snapshots, and the differences up to it and past it.
@@ -124,7 +125,7 @@ def test_an_epoch_that_is_not_told_is_the_first() -> None:
 
 @pytest.mark.parametrize("together", [True, False])
 def test_a_rule_is_told_the_epoch_and_the_leaf(monkeypatch: Any, together: bool) -> None:
-    monkeypatch.setattr(pdt_optax._predict, "_SMALL", 2 if together else 1)
+    monkeypatch.setattr(_predict, "_SMALL", 2 if together else 1)
     jax.clear_caches()
     for given, step in (({}, 0), ({"step": 0}, 0), ({"step": 5}, 5)):
         told = predict(accept=Told(), leaves=3, **given)

@@ -90,6 +90,24 @@ def test_the_precision_is_the_coarsest_leafs_and_coefficients_are_the_finests(
     assert all(new.dtype == dtype for new, dtype in zip(told.params, dtypes, strict=True))
 
 
+@pytest.mark.parametrize(
+    ("dtypes", "finite"),
+    [
+        (("float32",), True),
+        (("float16",), False),
+        (("bfloat16", "float16"), False),
+        (("float32", "bfloat16"), True),
+    ],
+)
+def test_what_the_smallest_type_may_not_hold_is_not_finite(dtypes: Any, finite: bool) -> None:
+    """Weights of 30,000 each have a length of more than half of what float16 reaches."""
+    weights = [jnp.full(2, 30_000.0, dtype) for dtype in dtypes]
+    settings: Any = {"dynamics": Echo(), "accept": pdt_optax.everything(), "horizon": 1}
+    told = pdt_optax.predict_and_mask([weights] * 2, weights, **settings)
+    assert bool(told.finite) == finite
+    assert float(told.accepted_share) == finite
+
+
 @pytest.mark.parametrize("shape", [(), (1,), (0,)])
 def test_a_model_is_told_how_many_weights_there_are_and_never_none(shape: Any) -> None:
     weights = jnp.ones(shape)

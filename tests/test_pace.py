@@ -79,6 +79,18 @@ def test_drift_by_rates_that_were_zero_is_finite(rate, increment):
     np.testing.assert_array_equal(forecast.increments, [[0, increment, increment]])
 
 
+def test_a_schedule_is_asked_at_whole_steps() -> None:
+    def rate(count: Any) -> Any:
+        assert count.dtype == jnp.int32
+        return jnp.where(
+            count == 7, 1.0, 2.0
+        )  # of five steps the eighth is in the middle of the second epoch
+
+    drift = pdt_optax.drift(learning_rate=rate, steps_per_epoch=5)
+    forecast = drift(jnp.eye(3), 1, size=3, epsilon=1e-7, epoch=jnp.int32(0))
+    np.testing.assert_allclose(forecast.increments, [[0, 0.25, 0.25]])  # 1 / (2 + 2)
+
+
 def test_rate_aware_drift_does_not_jump_past_the_end_of_the_schedule():
     points = [jnp.arange(3.0) * k for k in range(4)]
     drift = pdt_optax.drift(learning_rate=optax.linear_schedule(1.0, 0.0, 10), steps_per_epoch=1)

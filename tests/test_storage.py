@@ -33,6 +33,20 @@ def test_differences_are_rounded_and_the_newest_snapshot_is_whole() -> None:
         jax.tree.map(np.testing.assert_array_equal, older[-1], expected)
 
 
+@pytest.mark.parametrize("value", [None, 0.0, 1.0])
+@pytest.mark.parametrize("dtype", [None, "bfloat16"])
+def test_the_newest_snapshot_is_the_weights_whatever_the_value(
+    dtype: str | None, value: float | None
+) -> None:
+    """Its copy is written under a condition on the value, or on the differences, that always holds."""
+    tx: Any = pdt_optax.pdt(optax.identity(), snapshot_dtype=dtype)
+    params = jnp.zeros(3)
+    state = tx.init(params)
+    for _ in range(2):
+        params, state, _ = tx.end_epoch(params + jnp.array([0.0, 1.0, 2.0]), state, value=value)
+        np.testing.assert_array_equal(pdt_optax.snapshots(tx, state)[-1], params)
+
+
 @pytest.mark.parametrize("kept", [{}, {"snapshot_dtype": "bfloat16"}, {"snapshot_device": "host"}], ids=str)
 def test_snapshots_are_the_weights_of_the_last_epochs(kept: dict[str, str]) -> None:
     tx = pdt_optax.pdt(optax.sgd(0.1), **kept, **SETTINGS)

@@ -28,10 +28,11 @@ LIBRARY = pdt_optax $(addprefix tests/test_, accept.py checkpoint.py errors.py o
 
 test: $(VENV)/.test lint
 	$(VENV)/bin/python -m pytest --numprocesses 2 --cov --cov-report=term-missing:skip-covered $(LIBRARY)
-	$(VENV)/bin/python -m pytest --numprocesses 2 tests docs $(addprefix --ignore=,$(LIBRARY))
+	XLA_FLAGS="$(QUICK)" $(VENV)/bin/python -m pytest --numprocesses 2 tests docs $(addprefix --ignore=,$(LIBRARY))
 
-# Compiling is most of it.
-smoke: export XLA_FLAGS = --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true
+# Where compiling is most of it.
+QUICK = --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true
+smoke: export XLA_FLAGS = $(QUICK)
 smoke: $(VENV)/.experiments
 	$(VENV)/bin/python -m experiments.run all --scale smoke --fresh --out runs
 
@@ -73,7 +74,7 @@ $(MIN)/.test: pyproject.toml
 mutants: export JAX_COMPILATION_CACHE_DIR = $(CURDIR)/mutants/compiled
 mutants: export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS = 0
 mutants: export JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES = -1
-mutants: export XLA_FLAGS = --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true
+mutants: export XLA_FLAGS = $(QUICK)
 mutants: $(VENV)/.mutants
 	$(VENV)/bin/python -m benchmarks.mutants run
 	$(VENV)/bin/python -m benchmarks.mutants results

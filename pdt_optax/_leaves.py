@@ -120,6 +120,15 @@ def match(snapshots: Sequence[optax.Params], params: optax.Params, storage: Stor
     return leaves
 
 
+def matched(like: optax.Params, params: optax.Params) -> list[jax.Array]:
+    """The leaves of `params` at the floating ones of `like`, which must have their shapes and dtypes.
+
+    Raises:
+      ValueError: if they have not.
+    """
+    return [leaf.param for leaf in match((like,), params)]
+
+
 def predicted(snapshot_: optax.Params, tree: Any, name: str = "tree") -> list[Any]:
     """What `tree` has at the predicted leaves of a snapshot."""
     like, treedef = jax.tree.flatten(snapshot_, is_leaf=is_masked)

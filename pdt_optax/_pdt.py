@@ -272,7 +272,7 @@ class _Wrapper:
         if not trained_from:
             return updates, state
         whole = like if state.backup is None else state.backup.weights_before
-        old = [leaf.param for leaf in _leaves.match((whole,), params)]
+        old = trained_from if state.backup is None else _leaves.matched(whole, params)
         steps = [lax.convert_element_type(u, u.dtype) for u in _leaves.predicted(whole, updates, "updates")]
         small = _small(state)
         kept = None if state.backup is None else (state.inner_state, _saved(state))
@@ -388,8 +388,7 @@ def end_epoch(
     else:
         whole = state.backup.weights_before
         core = _end_epoch_guarded_donated if donate else _end_epoch_guarded
-        weights = [leaf.param for leaf in _leaves.match((whole,), params)]
-        now = Guarded(weights, window, state.inner_state)
+        now = Guarded(_leaves.matched(whole, params), window, state.inner_state)
         now, saved, small, report = core(
             now, _saved(state), _small(state), value, _which_predicted(state), settings
         )

@@ -118,6 +118,8 @@ def test_what_the_docs_say_of_a_whole_run_on_a_gpu() -> None:
         f"takes 0.826 s with PDT and without, the 28 predictions and 60 snapshots {seconds:.2f} s of 50, {share:.1%}"
         in DOCS
     )
+    boundary = json.loads((RESULTS / "h100" / "boundary.json").read_text())["trees"]["57M"]["boundary"]
+    assert f"on an H100 {boundary['median_ms']:.0f} ms, and {share:.1%} of a whole run" in README
     best = min(e["train_loss"] for e in epochs["baseline"])
     sooner = {
         rule: 60 - next(e["epoch"] for e in of if e["train_loss"] <= best) for rule, of in epochs.items()

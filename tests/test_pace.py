@@ -82,9 +82,7 @@ def test_drift_by_rates_that_were_zero_is_finite(rate, increment):
 def test_a_schedule_is_asked_at_whole_steps() -> None:
     def rate(count: Any) -> Any:
         assert count.dtype == jnp.int32
-        return jnp.where(
-            count == 7, 1.0, 2.0
-        )  # of five steps the eighth is in the middle of the second epoch
+        return jnp.where(count == 7, 1.0, 2.0)  # 1.5 epochs of five steps, rounded down
 
     drift = pdt_optax.drift(learning_rate=rate, steps_per_epoch=5)
     forecast = drift(jnp.eye(3), 1, size=3, epsilon=1e-7, epoch=jnp.int32(0))

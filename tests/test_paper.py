@@ -2,6 +2,7 @@
 
 import json
 import re
+import statistics
 from pathlib import Path
 
 import pytest
@@ -52,3 +53,17 @@ def test_the_readme_says_what_was_found():
 def test_the_docs_say_what_was_found():
     docs = Path("docs/paper.md").read_text()
     assert claims_table(RESULTS / "small", list(VIEWS)) in docs
+
+
+def test_the_docs_say_how_long_a_run_took():
+    parts = ("train_seconds", "pdt_seconds", "compile_seconds")
+    medians = []
+    for folder in (RESULTS / "small" / "records").iterdir():
+        runs = [
+            [json.loads(line) for line in path.read_text().splitlines()][1:]
+            for path in folder.glob("*.jsonl")
+        ]
+        medians.append(statistics.median(sum(epoch[part] for epoch in run for part in parts) for run in runs))
+    assert (
+        f"the longest median of a setup's runs is {max(medians):.1f} s" in Path("docs/paper.md").read_text()
+    )

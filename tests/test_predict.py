@@ -14,7 +14,7 @@ import pdt_optax
 from pdt_optax import _predict
 from pdt_optax.dynamics import Fit, Forecast
 
-# Weights whose products are whole numbers: a, the newest of the snapshots, and the differences up to it and past it.
+# Two snapshots, and what training made of the newer; their products are whole numbers.
 OLDER, NEWEST, TRAINED = np.array([[1.0, 5.0], [3.0, 4.0], [6.0, 8.0]])
 
 

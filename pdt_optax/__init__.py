@@ -1,13 +1,18 @@
 """Predictive Differential Training for any Optax optimizer."""
 
+from typing import Any
+
 from pdt_optax import presets
+from pdt_optax._boundary import Backup, Clock
+from pdt_optax._compiled import Epoch
+from pdt_optax._history import History
 from pdt_optax._memory import Memory, memory
-from pdt_optax._pdt import PDT, check_saved, end_epoch, leaf_paths, pdt
 from pdt_optax._predict import Prediction, predict_and_mask
+from pdt_optax._predictor import Predictor
 from pdt_optax._recorder import Recorder
-from pdt_optax._saved import resize_window
-from pdt_optax._snapshots import snapshots
-from pdt_optax._state import Detached, PDTReport, PDTState, attach, detach
+from pdt_optax._report import PDTReport
+from pdt_optax._saved import check_saved, leaf_paths, resize_window, snapshots
+from pdt_optax._transformation import PDT, PDTState, end_epoch, pdt
 from pdt_optax.accept import (
     Rule,
     agree,
@@ -19,29 +24,33 @@ from pdt_optax.accept import (
     shrink,
 )
 from pdt_optax.dynamics import Dynamics, Forecast, dmd, drift
-from pdt_optax.guard import rollback
-from pdt_optax.schedule import Schedule, adaptive, fixed, released_schedule
+from pdt_optax.guard import Guard, rollback
+from pdt_optax.schedule import Pace, Schedule, adaptive, fixed, released_schedule
 
 __version__ = "0.1.0"
 
 __all__ = [
     "PDT",
-    "Detached",
+    "Backup",
+    "Clock",
     "Dynamics",
+    "Epoch",
     "Forecast",
+    "Guard",
+    "History",
     "Memory",
     "PDTReport",
     "PDTState",
+    "Pace",
     "Prediction",
+    "Predictor",
     "Recorder",
     "Rule",
     "Schedule",
     "adaptive",
     "agree",
-    "attach",
     "bounded_rule",
     "check_saved",
-    "detach",
     "dmd",
     "drift",
     "end_epoch",
@@ -61,3 +70,12 @@ __all__ = [
     "shrink",
     "snapshots",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """`pdt_optax.plot`, loaded when it is first used: it needs matplotlib."""
+    if name == "plot":
+        import importlib
+
+        return importlib.import_module("pdt_optax.plot")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,41 +1,46 @@
 """The end of an epoch (Alg. 1): judge the last jump, predict if it is time, take a snapshot.
 
-Everything here works on lists of leaves and is traced: inside the wrapper's own
-jit, or inside whatever the caller compiles.
+Everything here works on lists of leaves and is traced: inside `end_epoch`'s own
+jit, inside `update`, or inside whatever the caller compiles.
 """
 
 import dataclasses
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 from jax import lax
 
-from pdt_optax._assembly import Accept
-from pdt_optax._predict import _predict
-from pdt_optax._state import PDTReport, no_report
-from pdt_optax._storage import Column, Storage, Window
+from pdt_optax._layout import Column
+from pdt_optax._predict import predict
+from pdt_optax._report import PDTReport, no_report
+from pdt_optax._window import Storage, Window
+from pdt_optax.accept import Rule
 from pdt_optax.dynamics import Dynamics
-from pdt_optax.guard import rollback
+from pdt_optax.guard import Guard
 from pdt_optax.schedule import Pace, Schedule
 
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """All that a boundary depends on; hashable, so that equal wrappers share compiled code."""
+    """All that a boundary depends on; hashable, so that equal predictors share compiled code.
+
+    Attributes:
+      together: see `predict`.
+      predicted: for each of the weights at hand, whether it is one of the snapshots' leaves.
+    """
 
     dynamics: Dynamics
-    accept: Accept
+    accept: Rule
     window: int
-    horizon: int
     start: int
-    interval: int
     schedule: Schedule
-    guard: rollback | None
+    guard: Guard | None
     dry_run: bool
     storage: Storage
-    together: bool = False  # see `_predict`
+    together: bool = False
+    predicted: tuple[bool, ...] = ()
 
     @property
     def needs_value(self) -> bool:
@@ -44,7 +49,17 @@ class Settings:
 
 
 class Clock(NamedTuple):
-    """The counters and the pace: what decides when to predict, and how far."""
+    """The counters and the pace: what decides when to predict, and how far.
+
+    Attributes:
+      snapshots_held: (), int32; of the window's snapshots, those that were
+        taken; a prediction waits until all were.
+      snapshots_seen: (), int32; taken so far, the one at `init` included; epochs
+        that the guard took back do not count. The epoch's number, from 0, is one less.
+      plain_epochs: (), int32; epochs since the last prediction.
+      predictions_made: (), int32.
+      pace: the schedule's numbers.
+    """
 
     snapshots_held: jax.Array
     snapshots_seen: jax.Array
@@ -52,132 +67,144 @@ class Clock(NamedTuple):
     predictions_made: jax.Array
     pace: Pace
 
+    @classmethod
+    def start(cls, schedule: Schedule) -> "Clock":
+        """The clock before the first epoch, when the snapshot of the initial weights is taken."""
+        held, seen = (jnp.ones((), jnp.int32) for _ in range(2))  # two arrays, to be donated
+        plain, predictions = (jnp.zeros((), jnp.int32) for _ in range(2))
+        return cls(held, seen, plain, predictions, schedule.start())
 
-def predict_if_due(
-    window: Window, trained: Column, clock: Clock, value: jax.Array, settings: Settings
-) -> tuple[Column, Clock, PDTReport]:
-    """The new weights, the clock after this epoch, and its report.
+
+class Backup(NamedTuple):
+    """What the guard brings back when a jump has failed.
+
+    Attributes:
+      armed: (), bool; whether the last epoch's end made a jump, still to be judged.
+      weights_before: the optimizer's own weights at that jump, a tree like the
+        parameters with a `MaskedNode` for each leaf that is not floating point;
+        at a boundary, the list of its leaves.
+      optimizer_before: the optimizer's state at that jump; at a boundary, its leaves.
+    """
+
+    armed: jax.Array
+    weights_before: optax.Params
+    optimizer_before: optax.OptState
+
+
+class Moment(NamedTuple):
+    """All that a boundary reads and writes.
+
+    Attributes:
+      weights: all floating leaves of the parameters under a guard, else those that are predicted.
+      window: the snapshots, oldest to newest.
+      opt_state: the leaves of the optimizer's state under a guard, else none.
+      backup: from before the last jump, None without a guard.
+      clock: as it stood during the epoch.
+    """
+
+    weights: Column
+    window: Window
+    opt_state: Column
+    backup: Backup | None
+    clock: Clock
+
+
+def end(now: Moment, value: jax.Array, missing: jax.Array, settings: Settings) -> tuple[Moment, PDTReport]:
+    """Ends an epoch.
 
     Args:
-      window: the snapshots, oldest to newest.
-      trained: the weights after the epoch.
-      clock: as it stood during the epoch.
+      now: after the epoch, before its snapshot.
       value: (), float32, the epoch's value.
-      settings: of the wrapper.
+      missing: (), bool; whether it was needed and none came.
+      settings: of the predictor.
+
+    Returns:
+      The moment after it, with the epoch's snapshot taken; or, where the guard
+      takes the last jump back, as after the epoch that ended in it, had there
+      been none. And the report.
     """
+
+    def go_on() -> tuple[Moment, PDTReport]:
+        trained = _chosen(now.weights, settings)
+        new, clock, report = _predict_if_due(now.window, trained, now.clock, value, settings)
+        remaining = iter(new)
+        weights = [next(remaining) if p else w for w, p in zip(now.weights, settings.predicted, strict=True)]
+        window = settings.storage.push(now.window, new)
+        backup = None
+        if settings.guard is not None:
+            backup = Backup(report.predicted & (not settings.dry_run), now.weights, now.opt_state)
+        return Moment(weights, window, now.opt_state, backup, clock), report
+
+    if settings.guard is None or now.backup is None:
+        after, report = go_on()
+    else:
+        failed = settings.guard.failed(value, now.clock.pace.value_before)
+        take_back = now.backup.armed & failed & ~missing
+        after, report = lax.cond(take_back, lambda: _taken_back(now, value, settings), go_on)
+    return after, report._replace(value_missing=missing)
+
+
+def _chosen(weights: Column, settings: Settings) -> Column:
+    return [w for w, p in zip(weights, settings.predicted, strict=True) if p]
+
+
+def _taken_back(now: Moment, value: jax.Array, settings: Settings) -> tuple[Moment, PDTReport]:
+    """The moment after the epoch that ended in the last jump, had there been none."""
+    assert settings.guard is not None
+    assert now.backup is not None
+    before = now.backup
+    weights, opt_state = jax.tree.leaves(before.weights_before), jax.tree.leaves(before.optimizer_before)
+    # The newest snapshot is the weights after the jump: the optimizer's own take its place.
+    window = settings.storage.replace_newest(now.window, _chosen(weights, settings))
+    clock = now.clock._replace(
+        pace=settings.guard.after(now.clock.pace), plain_epochs=jnp.ones_like(now.clock.plain_epochs)
+    )
+    report = no_report(len(window), sum(settings.predicted), value)._replace(rolled_back=jnp.array(True))
+    return Moment(weights, window, opt_state, before._replace(armed=jnp.array(False)), clock), report
+
+
+def _predict_if_due(
+    window: Window, trained: Column, clock: Clock, value: jax.Array, settings: Settings
+) -> tuple[Column, Clock, PDTReport]:
+    """The new weights, the clock after this epoch, and its report."""
     epoch = clock.snapshots_seen - 1  # counted from 0; the snapshot of `init` came before it
     jumped = (clock.predictions_made > 0) & (clock.plain_epochs == 0)
     pace = settings.schedule.next(clock.pace, value, jumped)
     pace = pace._replace(value_before=value, value_before_that=clock.pace.value_before)
     rested = (clock.predictions_made == 0) | (clock.plain_epochs >= pace.interval_now)
     due = (epoch >= settings.start) & (clock.snapshots_held >= settings.window) & rested
-    longest = settings.schedule.longest(settings.horizon)
-    adapts = settings.needs_value
+    nothing = no_report(len(window), len(trained), value)
 
-    def predict(trained: Column) -> tuple[Column, PDTReport]:
-        prediction = _predict(
+    def predicted(trained: Column) -> tuple[Column, PDTReport]:
+        new, _, told = predict(
             settings.storage.at_hand(window),
             trained,
             epoch,
             dynamics=settings.dynamics,
             accept=settings.accept,
-            horizon=longest,
-            reach=pace.horizon_now if adapts else None,
+            horizon=settings.schedule.longest,
+            reach=None if settings.schedule.steady and settings.guard is None else pace.horizon_now,
             storage=settings.storage,
             together=settings.together,
         )
-        report = PDTReport(
-            predicted=prediction.finite,
-            finite=prediction.finite,
-            horizon=pace.horizon_now,
-            accepted_share=prediction.accepted_share,
-            accepted_share_per_leaf=prediction.accepted_share_per_leaf,
-            singular_values=prediction.singular_values,
-            eigenvalues=prediction.eigenvalues,
-            rank=prediction.rank,
-            mean_value=value,
-            rolled_back=jnp.array(False),
-        )
-        return (trained if settings.dry_run else prediction.params), report
+        known = {name: x for name, x in told._asdict().items() if name in PDTReport._fields}
+        report = nothing._replace(predicted=told.finite, horizon=pace.horizon_now, **known)
+        return (trained if settings.dry_run else new), report
 
     # A loop of zero or one trips, not a conditional: what a loop carries is
     # updated in place, while a conditional's weights would come back in new memory.
-    nothing = no_report(len(window), len(trained), value)
     _, new, report = lax.while_loop(
-        lambda carry: carry[0], lambda carry: (jnp.array(False), *predict(carry[1])), (due, trained, nothing)
+        lambda carry: carry[0],
+        lambda carry: (jnp.array(False), *predicted(carry[1])),
+        (due, trained, nothing),
     )
-    more: Any = jax.tree.map(optax.safe_increment, clock._replace(pace=()))
     clock = Clock(
-        snapshots_held=jnp.minimum(more.snapshots_held, settings.window),
-        snapshots_seen=more.snapshots_seen,
-        plain_epochs=jnp.where(report.predicted, 0, more.plain_epochs),
-        predictions_made=jnp.where(report.predicted, more.predictions_made, clock.predictions_made),
+        snapshots_held=jnp.minimum(optax.safe_increment(clock.snapshots_held), settings.window),
+        snapshots_seen=jnp.asarray(optax.safe_increment(clock.snapshots_seen)),
+        plain_epochs=jnp.where(report.predicted, 0, optax.safe_increment(clock.plain_epochs)),
+        predictions_made=jnp.where(
+            report.predicted, optax.safe_increment(clock.predictions_made), clock.predictions_made
+        ),
         pace=pace,
     )
     return new, clock, report
-
-
-class Guarded(NamedTuple):
-    """What the guard may bring back: all floating leaves, the snapshots, the optimizer's state."""
-
-    weights: Column
-    window: Window
-    inner_state: Any
-
-
-class Saved(NamedTuple):
-    """A `Backup` as leaves."""
-
-    armed: jax.Array
-    weights: Column
-    inner_state: Any
-
-
-def judge_and_predict(
-    now: Guarded,
-    saved: Saved,
-    clock: Clock,
-    value: jax.Array,
-    predicted: tuple[bool, ...],
-    settings: Settings,
-) -> tuple[Guarded, Saved, Clock, PDTReport]:
-    """`predict_if_due` under a guard: takes the last jump back if it has failed.
-
-    Args:
-      now: after the epoch, before its snapshot.
-      saved: from before the last jump.
-      clock, value, settings: as for `predict_if_due`.
-      predicted: for each of the weights, whether it is one of the snapshots' leaves.
-
-    Returns:
-      All of it with the epoch's snapshot taken, or as it was after the epoch
-      that ended in the jump, had there been none.
-    """
-    assert settings.guard is not None
-
-    def chosen(weights: Column) -> Column:
-        return [w for w, p in zip(weights, predicted, strict=True) if p]
-
-    def go_on() -> tuple[Guarded, Saved, Clock, PDTReport]:
-        new, after, report = predict_if_due(now.window, chosen(now.weights), clock, value, settings)
-        remaining = iter(new)
-        weights = [next(remaining) if p else w for w, p in zip(now.weights, predicted, strict=True)]
-        jumped = report.predicted & (not settings.dry_run)
-        backup = Saved(jumped, now.weights, now.inner_state)
-        window = settings.storage.push(now.window, new)
-        return Guarded(weights, window, now.inner_state), backup, after, report
-
-    def take_back() -> tuple[Guarded, Saved, Clock, PDTReport]:
-        # The newest snapshot is the weights after the jump: the optimizer's own take its place.
-        window = settings.storage.replace_newest(now.window, chosen(saved.weights))
-        pace = clock.pace._replace(
-            horizon_now=jnp.maximum(clock.pace.horizon_now // 2, 1),
-            interval_now=2 * clock.pace.interval_now,
-        )
-        report = no_report(len(window), sum(predicted), value)._replace(rolled_back=jnp.array(True))
-        after = clock._replace(pace=pace, plain_epochs=jnp.ones_like(clock.plain_epochs))
-        spent = saved._replace(armed=jnp.array(False))
-        return Guarded(saved.weights, window, saved.inner_state), spent, after, report
-
-    failed = saved.armed & settings.guard.failed(value, clock.pace.value_before)
-    return lax.cond(failed, take_back, go_on)

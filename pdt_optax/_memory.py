@@ -4,9 +4,11 @@ from typing import Any, NamedTuple
 
 import jax
 
-from pdt_optax import _leaves
-from pdt_optax._pdt import PDT, wrapper_of
-from pdt_optax._predict import _predict, _stacks
+from pdt_optax import _layout
+from pdt_optax._predict import predict, stacks
+from pdt_optax._predictor import Predictor
+from pdt_optax._saved import predictor_of
+from pdt_optax._transformation import PDT
 
 
 class Memory(NamedTuple):
@@ -62,57 +64,62 @@ def _bytes(tree: Any) -> int:
     return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree) if hasattr(x, "dtype"))
 
 
-def memory(params: Any, pdt_tx: PDT) -> Memory:
-    """What training with `pdt_tx` will hold, from the shapes of the parameters alone.
+def memory(made: PDT | Predictor, params: Any) -> Memory:
+    """What training with PDT will hold, from the shapes of the parameters alone.
 
     Args:
+      made: what `pdt(...)` returned, or a `Predictor`; beside that, neither the
+        optimizer's state nor a guard's copy of it is known.
       params: the parameters, or `jax.ShapeDtypeStruct`s in their place.
-      pdt_tx: what `pdt(...)` returned.
 
     Returns:
       A `Memory`. Gradients and activations are not in it.
 
     Raises:
-      TypeError: if `pdt_tx` is not what `pdt` returned.
+      TypeError: if `made` is neither.
       ValueError: if there is nothing to predict.
 
     Example:
       >>> import jax, jax.numpy as jnp, optax, pdt_optax
       >>> params = {"kernel": jax.ShapeDtypeStruct((4096, 14000), jnp.float32)}
-      >>> print(pdt_optax.memory(params, pdt_optax.pdt(optax.adamw(1e-3), snapshot_dtype="bfloat16")))
+      >>> print(pdt_optax.memory(pdt_optax.pdt(optax.adamw(1e-3), snapshot_dtype="bfloat16"), params))
       parameters                  229 MB
       optimizer                   459 MB
       snapshots                   688 MB
       at a prediction            57.3 MB
       at most, on the devices    1.43 GB
     """
-    settings = wrapper_of(pdt_tx).settings
-    state: Any = jax.eval_shape(pdt_tx.init, params)
-    prediction = jax.eval_shape(
-        lambda snapshots, params: _predict(
-            settings.storage.at_hand(snapshots),
-            params,
+    predictor = predictor_of(made)
+    settings = predictor.settings
+    if isinstance(made, Predictor):
+        opt_state: Any = () if settings.guard else None
+        optimizer, history = 0, jax.eval_shape(lambda p: made.init(p, opt_state), params)
+    else:
+        state: Any = jax.eval_shape(made.init, params)
+        optimizer, history = _bytes(state.inner_state), state.history
+    weights = _layout.take(history.snapshots[-1], params)
+    window = tuple(map(jax.tree.leaves, history.snapshots))
+    _, mask, _ = jax.eval_shape(
+        lambda window, weights: predict(
+            settings.storage.at_hand(window),
+            weights,
             0,
             dynamics=settings.dynamics,
             accept=settings.accept,
-            horizon=settings.schedule.longest(settings.horizon),
+            horizon=settings.schedule.longest,
             storage=settings.storage,
         ),
-        state.snapshots,
-        params,
+        window,
+        weights,
     )
-    points = [
-        (*leaf.snapshots, leaf.param) for leaf in _leaves.match(state.snapshots, params, settings.storage)
-    ]
-    stacks = _stacks([leaf[-1] for leaf in points], together=True)
-    copied = [points[i] for stack in stacks if len(stack) > 1 for i in stack]
-    snapshots = _bytes(state.snapshots)
-    backup = 0 if state.backup is None else _bytes(state.backup)
+    together = [i for stack in stacks(weights, together=True) if len(stack) > 1 for i in stack]
+    copied = [column[i] for column in (*window, weights) for i in together]
+    snapshots = _bytes(history.snapshots)
     return Memory(
         params=_bytes(params),
-        optimizer=_bytes(state.inner_state),
+        optimizer=optimizer,
         snapshots=snapshots,
         snapshots_on_host=settings.storage.host,
-        backup=backup,
-        boundary=_bytes(prediction.mask) + _bytes(copied) + (snapshots if settings.storage.host else 0),
+        backup=_bytes(history.backup),
+        boundary=_bytes(mask) + _bytes(copied) + (snapshots if settings.storage.host else 0),
     )

@@ -1,7 +1,6 @@
 """Predict and mask: two passes over the weights, everything else `window` x `window`."""
 
 import functools
-import operator
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -11,14 +10,13 @@ import numpy as np
 import optax
 from jax import lax
 
-from pdt_optax import _leaves
-from pdt_optax._assembly import Accept, assemble
-from pdt_optax._gram import Points, gram_matrix
-from pdt_optax._precision import in_widest_float
-from pdt_optax._sharding import on_one_device
-from pdt_optax._storage import WHOLE, Storage
-from pdt_optax.accept import Rule, mean_weights
+from pdt_optax._layout import Column, as_array, floating, put, refill, take
+from pdt_optax._passes import Points, assemble, gram_matrix
+from pdt_optax._reduce import in_widest_float, on_one_device
+from pdt_optax._window import WHOLE, Storage, Window
+from pdt_optax.accept import Accept, Rule, as_rule, mean_weights
 from pdt_optax.dynamics import Dynamics, check_fit
+from pdt_optax.schedule import check_horizon
 
 
 class Prediction(NamedTuple):
@@ -53,17 +51,12 @@ class Prediction(NamedTuple):
     finite: jax.Array
 
 
-def check_model(dynamics: Any, accept: Any, window: int) -> None:
+def check_model(dynamics: Dynamics, accept: Rule, window: int) -> None:
     """Raises if `dynamics` and `accept` cannot work together on `window` snapshots."""
     if not isinstance(dynamics, Dynamics) or isinstance(dynamics, type):
         raise TypeError(
             "`dynamics` must be a model of the dynamics, such as `drift()` or `dmd()` (with its "
             f"parentheses). Got {dynamics!r}."
-        )
-    if not callable(accept) or isinstance(accept, type):
-        raise TypeError(
-            "`accept` must be an acceptance rule, such as `agree()` or `released_rule()` (with its "
-            f"parentheses). Got {accept!r}."
         )
     for name, value in (("dynamics", dynamics), ("accept", accept)):
         try:
@@ -73,29 +66,13 @@ def check_model(dynamics: Any, accept: Any, window: int) -> None:
                 f"`{name}` must be hashable: it is a static argument of a jitted function. Got {value!r}."
             ) from None
     check_fit(dynamics.fit)
-    needed = max(2, dynamics.minimum_window, getattr(accept, "minimum_window", 2))
+    needed = max(2, dynamics.minimum_window, accept.minimum_window)
     if window < needed:
         raise ValueError(
             f"`window` must be at least {needed}: {dynamics} with {accept} needs that many snapshots. "
             f"Got {window=}."
         )
-    if isinstance(accept, Rule):
-        accept.check(dynamics)
-
-
-def count(name: str, value: Any, least: int, reason: str) -> int:
-    """`value` as an int, or ValueError if it is none or less than `least`."""
-    try:
-        number = operator.index(value)
-    except TypeError:
-        number = least - 1
-    if isinstance(value, bool) or number < least:
-        raise ValueError(f"`{name}` must be a whole number >= {least}: {reason}. Got {name}={value!r}.")
-    return number
-
-
-def check_horizon(horizon: Any) -> int:
-    return count("horizon", horizon, 1, "a prediction looks at least one snapshot ahead")
+    accept.check(dynamics)
 
 
 def predict_and_mask(
@@ -103,7 +80,7 @@ def predict_and_mask(
     params: optax.Params,
     *,
     dynamics: Dynamics,
-    accept: Accept,
+    accept: Rule | Accept,
     horizon: int,
     step: jax.Array | int = 0,
 ) -> Prediction:
@@ -130,7 +107,7 @@ def predict_and_mask(
 
     Raises:
       ValueError: for too few snapshots, or trees that do not match.
-      TypeError: if `dynamics` or `accept` is none.
+      TypeError: if `dynamics` is not a model, or `accept` not a rule.
 
     Example:
       >>> import jax.numpy as jnp, pdt_optax
@@ -148,49 +125,73 @@ def predict_and_mask(
             "`snapshots` must be a list or tuple of trees like `params`, oldest to newest. "
             f"Got {type(snapshots).__name__}."
         )
-    snapshots = tuple(snapshots)
     horizon = check_horizon(horizon)
-    check_model(dynamics, accept, len(snapshots))
-    _leaves.match(snapshots, params)
-    return _predict(
-        snapshots,
-        params,
+    rule = as_rule("accept", accept)
+    check_model(dynamics, rule, len(snapshots))
+    newest = snapshots[-1]
+    like = jax.tree.map(as_array, floating(newest))
+    window = tuple(take(like, s, f"snapshots[{i}]") for i, s in enumerate(snapshots))
+    weights = take(like, params)
+    new, mask, told = predict(
+        window,
+        weights,
         step,
         dynamics=dynamics,
-        accept=accept,
+        accept=rule,
         horizon=horizon,
-        together=on_one_device(params),
+        together=on_one_device(weights),
     )
+    return Prediction(put(like, params, new), refill(like, mask), **told._asdict())
 
 
-def _core(
-    snapshots: tuple[optax.Params, ...],
-    params: optax.Params,
+class Told(NamedTuple):
+    """What is told of a prediction besides the weights and the mask; as in `Prediction`."""
+
+    coefficients: jax.Array
+    singular_values: jax.Array
+    rank: jax.Array
+    eigenvalues: jax.Array
+    accepted_share: jax.Array
+    accepted_share_per_leaf: jax.Array
+    finite: jax.Array
+
+
+@functools.partial(jax.jit, static_argnames=("dynamics", "accept", "horizon", "storage", "together"))
+def predict(
+    window: Window,
+    weights: Column,
     step: jax.Array | int,
     *,
     dynamics: Dynamics,
-    accept: Accept,
+    accept: Rule,
     horizon: int,
     reach: jax.Array | None = None,
     storage: Storage = WHOLE,
     together: bool = False,
-) -> Prediction:
-    """`predict_and_mask`, checked.
+) -> tuple[Column, Column, Told]:
+    """`predict_and_mask` of columns: lists of leaves that are known to match.
 
     Args:
+      window: the snapshots, oldest to newest.
+      weights: what the optimizer made of the newest.
+      step: as in `predict_and_mask`.
+      dynamics, accept, horizon: as in `predict_and_mask`, checked.
       reach: (), int32, a horizon below the static one.
+      storage: how the snapshots are kept.
       together: whether small leaves that are alike may be computed together;
         not where they may be split over devices, each in its own way.
+
+    Returns:
+      The new weights, the mask of each leaf, and what is told of them.
     """
-    leaves = _leaves.match(snapshots, params, storage)
-    if not leaves:
+    if not weights:
         raise ValueError(
             "There is nothing to predict: the snapshots have no floating-point leaf. "
-            f"Got {jax.tree.structure(snapshots[-1])}."
+            f"Got {len(window)} snapshots of 0 leaves."
         )
-    points = [(*leaf.snapshots, leaf.param) for leaf in leaves]
-    stacks = _stacks([leaf.param for leaf in leaves], together)
-    stacked = [tuple(map(_stack, *(points[i] for i in stack))) for stack in stacks]
+    points: list[Points] = [(*snapshots, x) for *snapshots, x in zip(*window, weights, strict=True)]
+    groups = stacks(weights, together)
+    stacked = [tuple(map(_stack, *(points[i] for i in group))) for group in groups]
     small = in_widest_float(functools.partial(_forecast, storage=storage, dynamics=dynamics, horizon=horizon))
     ahead = jnp.asarray(horizon if reach is None else reach, jnp.int32)
     increments, displacement, finite, singular_values, rank, eigenvalues = small(
@@ -207,47 +208,37 @@ def _core(
             dynamics.fit,
             increments,
             displacement,
-            _rule_at(accept, step, leaf),
+            accept.at(step, leaf),
             horizon if reach is None else reach,
             finite,
         )
 
-    new: list[Any] = [None] * len(leaves)
-    mask: list[Any] = [None] * len(leaves)
+    new: list[Any] = [None] * len(weights)
+    mask: list[Any] = [None] * len(weights)
     masks = []
-    for stack, x in zip(stacks, stacked, strict=True):
-        if len(stack) == 1:
-            new[stack[0]], mask[stack[0]] = assembled(stack[0], x)
-            masks.append(mask[stack[0]])
+    for group, x in zip(groups, stacked, strict=True):
+        if len(group) == 1:
+            new[group[0]], mask[group[0]] = assembled(group[0], x)
+            masks.append(mask[group[0]])
         else:
-            news, judged = jax.vmap(assembled)(jnp.array(stack), x)
+            news, judged = jax.vmap(assembled)(jnp.array(group), x)
             masks.append(judged)
-            for row, i in enumerate(stack):
+            for row, i in enumerate(group):
                 new[i], mask[i] = news[row], judged[row]
-    order = np.argsort([i for stack in stacks for i in stack])
-    shares, share = mean_weights(masks, [len(stack) for stack in stacks])
-    unpredicted = jax.tree.map(lambda _: optax.MaskedNode(), snapshots[-1])
-    return Prediction(
-        params=_leaves.replace(snapshots[-1], params, new),
-        mask=_leaves.replace(snapshots[-1], unpredicted, mask),
-        coefficients=increments,
-        singular_values=singular_values,
-        rank=rank,
-        eigenvalues=eigenvalues,
-        accepted_share=share,
-        accepted_share_per_leaf=shares[order],
-        finite=finite,
+    order = np.argsort([i for group in groups for i in group])
+    shares, share = mean_weights(masks, [len(group) for group in groups])
+    return (
+        new,
+        mask,
+        Told(increments, singular_values, rank, eigenvalues, share, shares[order], finite),
     )
-
-
-_predict = jax.jit(_core, static_argnames=("dynamics", "accept", "horizon", "storage", "together"))
 
 
 # Up to so many weights a leaf is small: it costs more to be called for than to be copied.
 _SMALL = 2**16
 
 
-def _stacks(leaves: Sequence[Any], together: bool) -> list[list[int]]:
+def stacks(leaves: Sequence[Any], together: bool) -> list[list[int]]:
     """Indices of the leaves in groups: small ones that are alike together, each of the others alone."""
     groups: dict[Any, list[int]] = {}
     for i, x in enumerate(leaves):
@@ -273,7 +264,7 @@ def _forecast(
     dtypes = [leaf[-1].dtype for leaf in points]
     working = jnp.float64 if all(d == jnp.float64 for d in dtypes) else jnp.float32
     result = jnp.float64 if any(d == jnp.float64 for d in dtypes) else jnp.float32
-    gram, unseen = gram_matrix(points, storage, dynamics.fit, not getattr(dynamics, "needs_gram", True))
+    gram, unseen = gram_matrix(points, storage, dynamics.fit, not dynamics.needs_gram)
     finite = jnp.all(jnp.isfinite(gram)) & jnp.isfinite(unseen)
     # Some LAPACK solvers never return from a NaN; `finite` remembers it.
     model_gram = jnp.where(jnp.all(jnp.isfinite(gram)), gram, 0)
@@ -317,7 +308,3 @@ def _stays_finite(gram: jax.Array, increments: jax.Array, dtype: Any) -> jax.Arr
     largest = min(_largest(dtype), _largest(gram.dtype)) / 2
     small_enough = jnp.max(jnp.abs(increments)) < _largest(jnp.float32) / 2
     return (bound < largest) & small_enough
-
-
-def _rule_at(accept: Accept, epoch: jax.Array | int, leaf: jax.Array | int) -> Accept:
-    return accept.at(epoch, leaf) if isinstance(accept, Rule) else accept

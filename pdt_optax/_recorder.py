@@ -9,14 +9,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jax.sharding import NamedSharding, PartitionSpec
 
-from pdt_optax import _leaves
-from pdt_optax._predict import count
-from pdt_optax._state import PDTReport, find_state
+from pdt_optax import _history, _layout
+from pdt_optax._report import PDTReport
+from pdt_optax.schedule import count
 
-_FORMAT = "pdt_optax.Recorder 1"
+_FORMAT = "pdt_optax.Recorder 2"
 
 
 class Recorder:
@@ -69,31 +68,26 @@ class Recorder:
         """The epochs recorded."""
         return len(self._rows)
 
-    def add(self, report: PDTReport, opt_state: optax.OptState) -> None:
+    def add(self, report: PDTReport, state: Any) -> None:
         """Records an epoch.
 
         Args:
           report: of its end; with `every`, `opt_state.last_report`.
-          opt_state: after it; it may hold the wrapper's state anywhere, and may
-            be donated afterwards.
+          state: after it: a `History`, the state of `pdt`, or a tree around
+            either. It may be donated afterwards.
 
         Raises:
-          TypeError: if `report` is none.
-          ValueError: if `opt_state` does not hold exactly one state of `pdt`,
-            its snapshots are detached, or its leaves are not those of the epochs before.
+          TypeError: if `report` is not a `PDTReport`.
+          ValueError: if `state` does not hold exactly one history, or its
+            leaves are not those of the epochs before.
         """
         if not isinstance(report, PDTReport):
             raise TypeError(
                 "`report` must be a `PDTReport`, as `end_epoch` returns it last and `last_report` holds it with "
                 f"`every`. Got {type(report).__name__}."
             )
-        state = find_state(opt_state)
-        if not state.snapshots:
-            raise ValueError(
-                "`add` comes before `detach`: it reads the snapshots. Got a state with 0 snapshots."
-            )
-        newest = state.snapshots[-1]
-        paths, leaves = _leaves.paths(newest), _leaves.predicted(newest, newest)
+        newest = _history.find(state).snapshots[-1]
+        paths, leaves = _layout.leaf_names(newest), jax.tree.leaves(newest)
         if not self._rows:
             self.paths = paths
             if self._per_leaf:

@@ -1,84 +1,129 @@
-"""Taking up a saved state: whether it fits its wrapper, and another window for it."""
+"""A state at hand: what its snapshots are, whether a saved one can be taken up, another window for it."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-import optax
-from jax.core import Tracer
 
-from pdt_optax._predict import count
-from pdt_optax._state import VERSION, PDTState, find_state, no_report, with_state
+from pdt_optax import _history, _layout
+from pdt_optax._history import History, find, replaced
+from pdt_optax._predictor import Predictor
+from pdt_optax._report import PDTReport
+from pdt_optax._transformation import PDT, PDTState, wrapper_of
+from pdt_optax.schedule import count
 
 
-def find_saved(saved: Any) -> Mapping[str, Any]:
-    """The fields of the one state of `pdt` in what may have turned NamedTuples into dicts, as Orbax does.
+def predictor_of(made: Any) -> Predictor:
+    """A `Predictor`, or the one that `pdt(...)` made."""
+    return made if isinstance(made, Predictor) else wrapper_of(made).predictor
+
+
+def check_saved(made: PDT | Predictor, saved: Any) -> None:
+    """Checks that a saved state can be taken up: before it is restored, and after.
+
+    Args:
+      made: what `pdt(...)` returned, or a `Predictor`.
+      saved: a restored state, or what the checkpoint says of it (nested dicts,
+        Orbax's metadata); it may lie within a bigger tree.
+
+    Raises:
+      TypeError: if `made` is neither.
+      ValueError: if `saved` does not hold exactly one history of snapshots, if its
+        window, its guard or its way to end epochs is another, or if another version
+        of this library saved it.
+
+    Example:
+      >>> import jax.numpy as jnp, optax, pdt_optax
+      >>> state = pdt_optax.pdt(optax.sgd(0.1), window=3, start=3).init(jnp.ones(2))
+      >>> pdt_optax.check_saved(pdt_optax.pdt(optax.sgd(0.1)), {"opt_state": state})
+      Traceback (most recent call last):
+      ...
+      ValueError: The state must hold as many snapshots as its predictor's `window`: give it another window by \
+pdt_optax.resize_window(state, 5), or set window=3. Got 3 snapshots, window=5.
+    """
+    predictor = predictor_of(made)
+    _history.check(_find_saved(saved), predictor.settings)
+    if made is not predictor:
+        for report in _reports(getattr(saved, "tree", saved)):
+            wrapper_of(made).check_report(report)
+
+
+def _reports(tree: Any) -> Any:
+    """The `last_report` of each state of `pdt` in what may have turned NamedTuples into dicts."""
+    if isinstance(tree, PDTState):
+        yield tree.last_report
+    elif isinstance(tree, Mapping) and {"history", "last_report"} <= set(tree):
+        yield tree["last_report"]
+    elif isinstance(tree, Mapping | list | tuple):
+        for part in tree.values() if isinstance(tree, Mapping) else tree:
+            yield from _reports(part)
+
+
+def snapshots(made: PDT | Predictor, state: Any) -> tuple[Any, ...]:
+    """The window's snapshots as whole weights on the device, however the history keeps them.
+
+    For `predict_and_mask` and `pdt_optax.plot`. Right after an epoch's end the
+    newest of them is the parameters.
+
+    Args:
+      made: what `pdt(...)` returned, or a `Predictor`.
+      state: a `History`, the state of `pdt`, or a tree around either.
+
+    Returns:
+      `window` trees like the parameters, oldest to newest, with a `MaskedNode`
+      for each leaf that is never predicted. With `snapshot_dtype` the older ones
+      are exact to the rounding of the differences in between.
+
+    Raises:
+      TypeError: if `made` is neither.
+      ValueError: if `state` does not hold exactly one history.
+
+    Example:
+      >>> import jax.numpy as jnp, pdt_optax
+      >>> predictor = pdt_optax.Predictor(window=3, snapshot_dtype="bfloat16")
+      >>> params = jnp.ones(1)
+      >>> history = predictor.init(params)
+      >>> for epoch in range(2):
+      ...     params, history, report = predictor.end_epoch(0.5 * params, history)
+      >>> [float(w[0]) for w in pdt_optax.snapshots(predictor, history)]
+      [1.0, 0.5, 0.25]
+    """
+    history = find(state)
+    storage = predictor_of(made).settings.storage
+    whole = jax.jit(lambda window: storage.whole(storage.at_hand(window)))(
+        tuple(map(jax.tree.leaves, history.snapshots))
+    )
+    return tuple(_layout.refill(history.snapshots[-1], column) for column in whole)
+
+
+def _find_saved(saved: Any) -> Mapping[str, Any]:
+    """The fields of the one history in what may have turned NamedTuples into dicts, as Orbax does.
 
     Raises:
       ValueError: if there is none, or more than one.
     """
-    found = list(_saved_states(getattr(saved, "tree", saved)))
+    found = list(_saved_histories(getattr(saved, "tree", saved)))
     if len(found) != 1:
         raise ValueError(
-            "`saved` must hold exactly one state of `pdt`: that of a run without it is taken up by "
-            f"tx.init(params)._replace(inner_state=saved). Found {len(found)} in {type(saved).__name__}."
+            "`saved` must hold exactly one history of snapshots. That of a run without PDT is taken up by "
+            "tx.init(params)._replace(inner_state=saved), or beside a Predictor as it is. "
+            f"Found {len(found)} in {type(saved).__name__}."
         )
     return found[0]
 
 
-def _saved_states(tree: Any) -> Iterator[Mapping[str, Any]]:
-    if isinstance(tree, PDTState):
+def _saved_histories(tree: Any) -> Iterator[Mapping[str, Any]]:
+    if isinstance(tree, History):
         yield tree._asdict()
-    elif isinstance(tree, Mapping) and set(PDTState._fields) <= set(tree):
-        yield tree
+    elif isinstance(tree, Mapping) and {"snapshots", "version"} <= set(tree):
+        yield tree  # a history as a dict, or the state of an older version
     elif isinstance(tree, Mapping | list | tuple):
         for part in tree.values() if isinstance(tree, Mapping) else tree:
-            yield from _saved_states(part)
+            yield from _saved_histories(part)
 
 
-def check_form(saved: Mapping[str, Any], *, window: int, every: bool, guard: bool) -> None:
-    """Raises ValueError if the fields of a state are not those of a wrapper with these settings."""
-    held = len(saved["snapshots"])
-    if held == 0:
-        raise ValueError(
-            "The snapshots must be back in the state at an epoch's end, or to be saved: "
-            "pdt_optax.attach(opt_state, detached). Got a state with 0 snapshots."
-        )
-    if held != window:
-        raise ValueError(
-            "The state must hold as many snapshots as its wrapper's `window`: give it another window by "
-            f"pdt_optax.resize_window(opt_state, {window}), or make the wrapper with window={held}. "
-            f"Got {held} snapshots, {window=}."
-        )
-
-    def describe(every: bool, guard: bool) -> str:
-        return f"{'a' if every else 'no'} report, {'a' if guard else 'no'} backup"
-
-    expected = describe(every, guard)
-    got = describe(saved["last_report"] is not None, saved["backup"] is not None)
-    if got != expected:
-        raise ValueError(
-            "The state must come from the `init` of a wrapper like this one: with a report only where "
-            f"`every` is set, a backup only where `guard` is. Expected {expected}; got {got}."
-        )
-
-
-def check_version(version: Any) -> bool:
-    """Whether `version` is there to be read, in a restored state; ValueError if it is another than ours."""
-    if isinstance(version, Tracer) or not isinstance(version, jax.Array | np.ndarray | np.generic):
-        return False
-    if np.any(np.asarray(version) != VERSION):
-        raise ValueError(
-            "The state must be of the version that this pdt_optax reads: restore it with the pdt_optax that saved "
-            "it, or go on without its snapshots: tx.init(params)._replace(inner_state=saved.inner_state). "
-            f"Expected version {VERSION}, got {np.asarray(version)}."
-        )
-    return True
-
-
-def resize_window(opt_state: optax.OptState, window: int) -> Any:
+def resize_window(state: Any, window: int) -> Any:
     """The state with a window of another length: for a changed `window`, when a run is resumed.
 
     A shorter window keeps the newest snapshots. A longer one predicts again once
@@ -88,16 +133,15 @@ def resize_window(opt_state: optax.OptState, window: int) -> Any:
     can be restored: see the example.
 
     Args:
-      opt_state: the state of `pdt`, or of a transformation around it; its
+      state: a `History`, the state of `pdt`, or a tree around either; its
         leaves may be `jax.ShapeDtypeStruct`s.
       window: snapshots that it shall hold, >= 2.
 
     Returns:
-      `opt_state` with that window, in buffers of its own.
+      `state` with that window, in buffers of its own.
 
     Raises:
-      ValueError: if `window` is too small, or `opt_state` does not hold exactly
-        one state of `pdt` with its snapshots in place.
+      ValueError: if `window` is too small, or `state` does not hold exactly one history.
 
     Example:
       A checkpoint of a run with 5 snapshots, taken up with 7:
@@ -113,27 +157,26 @@ def resize_window(opt_state: optax.OptState, window: int) -> Any:
       >>> params, opt_state, report = tx.end_epoch(params, opt_state)
     """
     window = count("window", window, 2, "a difference takes two snapshots")
-    state = find_state(opt_state)
-    held = len(state.snapshots)
-    if held == 0:
-        raise ValueError(
-            "The snapshots must be in the state to be resized: pdt_optax.attach(opt_state, detached). "
-            "Got a state with 0 snapshots."
+    find(state)
+
+    def resized(history: History) -> History:
+        held = len(history.snapshots)
+        older = tuple(jax.tree.map(_copy, history.snapshots[0]) for _ in range(window - held))
+        clock = history.clock
+        if not isinstance(clock.snapshots_held, jax.ShapeDtypeStruct):
+            clock = clock._replace(snapshots_held=jnp.minimum(clock.snapshots_held, window))
+        return history._replace(snapshots=(*older, *history.snapshots[-window:]), clock=clock)
+
+    def spectra(report: PDTReport) -> PDTReport:
+        def blank(x: Any) -> Any:
+            nan = jax.ShapeDtypeStruct((window - 1,), x.dtype)
+            return nan if isinstance(x, jax.ShapeDtypeStruct) else jnp.full(nan.shape, jnp.nan, nan.dtype)
+
+        return report._replace(
+            singular_values=blank(report.singular_values), eigenvalues=blank(report.eigenvalues)
         )
-    older = tuple(jax.tree.map(_copy, state.snapshots[0]) for _ in range(window - held))
-    snapshots_held, report = state.snapshots_held, state.last_report
-    if not isinstance(snapshots_held, jax.ShapeDtypeStruct):
-        snapshots_held = jnp.minimum(snapshots_held, window)
-    if report is not None:
-        leaves = len(report.accepted_share_per_leaf)
-        blank: Any = no_report(window, leaves)
-        if isinstance(report.rank, jax.ShapeDtypeStruct):
-            blank = jax.eval_shape(lambda: no_report(window, leaves))
-        report = report._replace(singular_values=blank.singular_values, eigenvalues=blank.eigenvalues)
-    resized = state._replace(
-        snapshots=(*older, *state.snapshots[-window:]), snapshots_held=snapshots_held, last_report=report
-    )
-    return with_state(opt_state, resized)
+
+    return replaced(replaced(state, History, resized), PDTReport, spectra)
 
 
 def _copy(x: Any) -> Any:
@@ -142,3 +185,22 @@ def _copy(x: Any) -> Any:
         if isinstance(x, jax.ShapeDtypeStruct)
         else jax.device_put(x, getattr(x, "sharding", None), may_alias=False)
     )
+
+
+def leaf_paths(state: Any) -> list[str]:
+    """The paths of the predicted leaves, in the order of `accepted_share_per_leaf`.
+
+    Args:
+      state: a `History`, the state of `pdt`, or a tree around either.
+
+    Raises:
+      ValueError: if `state` does not hold exactly one history.
+
+    Example:
+      >>> import jax.numpy as jnp, pdt_optax
+      >>> params = {"embed": jnp.ones((2, 2)), "out": {"kernel": jnp.ones(2)}, "step": jnp.array(0)}
+      >>> predictor = pdt_optax.Predictor(exclude=lambda path: "embed" in path)
+      >>> pdt_optax.leaf_paths(predictor.init(params))
+      ['out/kernel']
+    """
+    return _layout.leaf_names(find(state).snapshots[-1])

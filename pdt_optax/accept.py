@@ -21,21 +21,21 @@ fuses the whole rule into one pass and never writes the stacks to memory.
 import dataclasses
 import functools
 import operator
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from pdt_optax._precision import widest_float
-from pdt_optax._sharding import over_shards
-from pdt_optax._sums import total
+from pdt_optax._reduce import over_shards, total, widest_float
 from pdt_optax.dynamics import Dynamics, drift
+
+Accept = Callable[..., jax.Array]  # a rule as a plain function
 
 
 class Rule:
-    """Base of the acceptance rules; any hashable callable of the same form will do."""
+    """Base of the acceptance rules: hashable, and called as above. A plain function is taken for its `__call__`."""
 
     minimum_window = 2
 
@@ -43,7 +43,7 @@ class Rule:
         """Raises ValueError if the rule makes no sense for predictions of `dynamics`."""
         del dynamics
 
-    def at(self, epoch: jax.Array | int, leaf: jax.Array | int) -> Any:
+    def at(self, epoch: jax.Array | int, leaf: jax.Array | int) -> Accept:
         """The rule for one leaf of one prediction, for rules that differ between them."""
         del epoch, leaf
         return self
@@ -57,6 +57,31 @@ class Rule:
         horizon: int | jax.Array,
     ) -> jax.Array:
         raise NotImplementedError
+
+
+@dataclasses.dataclass(frozen=True)
+class _Function(Rule):
+    """A plain function as a rule."""
+
+    function: Callable[..., jax.Array]
+
+    def __call__(self, increments, step, differences, reference, horizon):
+        return self.function(increments, step, differences, reference, horizon)
+
+    def __repr__(self) -> str:
+        return repr(self.function)
+
+
+def as_rule(name: str, rule: Any) -> Rule:
+    """`rule` itself, or a function as a rule; TypeError if it is neither."""
+    if isinstance(rule, Rule):
+        return rule
+    if not callable(rule) or isinstance(rule, type):
+        raise TypeError(
+            f"`{name}` must be an acceptance rule, such as `agree()` or `released_rule()` (with its "
+            f"parentheses). Got {rule!r}."
+        )
+    return _Function(rule)  # pyright: ignore[reportArgumentType]
 
 
 def _total(rows: jax.Array) -> jax.Array:
@@ -282,23 +307,20 @@ class random_subset(Rule):  # noqa: N801
             )
         if self.ratio is not None and not (_is_number(self.ratio) and 0 <= self.ratio <= 1):
             raise ValueError(f"`ratio` must be a share, a number between 0 and 1. Got ratio={self.ratio!r}.")
-        if self.like is not None and (not callable(self.like) or isinstance(self.like, type)):
-            raise ValueError(
-                "`like` must be an acceptance rule, such as `released_rule()` (with its parentheses). "
-                f"Got like={self.like!r}."
-            )
+        if self.like is not None:
+            as_rule("like", self.like)
         if isinstance(self.seed, bool) or not isinstance(self.seed, int):
             raise ValueError(f"`seed` must be a whole number. Got seed={self.seed!r}.")
 
     @property
     def minimum_window(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
-        return getattr(self.like, "minimum_window", 2)
+        return 2 if self.like is None else as_rule("like", self.like).minimum_window
 
     def check(self, dynamics: Dynamics) -> None:
-        if isinstance(self.like, Rule):
-            self.like.check(dynamics)
+        if self.like is not None:
+            as_rule("like", self.like).check(dynamics)
 
-    def at(self, epoch: jax.Array | int, leaf: jax.Array | int) -> Any:
+    def at(self, epoch: jax.Array | int, leaf: jax.Array | int) -> Accept:
         key = jax.random.fold_in(jax.random.fold_in(jax.random.key(self.seed), epoch), leaf)
 
         def draw(increments, step, differences, reference, horizon):

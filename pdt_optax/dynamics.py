@@ -8,14 +8,14 @@ coefficients in that same basis. Everything here is `window` x `window`.
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, ClassVar, Literal, NamedTuple, Protocol, runtime_checkable
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from pdt_optax._precision import has_float64
+from pdt_optax._reduce import has_float64
 
 Fit = Literal["past", "current"]
 
@@ -40,23 +40,19 @@ class Forecast(NamedTuple):
     eigenvalues: jax.Array
 
 
-@runtime_checkable
-class Dynamics(Protocol):
-    """A model of the dynamics: hashable, with these two attributes, and callable.
+class Dynamics:
+    """Base of the models of the dynamics: hashable, such as a frozen dataclass, and callable.
 
-    A third attribute is optional: where `needs_gram` is False, only the
-    diagonal of the Gram matrix is computed, which costs a CPU half as much.
+    Attributes:
+      fit: "past": fit to the snapshots alone; "current": the newest weights included.
+      minimum_window: the fewest snapshots that the model can be fitted to.
+      needs_gram: False computes only the diagonal of the Gram matrix, which
+        costs a CPU half as much.
     """
 
-    @property
-    def fit(self) -> Fit:
-        """ "past": fit to the snapshots alone; "current": the newest weights included."""
-        ...
-
-    @property
-    def minimum_window(self) -> int:
-        """The fewest snapshots that the model can be fitted to."""
-        ...
+    fit: Fit = "past"
+    minimum_window: int = 2
+    needs_gram: ClassVar[bool] = True
 
     def __call__(
         self, gram: jax.Array, horizon: int, *, size: int, epsilon: float, epoch: jax.Array
@@ -71,7 +67,7 @@ class Dynamics(Protocol):
           epsilon: machine epsilon of the weights.
           epoch: (), int32; the epoch just trained, counted from 0.
         """
-        ...
+        raise NotImplementedError
 
 
 def check_fit(fit: str) -> None:
@@ -175,7 +171,7 @@ def _modulus_order(operator: jax.Array, rank: jax.Array) -> jax.Array:
 
 
 @dataclasses.dataclass(frozen=True)
-class dmd:  # noqa: N801 - used like a function, printed like a value
+class dmd(Dynamics):  # noqa: N801 - used like a function, printed like a value
     r"""Dynamic Mode Decomposition (Eqs. 3 to 5): the best linear map, by least squares.
 
     With X = [w_0, ..., w_(n-1)], Y = [w_1, ..., w_n] and X = U S V^T cut to
@@ -233,7 +229,7 @@ class dmd:  # noqa: N801 - used like a function, printed like a value
             )
 
     @property
-    def minimum_window(self) -> int:
+    def minimum_window(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
         return self.rank + 1 if isinstance(self.rank, int) else 2
 
     def __call__(
@@ -267,7 +263,7 @@ class dmd:  # noqa: N801 - used like a function, printed like a value
 
 
 @dataclasses.dataclass(frozen=True)
-class drift:  # noqa: N801 - used like a function, printed like a value
+class drift(Dynamics):  # noqa: N801 - used like a function, printed like a value
     """Every weight keeps the mean velocity of the window: pred(k) = w_n + k (w_n - w_0) / n.
 
     The Koopman model with one defective eigenvalue at one: it has far less
@@ -320,10 +316,6 @@ class drift:  # noqa: N801 - used like a function, printed like a value
         steps = self.steps_per_epoch
         if steps is not None and (isinstance(steps, bool) or not isinstance(steps, int) or steps < 1):
             raise ValueError(f"`steps_per_epoch` must be a whole number >= 1. Got {steps!r}.")
-
-    @property
-    def minimum_window(self) -> int:
-        return 2
 
     def __call__(
         self, gram: jax.Array, horizon: int, *, size: int, epsilon: float, epoch: jax.Array

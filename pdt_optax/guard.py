@@ -5,9 +5,26 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
+from pdt_optax.schedule import Pace
+
 
 @dataclasses.dataclass(frozen=True)
-class rollback:  # noqa: N801
+class Guard:
+    """Base of the guards: a frozen dataclass that says when a jump has failed, and what follows from it."""
+
+    def failed(self, value: jax.Array, before: jax.Array) -> jax.Array:
+        """Whether the epoch after a jump, of this value, is too much worse than the one before: (), bool."""
+        raise NotImplementedError
+
+    def after(self, pace: Pace) -> Pace:
+        """The pace once a jump was taken back: the horizon halves and the interval doubles."""
+        return pace._replace(
+            horizon_now=jnp.maximum(pace.horizon_now // 2, 1), interval_now=2 * pace.interval_now
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class rollback(Guard):  # noqa: N801
     """Takes a jump back when the epoch after it is worse than the epoch before it.
 
     Worse means: not finite, or value > before + tolerance * |before|, where the
@@ -53,5 +70,4 @@ class rollback:  # noqa: N801
             )
 
     def failed(self, value: jax.Array, before: jax.Array) -> jax.Array:
-        """Whether the epoch after a jump is too much worse than the one before."""
         return ~jnp.isfinite(value) | (value > before + self.tolerance * jnp.abs(before))

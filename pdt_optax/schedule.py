@@ -1,16 +1,30 @@
 """The acceleration scheduler: how far to look ahead and how often, as training goes."""
 
 import dataclasses
-from typing import NamedTuple, Protocol, runtime_checkable
+import operator
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from pdt_optax._predict import count
+
+def count(name: str, value: Any, least: int, reason: str) -> int:
+    """`value` as an int, or ValueError if it is no whole number or less than `least`."""
+    try:
+        number = operator.index(value)
+    except TypeError:
+        number = least - 1
+    if isinstance(value, bool) or number < least:
+        raise ValueError(f"`{name}` must be a whole number >= {least}: {reason}. Got {name}={value!r}.")
+    return number
+
+
+def check_horizon(horizon: Any) -> int:
+    return count("horizon", horizon, 1, "a prediction looks at least one snapshot ahead")
 
 
 class Pace(NamedTuple):
-    """The schedule's numbers, part of the wrapper's state.
+    """The schedule's numbers, part of the history.
 
     Attributes:
       horizon_now: (), int32; how many epochs the next prediction looks ahead.
@@ -24,26 +38,54 @@ class Pace(NamedTuple):
     value_before: jax.Array
     value_before_that: jax.Array
 
-    @classmethod
-    def start(cls, horizon: int, interval: int) -> "Pace":
-        """The pace that the wrapper was given."""
-        # Two arrays, not one twice: a state's buffers must all be its own to be donated.
-        unknown = [jnp.full((), jnp.nan, jnp.float32) for _ in range(2)]
-        return cls(jnp.int32(horizon), jnp.int32(interval), *unknown)
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Schedule:
+    """Base of the schedules: a frozen dataclass that overrides `next`, and what else it needs.
 
-@runtime_checkable
-class Schedule(Protocol):
-    """How the pace changes: hashable, with these members."""
+    Args:
+      horizon: how many epochs ahead the first prediction looks, >= 1.
+      interval: plain epochs between two predictions at first, >= 1.
+
+    Attributes:
+      needs_value: whether `next` looks at the epochs' values.
+      steady: whether `next` never changes the horizon.
+      longest: the longest horizon that the schedule can come to.
+
+    Raises:
+      ValueError: unless both are whole numbers >= 1.
+
+    Example:
+      A schedule that predicts less and less often:
+
+      >>> import dataclasses, optax, pdt_optax
+      >>> @dataclasses.dataclass(frozen=True)
+      ... class rarer(pdt_optax.Schedule):
+      ...     def next(self, pace, value, jumped):
+      ...         return pace._replace(interval_now=pace.interval_now + jumped)
+      >>> tx = pdt_optax.pdt(optax.adamw(1e-3), schedule=rarer())
+    """
+
+    horizon: int = 1
+    interval: int = 1
+
+    needs_value = False
+    steady = False
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "horizon", check_horizon(self.horizon))
+        interval = count("interval", self.interval, 1, "an epoch must be trained between two predictions")
+        object.__setattr__(self, "interval", interval)
 
     @property
-    def needs_value(self) -> bool:
-        """Whether `next` looks at the epochs' values."""
-        ...
+    def longest(self) -> int:
+        return self.horizon
 
-    def longest(self, horizon: int) -> int:
-        """The longest horizon that the schedule can come to from `horizon`."""
-        ...
+    def start(self) -> Pace:
+        """The pace before the first epoch."""
+        # Two arrays, not one twice: a history's buffers must all be its own to be donated.
+        unknown = [jnp.full((), jnp.nan, jnp.float32) for _ in range(2)]
+        return Pace(jnp.int32(self.horizon), jnp.int32(self.interval), *unknown)
 
     def next(self, pace: Pace, value: jax.Array, jumped: jax.Array) -> Pace:
         """The horizon and interval after an epoch.
@@ -53,30 +95,24 @@ class Schedule(Protocol):
           value: (), float32; the epoch's value.
           jumped: (), bool; whether the epoch started from a prediction.
         """
-        ...
-
-
-@dataclasses.dataclass(frozen=True)
-class fixed:  # noqa: N801
-    """The horizon and the interval stay as they are.
-
-    Example:
-      >>> import optax, pdt_optax
-      >>> tx = pdt_optax.pdt(optax.adamw(1e-3), horizon=2, interval=3, schedule=pdt_optax.fixed())
-    """
-
-    needs_value = False
-
-    def longest(self, horizon: int) -> int:
-        return horizon
-
-    def next(self, pace: Pace, value: jax.Array, jumped: jax.Array) -> Pace:
         del value, jumped
         return pace
 
 
-@dataclasses.dataclass(frozen=True)
-class released_schedule:  # noqa: N801
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class fixed(Schedule):  # noqa: N801 - used like a function, printed like a value
+    """The horizon and the interval stay as they are.
+
+    Example:
+      >>> import optax, pdt_optax
+      >>> tx = pdt_optax.pdt(optax.adamw(1e-3), schedule=pdt_optax.fixed(horizon=2, interval=3))
+    """
+
+    steady = True
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class released_schedule(Schedule):  # noqa: N801
     """The released code's rule: look less far, or less often, when the loss rises.
 
     When an epoch's value is above the last one's and the one before that, the
@@ -93,14 +129,11 @@ class released_schedule:  # noqa: N801
       >>> opt_state = tx.init(params)
       >>> for loss in (3.0, 2.0, 2.5):  # rises, but not above the one before
       ...     params, opt_state, report = tx.end_epoch(params, opt_state, value=loss)
-      >>> int(opt_state.pace.horizon_now)
+      >>> int(opt_state.history.clock.pace.horizon_now)
       4
     """
 
     needs_value = True
-
-    def longest(self, horizon: int) -> int:
-        return horizon
 
     def next(self, pace: Pace, value: jax.Array, jumped: jax.Array) -> Pace:
         del jumped
@@ -128,8 +161,8 @@ class released_schedule:  # noqa: N801
         )
 
 
-@dataclasses.dataclass(frozen=True)
-class adaptive:  # noqa: N801
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class adaptive(Schedule):  # noqa: N801
     """Looks further while jumps pay off, less far, then less often, when they do not.
 
     Judged by the epoch after a jump. When its value is no higher than that of
@@ -140,11 +173,11 @@ class adaptive:  # noqa: N801
       longest_horizon: how far the horizon may grow; at least the one to start from.
 
     Raises:
-      ValueError: unless it is a whole number >= 1.
+      ValueError: unless it is a whole number >= `horizon`.
 
     Example:
       >>> import optax, pdt_optax
-      >>> tx = pdt_optax.pdt(optax.adamw(1e-3), horizon=2, schedule=pdt_optax.adaptive(longest_horizon=6))
+      >>> tx = pdt_optax.pdt(optax.adamw(1e-3), schedule=pdt_optax.adaptive(horizon=2, longest_horizon=6))
     """
 
     longest_horizon: int = 5
@@ -152,14 +185,16 @@ class adaptive:  # noqa: N801
     needs_value = True
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         count("longest_horizon", self.longest_horizon, 1, "a prediction looks at least one snapshot ahead")
-
-    def longest(self, horizon: int) -> int:
-        if horizon > self.longest_horizon:
+        if self.horizon > self.longest_horizon:
             raise ValueError(
                 "`horizon` starts an adaptive schedule, so it must not exceed `longest_horizon`. "
-                f"Got {horizon=}, longest_horizon={self.longest_horizon}."
+                f"Got horizon={self.horizon}, longest_horizon={self.longest_horizon}."
             )
+
+    @property
+    def longest(self) -> int:
         return self.longest_horizon
 
     def next(self, pace: Pace, value: jax.Array, jumped: jax.Array) -> Pace:

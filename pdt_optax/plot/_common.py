@@ -3,10 +3,11 @@
 from collections.abc import Sequence
 from typing import Any
 
+import jax
 import numpy as np
 import optax
 
-from pdt_optax import _leaves
+from pdt_optax import _layout
 
 try:
     from matplotlib import pyplot
@@ -38,5 +39,6 @@ def whole_epochs(ax: Axes) -> Axes:
 
 def flat(tree: Any) -> np.ndarray:
     """All floating leaves as one float64 vector."""
-    leaves = _leaves.predicted(tree, tree)
-    return np.concatenate([np.asarray(x, np.float64).ravel() for x in leaves])
+    return np.concatenate(
+        [np.asarray(x, np.float64).ravel() for x in jax.tree.leaves(_layout.floating(tree))]
+    )

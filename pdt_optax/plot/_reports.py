@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.patches import Circle
 from matplotlib.ticker import MaxNLocator
 
-from pdt_optax._state import PDTReport
+from pdt_optax._report import PDTReport
 from pdt_optax.plot._common import BLUE, GREY, VERMILION, axes, colorbar, whole_epochs
 
 Reports = Sequence[PDTReport] | PDTReport

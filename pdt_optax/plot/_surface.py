@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
 from matplotlib.patheffects import withStroke
 
-from pdt_optax import _leaves
+from pdt_optax import _layout
 from pdt_optax.plot._common import LINES, Weights, axes, colorbar, flat
 
 
@@ -107,7 +107,7 @@ def _filter_direction(center: Any, random: np.random.Generator) -> np.ndarray:
         d, w = random.normal(size=w.shape).reshape(-1, w.shape[-1]), w.reshape(-1, w.shape[-1])
         return (d * np.linalg.norm(w, axis=0) / np.linalg.norm(d, axis=0)).ravel()
 
-    leaves = _leaves.predicted(center, center)
+    leaves = jax.tree.leaves(_layout.floating(center))
     return np.concatenate([direction(np.asarray(x, np.float64)) for x in leaves])
 
 
@@ -125,7 +125,7 @@ def _losses(
     loss: Callable[[Any], jax.Array], center: Any, directions: np.ndarray, x: np.ndarray, y: np.ndarray
 ) -> np.ndarray:
     """(len(y), len(x)): the loss at `center` and so many times each direction away."""
-    origin = [jnp.asarray(w) for w in _leaves.predicted(center, center)]
+    origin = [jnp.asarray(w) for w in jax.tree.leaves(_layout.floating(center))]
     cuts = np.cumsum([w.size for w in origin])[:-1]
     planes = [
         [jnp.asarray(d.reshape(w.shape), w.dtype) for d, w in zip(np.split(line, cuts), origin, strict=True)]
@@ -136,7 +136,7 @@ def _losses(
         moved = [
             w + (place[0] * u + place[1] * v).astype(w.dtype) for w, u, v in zip(origin, *planes, strict=True)
         ]
-        return loss(_leaves.replace(center, center, moved))
+        return loss(_layout.put(_layout.floating(center), center, moved))
 
     grid = np.stack(np.meshgrid(x, y), axis=-1)
     # One place after the other: all at once would hold that many copies of the weights.

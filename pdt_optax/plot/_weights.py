@@ -8,12 +8,12 @@ import numpy as np
 import optax
 from matplotlib.axes import Axes
 
-from pdt_optax import _leaves
-from pdt_optax._assembly import Accept
-from pdt_optax._predict import Prediction, check_horizon, count, predict_and_mask
-from pdt_optax.accept import everything
+from pdt_optax import _layout
+from pdt_optax._predict import Prediction, predict_and_mask
+from pdt_optax.accept import Accept, Rule, everything
 from pdt_optax.dynamics import Dynamics
 from pdt_optax.plot._common import BLUE, GREY, LINES, VERMILION, Weights, axes, colorbar, flat, whole_epochs
+from pdt_optax.schedule import check_horizon, count
 
 
 def mask(prediction: Prediction, leaf: str, ax: Axes | None = None) -> Axes:
@@ -60,7 +60,7 @@ def trajectories(
     params: optax.Params,
     *,
     dynamics: Dynamics,
-    accept: Accept,
+    accept: Rule | Accept,
     horizon: int,
     leaf: str,
     weights: int | Sequence[int] = 8,
@@ -234,8 +234,7 @@ def _choose(past: np.ndarray, weights: int | Sequence[int]) -> np.ndarray:
 
 def _leaf(tree: Any, path: str) -> np.ndarray:
     """The leaf that `leaf_paths` calls `path`."""
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    named = {_leaves.path_name(where): x for where, x in leaves if hasattr(x, "dtype")}
+    named = dict(zip(_layout.leaf_names(tree), jax.tree.leaves(tree), strict=True))
     if path not in named:
         raise ValueError(f"There is no leaf {path!r}. The leaves are {', '.join(map(repr, named))}.")
     return np.asarray(named[path])

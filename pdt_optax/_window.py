@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-Column = list[jax.Array]  # leaves at one time
+from pdt_optax._layout import Column
+
 Window = tuple[Column, ...]  # oldest to newest
 
 

@@ -1,20 +1,101 @@
-"""Sums over all weights, wherever they lie: on one device, split over a mesh, inside `shard_map`."""
+"""Sums over all weights: in the widest float, at the speed of memory, wherever the weights lie."""
 
+import contextlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax import lax
 from jax.core import Tracer
 from jax.custom_batching import custom_vmap
 from jax.experimental.custom_partitioning import ArrayMapping, SdyShardingRule, custom_partitioning
 from jax.sharding import NamedSharding, PartitionSpec
 
-from pdt_optax._precision import widest_float
-
 Leaf = Sequence[jax.Array]  # arrays of one shape, split alike
 Measure = Callable[[Sequence[Leaf], Sequence[float]], jax.Array]
+
+
+# Precision: where float64 is to be had, sums over all weights and the small algebra use it.
+
+
+def has_float64() -> bool:
+    """Whether the default backend has float64 linear algebra (a TPU does not)."""
+    return jax.default_backend() != "tpu"
+
+
+@contextlib.contextmanager
+def widest_float() -> Iterator[Any]:
+    """Context in which the yielded dtype is usable, whatever `jax_enable_x64` says.
+
+    Cast results back *inside* the context: a float64 array that leaves it
+    silently becomes float32 at its next use, and complex128 escapes.
+    """
+    if has_float64():
+        with jax.enable_x64(True):
+            yield jnp.float64
+    else:
+        yield jnp.float32
+
+
+def in_widest_float(f: Callable[..., Any]) -> Callable[..., Any]:
+    """`f(*arrays)`, always traced inside `widest_float`: under `vmap` too.
+
+    vmap would otherwise trace `f` anew after the context has ended, when
+    float64 can no longer be made. Gradients stop at its arguments.
+    """
+
+    @custom_vmap
+    def traced(*args: Any) -> Any:
+        with widest_float():
+            return f(*args)
+
+    @traced.def_vmap
+    def _(axis_size: int, batched: Any, *args: Any) -> Any:
+        axes = jax.tree.map(lambda b: 0 if b else None, tuple(batched))
+        outputs = in_widest_float(jax.vmap(f, in_axes=axes, axis_size=axis_size))(*args)
+        return outputs, jax.tree.map(lambda _: True, outputs)
+
+    return lambda *args: traced(*jax.lax.stop_gradient(args))
+
+
+# Speed.
+
+# Numbers summed one after another; the sums of such rows are then added up.
+_ROW = 16384
+_LANES = 8
+
+
+def totals(columns: Sequence[jax.Array]) -> list[jax.Array]:
+    """The sum of each of several (n,) arrays of one type, in one pass over whatever they are made of.
+
+    One reduction with several results: XLA's CPU backend has no other way to
+    read its inputs once, and makes vector code of it, but not of a reduction
+    with a single result.
+    """
+    rows, tail = divmod(columns[0].size, _ROW)
+    zeros = tuple(jnp.zeros((), x.dtype) for x in columns)
+
+    def add(a: Any, b: Any) -> Any:
+        return tuple(x + y for x, y in zip(a, b, strict=True))
+
+    ends = lax.reduce(tuple(x[rows * _ROW :] for x in columns), zeros, add, (0,))
+    if not rows:
+        return list(ends)
+    table = tuple(x[: rows * _ROW].reshape(rows, _ROW) for x in columns)
+    sums = lax.reduce(table, zeros, add, (1,))
+    return [jnp.sum(x) + end for x, end in zip(sums, ends, strict=True)] if tail else [*map(jnp.sum, sums)]
+
+
+def total(x: jax.Array) -> jax.Array:
+    """The sum of an (n,) array."""
+    length = x.size // _LANES
+    lanes = [x[i * length : (i + 1) * length] for i in range(_LANES)]
+    return sum(totals(lanes), start=jnp.sum(x[_LANES * length :]))
+
+
+# Place: on one device, split over a mesh, inside `shard_map`.
 
 
 def on_one_device(tree: Any) -> bool:

@@ -1,0 +1,128 @@
+"""The two compiled shells around a boundary: between epochs, and inside `update`."""
+
+import functools
+from collections.abc import Sequence
+from typing import Any, NamedTuple, cast
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import lax
+
+from pdt_optax import _boundary
+from pdt_optax._boundary import Moment, Settings
+from pdt_optax._layout import Column
+from pdt_optax._report import PDTReport
+from pdt_optax._window import Window
+
+
+@functools.partial(jax.jit, static_argnames="settings", donate_argnames="donated")
+def end_apart(
+    donated: Moment | None,
+    borrowed: Moment | None,
+    kept: Window,
+    value: jax.Array,
+    missing: jax.Array,
+    *,
+    settings: Settings,
+) -> tuple[Moment, PDTReport]:
+    """A boundary between epochs, compiled by itself.
+
+    Without a guard only the columns of the window that change come back: jit
+    would copy the rest.
+
+    Args:
+      donated, borrowed: one of them is what the boundary writes; its window the columns that it replaces.
+      kept: the columns of the window that it only reads.
+      value, missing, settings: as for `end`.
+    """
+    now = borrowed if donated is None else donated
+    assert now is not None
+    storage, spent = settings.storage, now.window
+    window = spent if settings.guard else storage.join(spent, kept)
+    after, report = _boundary.end(now._replace(window=window), value, missing, settings)
+    if settings.guard:
+        newest = jax.tree.map(jnp.copy, after.window[-1])  # or the weights and it would share buffers
+        return after._replace(window=(*after.window[:-1], newest)), report
+    *older, newest = storage.pushed(after.window)
+    if not storage.host:  # whose window is a copy already
+        newest = _own(newest, spent[-1], older[0] if older else [value] * len(newest), now)
+    # In the order of the arguments, or their buffers would be swapped, and before
+    # the report: with CUDA, an open XLA bug corrupts donated buffers otherwise.
+    return after._replace(window=(*older, newest)), report
+
+
+def _own(new: Column, over: Column, after: Sequence[jax.Array], now: Moment) -> Column:
+    """A copy of `new` for the window, or it and the weights would share buffers.
+
+    Written over `over` once `after` are known, by a select whose condition
+    hangs on them. XLA's CPU backend has one thread for a copy and all of them
+    for this; and where `after` are made from `over`, it would save a copy of it
+    from being overwritten too early. The condition is always true, which XLA
+    cannot know: it reads a counter.
+    """
+    true = now.clock.snapshots_seen > 0
+
+    def own(x: jax.Array, y: jax.Array, a: jax.Array) -> jax.Array:
+        return jnp.where((a == 0) | true, x, y)
+
+    return [own(*leaf) for leaf in zip(new, over, after, strict=True)]
+
+
+class Epoch(NamedTuple):
+    """What `update` has seen since the last epoch's end.
+
+    Attributes:
+      updates_seen: (), int32; calls.
+      value_sum, values_seen: (), float32 and int32; of the `value`s passed to it.
+    """
+
+    updates_seen: jax.Array
+    value_sum: jax.Array
+    values_seen: jax.Array
+
+    @classmethod
+    def start(cls) -> "Epoch":
+        return cls(jnp.zeros((), jnp.int32), jnp.zeros((), jnp.float32), jnp.zeros((), jnp.int32))
+
+    def mean_value(self) -> jax.Array:
+        """NaN if no value was seen."""
+        return self.value_sum / self.values_seen
+
+
+def _jump(update: jax.Array, old: jax.Array, trained: jax.Array, new: jax.Array) -> jax.Array:
+    """The update that leads to `new`; where that is what the optimizer made, its own."""
+    wide = jnp.promote_types(old.dtype, update.dtype)
+    jump = (new.astype(wide) - old.astype(wide)).astype(update.dtype)
+    return jnp.where(new == trained, update, jump)
+
+
+@functools.partial(jax.jit, static_argnames=("settings", "every"))
+def end_inside(
+    steps: Column, now: Moment, seen: Epoch, report: PDTReport, *, settings: Settings, every: int
+) -> tuple[Column, Moment, Epoch, PDTReport]:
+    """Ends an epoch inside `update` once `every` updates have passed since the last one.
+
+    A loop of zero or one trips, not a conditional: what a loop carries is
+    updated in place, while a conditional's pass-through would copy every
+    snapshot at every step.
+    """
+    old = now.weights
+
+    def due(carry: Any) -> jax.Array:
+        return carry[2].updates_seen >= every
+
+    def end(carry: Any) -> Any:
+        steps, before, seen, _ = carry
+        trained: Any = optax.apply_updates(cast(Any, old), steps)
+        after, report = _boundary.end(
+            before._replace(weights=trained), seen.mean_value(), jnp.array(False), settings
+        )
+        steps = jax.tree.map(_jump, steps, old, trained, after.weights)
+        # What the caller will have after adding the updates, to the last bit.
+        landed: Any = optax.apply_updates(cast(Any, old), steps)
+        newest = [x for x, p in zip(landed, settings.predicted, strict=True) if p]
+        window = settings.storage.replace_newest(after.window, newest)
+        return steps, after._replace(weights=[], window=window), Epoch.start(), report
+
+    return lax.while_loop(due, end, (steps, now._replace(weights=[]), seen, report))

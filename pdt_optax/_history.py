@@ -1,0 +1,150 @@
+"""The history of a run: its last snapshots, the clock and the guard's backup; and taking up a saved one."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from pdt_optax import _layout
+from pdt_optax._boundary import Backup, Clock, Moment, Settings
+from pdt_optax._layout import Column
+from pdt_optax.schedule import Pace
+
+# Of what a `History` holds and means; it grows when a saved one could be misread.
+VERSION = 2
+
+_CLOCK = jax.tree.structure(Clock(0, 0, 0, 0, Pace(0, 0, 0, 0)))  # pyright: ignore[reportArgumentType]
+
+
+class History(NamedTuple):
+    """What a `Predictor` remembers of a run: a pytree of arrays, to be saved with the parameters.
+
+    Attributes:
+      snapshots: `window` trees like the parameters, oldest to newest, with a
+        `MaskedNode` for each leaf that is never predicted. Until `window` were
+        taken, the oldest repeat the initial weights.
+      clock: counters, and the schedule's numbers.
+      backup: what the guard would bring back, None without one.
+      version: (VERSION,), int8, zeros. The length says which version of this
+        library made the history, so that nobody waits for the device to read it.
+    """
+
+    snapshots: tuple[optax.Params, ...]
+    clock: Clock
+    backup: Backup | None
+    version: jax.Array
+
+    @property
+    def opt_state(self) -> optax.OptState:
+        """Under a guard, the optimizer's state to go on with: a copy, so that a step may donate it.
+
+        Raises:
+          ValueError: without a guard, which is what would keep one.
+        """
+        if self.backup is None:
+            raise ValueError(
+                "`history.opt_state` is there under a guard alone, which may take the optimizer's state back: "
+                "go on with your own. Got a history without a backup."
+            )
+        return jax.tree.map(own_copy, self.backup.optimizer_before)
+
+    def moment(self, weights: Column, opt_state: Column) -> Moment:
+        """What a boundary works on: the list of its leaves in place of each tree, whatever the containers."""
+        backup = self.backup
+        if backup is not None:
+            (armed,) = jax.tree.leaves(backup.armed)
+            backup = Backup(armed, *map(jax.tree.leaves, backup[1:]))
+        clock = jax.tree.unflatten(_CLOCK, jax.tree.leaves(self.clock))
+        return Moment(weights, tuple(map(jax.tree.leaves, self.snapshots)), opt_state, backup, clock)
+
+    def after(self, moment: Moment) -> "History":
+        """This history after a boundary, in the containers that it had before."""
+        return _layout.refill(self, History(moment.window, moment.clock, moment.backup, self.version))
+
+    @property
+    def weights(self) -> optax.Params:
+        """A tree with the weights that a boundary may write: all floating leaves under a guard."""
+        return self.snapshots[-1] if self.backup is None else self.backup.weights_before
+
+
+def own_copy(x: Any) -> Any:
+    return jnp.array(x, copy=True) if isinstance(x, jax.Array) else x
+
+
+def start(
+    params: optax.Params, opt_state: optax.OptState | None, settings: Settings, exclude: _layout.Exclude
+) -> History:
+    """The history before the first epoch."""
+    backup = None
+    if settings.guard is not None:
+        backup = Backup(jnp.array(False), _layout.snapshot(params), jax.tree.map(own_copy, opt_state))
+    return History(
+        snapshots=settings.storage.start(_layout.snapshot(params, exclude), settings.window),
+        clock=Clock.start(settings.schedule),
+        backup=backup,
+        version=jnp.zeros(VERSION, jnp.int8),
+    )
+
+
+def is_history(x: Any) -> bool:
+    return isinstance(x, History)
+
+
+def find(tree: Any, kind: type = History) -> Any:
+    """The one `History` (or `kind`) in a tree, such as an optimizer's state.
+
+    Raises:
+      ValueError: if there is none, or more than one.
+    """
+    found = [x for x in jax.tree.leaves(tree, is_leaf=lambda x: isinstance(x, kind)) if isinstance(x, kind)]
+    if len(found) != 1:
+        raise ValueError(
+            "The state must hold exactly one history of snapshots: that of a `Predictor`, or the state of one "
+            f"`pdt` wrapper, as `init` returned it. Found {len(found)} in {type(tree).__name__}."
+        )
+    return found[0]
+
+
+def replaced(tree: Any, kind: type, change: Callable[[Any], Any]) -> Any:
+    """`tree` with what `change` makes of each `kind` in it."""
+    return jax.tree.map(
+        lambda x: change(x) if isinstance(x, kind) else x, tree, is_leaf=lambda x: isinstance(x, kind)
+    )
+
+
+def check(saved: Mapping[str, Any], settings: Settings) -> None:
+    """Raises ValueError if the fields of a history are not those of a predictor with these settings.
+
+    Reads shapes alone: they are there while tracing, and in a checkpoint's metadata.
+    """
+    versions = [tuple(x.shape) for x in jax.tree.leaves(saved["version"]) if hasattr(x, "shape")]
+    if versions and versions != [(VERSION,)]:
+        got = versions[0][0] if versions[0] else 1
+        raise ValueError(
+            "The state must be of the version that this pdt_optax reads: restore it with the pdt_optax that saved "
+            "it, or go on without its snapshots: tx.init(params)._replace(inner_state=saved.inner_state). "
+            f"Expected version {VERSION}, got {got}."
+        )
+    held, window = len(saved["snapshots"]), settings.window
+    if held != window:
+        raise ValueError(
+            "The state must hold as many snapshots as its predictor's `window`: give it another window by "
+            f"pdt_optax.resize_window(state, {window}), or set window={held}. Got {held} snapshots, {window=}."
+        )
+    guarded = [
+        "a guard" if x else "no guard" for x in (settings.guard is not None, saved["backup"] is not None)
+    ]
+    if guarded[0] != guarded[1]:
+        raise ValueError(
+            "The state must come from the `init` of a predictor like this one: it holds a backup only where "
+            f"`guard` is set. Expected the state of {guarded[0]}; got that of {guarded[1]}."
+        )
+    newest, oldest = (jax.tree.leaves(saved["snapshots"][i])[:1] for i in (-1, 0))
+    for new, old in zip(newest, oldest, strict=True):
+        if hasattr(old, "dtype") and old.dtype != settings.storage.older_dtype(new):
+            raise ValueError(
+                "The state must keep its snapshots as its predictor does: `snapshot_dtype` differs. Expected "
+                f"older snapshots of {settings.storage.older_dtype(new)}, got {old.dtype}."
+            )

@@ -1,0 +1,193 @@
+"""Which leaves of a tree are predicted, and where they lie in another tree: by path, whatever the containers."""
+
+import contextlib
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+Path = tuple[str, ...]
+Column = list[jax.Array]  # some leaves of a tree, at one time
+Exclude = Callable[[str], bool] | Any  # of a leaf's path, or a tree of bools
+
+
+def is_masked(x: Any) -> bool:
+    return isinstance(x, optax.MaskedNode)
+
+
+def is_floating(x: Any) -> bool:
+    return hasattr(x, "dtype") and jnp.issubdtype(x.dtype, jnp.floating)
+
+
+def as_array(x: Any) -> Any:
+    """NumPy arrays and Python numbers as jax takes them: float64 is float32 unless x64 is on."""
+    return x if hasattr(x, "dtype") and not isinstance(x, np.ndarray) else jnp.asarray(x)
+
+
+def describe(x: Any) -> str:
+    """`float32[2, 3]`, the keys of a tree, or the value itself if it is neither."""
+    if hasattr(x, "shape"):
+        return f"{x.dtype}{list(x.shape)}"
+    return repr(x) if x is None or jax.tree_util.all_leaves([x]) else str(jax.tree.structure(x))
+
+
+def _path(keys: Sequence[Any]) -> Path:
+    """`("layers", "0", "kernel")`.
+
+    A Flax nnx Variable is a node with one child, its attribute `value`: a path
+    is the same whether or not a leaf is wrapped in one.
+    """
+    if len(keys) > 1 and keys[-1] == jax.tree_util.GetAttrKey("value"):
+        keys = keys[:-1]
+    return tuple(jax.tree_util.keystr((key,), simple=True) for key in keys)
+
+
+@functools.lru_cache(maxsize=1024)
+def _paths(treedef: Any) -> tuple[tuple[Path, ...], tuple[Path, ...]]:
+    """The paths of a tree's leaves, and of the `MaskedNode`s in it."""
+    numbered = treedef.unflatten(range(treedef.num_leaves))
+    found, _ = jax.tree_util.tree_flatten_with_path(numbered, is_leaf=is_masked)
+    leaves = tuple(_path(keys) for keys, x in found if not is_masked(x))
+    return leaves, tuple(_path(keys) for keys, x in found if is_masked(x))
+
+
+def leaf_names(tree: Any) -> list[str]:
+    """The paths of a tree's leaves as text, `"layers/0/kernel"`."""
+    return ["/".join(path) for path in _paths(jax.tree.structure(tree))[0]]
+
+
+def floating(tree: Any) -> Any:
+    """`tree` with a `MaskedNode` for each leaf that is no floating-point array."""
+    return jax.tree.map(lambda x: x if is_floating(x) else optax.MaskedNode(), tree)
+
+
+def snapshot(params: optax.Params, exclude: Exclude = None) -> optax.Params:
+    """A copy of `params`, with a `MaskedNode` for each leaf that is never predicted.
+
+    Those are the leaves that are no floating-point arrays, and those that
+    `exclude` names. The copy has strong types (weak ones would turn strong one
+    snapshot at a time and recompile the caller's step at every epoch) and its
+    own buffers (params and state can then both be donated).
+    """
+    leaves, treedef = jax.tree.flatten(params)
+    # Under `jit` or `eval_shape` a leaf is a tracer; under `optax.tree.map_params` there is none.
+    excluded = _excluded(params, exclude) if leaves else []
+    copies = [
+        optax.MaskedNode() if skip or not is_floating(x) else jnp.array(x, x.dtype, copy=True)
+        for x, skip in zip(map(as_array, leaves), excluded, strict=True)
+    ]
+    if leaves and all(is_masked(x) for x in copies):
+        raise ValueError(
+            "There is nothing to predict: `params` has no floating-point leaf that `exclude` leaves in. "
+            f"Got leaves of {', '.join(sorted({describe(x) for x in leaves}))}."
+        )
+    return treedef.unflatten(copies)
+
+
+@dataclasses.dataclass(frozen=True)
+class ExcludedLeaves:
+    """A tree of bools, or a prefix of one, in a form that can be hashed."""
+
+    excluded: tuple[Any, ...]
+    treedef: Any
+
+
+def hashable(exclude: Exclude) -> Exclude:
+    """`exclude` as a setting: a tree becomes `ExcludedLeaves`."""
+    if exclude is None or callable(exclude) or isinstance(exclude, ExcludedLeaves):
+        return exclude
+    leaves, treedef = jax.tree.flatten(exclude)
+    return ExcludedLeaves(tuple(x.item() if isinstance(x, np.bool_) else x for x in leaves), treedef)
+
+
+def _excluded(params: optax.Params, exclude: Exclude) -> list[bool]:
+    """For each leaf of `params`, whether it is never predicted."""
+    names = leaf_names(params)
+    if exclude is None:
+        return [False] * len(names)
+    if isinstance(exclude, ExcludedLeaves):
+        try:
+            tree = jax.tree.broadcast(exclude.treedef.unflatten(exclude.excluded), params)
+            excluded: list[Any] = jax.tree.structure(params).flatten_up_to(tree)
+        except ValueError as e:
+            raise ValueError(
+                "`exclude` must be a tree of bools with the structure of the parameters, or a prefix of "
+                f"it (True: never predicted), or a function from a leaf's path to a bool. {e}"
+            ) from None
+    else:
+        excluded = [exclude(name) for name in names]
+    for name, x in zip(names, excluded, strict=True):
+        if not isinstance(x, bool):
+            raise ValueError(
+                f"`exclude` must say True (never predicted) or False for each leaf. Got {x!r} at {name!r}."
+            )
+    return excluded
+
+
+@functools.lru_cache(maxsize=1024)
+def _positions(like: Any, treedef: Any) -> tuple[tuple[int, ...], list[Path], list[Path]]:
+    """Where in a tree the leaves of `like` lie; which of them are missing, and which of the tree are unknown.
+
+    A `MaskedNode` in `like` stands for whatever the tree has there: a leaf that
+    is never predicted, or a part that `optax.masked` keeps away.
+    """
+    expected, masked = _paths(like)
+    found = {path: i for i, path in enumerate(_paths(treedef)[0])}
+    known = {*expected}
+    missing = [path for path in expected if path not in found]
+    extra = [p for p in found if p not in known and not any(p[: len(m)] == m for m in masked)]
+    return tuple(found[path] for path in expected if path in found), missing, extra
+
+
+def _where(like: Any, tree: Any, name: str) -> tuple[int, ...]:
+    where, missing, extra = _positions(jax.tree.structure(like), jax.tree.structure(tree))
+    if missing or extra:
+        raise ValueError(
+            f"`{name}` must have the leaves that it had at `init`."
+            + _first("Missing", missing, len(jax.tree.leaves(like)))
+            + _first("Unknown", extra, len(jax.tree.leaves(tree)))
+        )
+    return where
+
+
+def _first(what: str, paths: list[Path], total: int, most: int = 3) -> str:
+    names = [repr("/".join(path)) if path else "the root" for path in paths]
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return f" {what} ({len(names)} of {total} leaves): {', '.join(names[:most])}{more}." if names else ""
+
+
+def take(like: Any, tree: Any, name: str = "params", *, types: bool = True) -> Column:
+    """The leaves of `tree` at those of `like`, found by path.
+
+    Raises:
+      ValueError: if one is missing, unknown, or of another shape or (with `types`) another dtype.
+    """
+    leaves = jax.tree.leaves(tree)
+    column = [leaves[i] for i in _where(like, tree, name)]
+    for i, (x, expected) in enumerate(zip(column, jax.tree.leaves(like), strict=True)):
+        with contextlib.suppress(TypeError, ValueError):  # no array: the error below says what instead
+            column[i] = x = as_array(x)
+        if getattr(x, "shape", None) != expected.shape or (types and x.dtype != expected.dtype):
+            raise ValueError(
+                f"Each leaf of `{name}` must keep the shape and dtype that it had at `init`. "
+                f"Expected {describe(expected)} at {leaf_names(like)[i]!r}, got {describe(x)}."
+            )
+    return column
+
+
+def put(like: Any, tree: Any, column: Sequence[Any]) -> Any:
+    """`tree` with `column` in place of the leaves that `take` found."""
+    leaves, treedef = jax.tree.flatten(tree)
+    for i, x in zip(_where(like, tree, "tree"), column, strict=True):
+        leaves[i] = x
+    return treedef.unflatten(leaves)
+
+
+def refill(tree: Any, leaves: Any) -> Any:
+    """A tree like `tree`, its containers included, with the leaves of another one in the same order."""
+    return jax.tree.unflatten(jax.tree.structure(tree), jax.tree.leaves(leaves))

@@ -1,0 +1,121 @@
+"""The two passes over the weights: one reads every weight, one writes every weight."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from pdt_optax import _layout
+from pdt_optax._reduce import over_shards, totals, widest_float
+from pdt_optax._window import Storage
+from pdt_optax.accept import Accept
+from pdt_optax.dynamics import Fit, seen_columns
+
+Points = Sequence[jax.Array]  # a leaf's snapshots, oldest to newest, and its weights
+
+
+def difference_basis(points: Points, storage: Storage, fit: Fit, dtype: Any) -> list[jax.Array]:
+    """Columns `[reference, *differences]` of a leaf: everything computed from a window combines them."""
+    *snapshots, param = points
+    reference = (snapshots[-1] if fit == "past" else param).astype(dtype)
+    return [reference, *storage.differences(snapshots, param, dtype)]
+
+
+def gram_matrix(
+    leaves: Sequence[Points], storage: Storage, fit: Fit, diagonal: bool = False
+) -> tuple[jax.Array, jax.Array]:
+    """Gram matrix of the columns that a model sees, summed over all leaves.
+
+    The raw weights are nearly parallel: squaring them would square a condition
+    number of up to 3e4. Products and sums are in float64 (float32 on a TPU): the
+    squares of float32 weights then neither overflow nor underflow, and small
+    angles survive.
+
+    Args:
+      leaves: for each leaf its snapshots, oldest to newest, and its weights.
+      storage: how the snapshots are kept.
+      fit: whether the newest snapshot ("past") or the weights ("current") are the reference.
+      diagonal: leave all other products out, as 0.
+
+    Returns:
+      `(window, window)`, and `()`, the square of the difference that the model
+      does not see. Use them inside `widest_float`.
+    """
+    window = len(leaves[0]) - 1
+    seen = seen_columns(window, fit)
+    (unseen,) = set(range(window + 1)) - set(seen)
+    rows, columns_ = np.diag_indices(window) if diagonal else np.triu_indices(window)
+    pairs = [*((seen[i], seen[j]) for i, j in zip(rows, columns_, strict=True)), (unseen, unseen)]
+    with widest_float() as wide:
+
+        def products(points: Points) -> jax.Array:
+            columns = difference_basis([x.reshape(-1) for x in points], storage, fit, wide)
+            return jnp.stack(totals([columns[i] * columns[j] for i, j in pairs]))
+
+        def measure(leaves: Sequence[Points], shares: Sequence[float]) -> jax.Array:
+            zeros = jnp.zeros(len(pairs), wide)
+            return sum((share * products(x) for x, share in zip(leaves, shares, strict=True)), start=zeros)
+
+        *upper, last = over_shards(measure, leaves)
+        half = jnp.zeros((window, window), wide).at[rows, columns_].set(jnp.stack(upper))
+        return jnp.where(np.tri(window, k=-1, dtype=bool), half.T, half), last
+
+
+def combine(coefficients: jax.Array, basis: Sequence[jax.Array]) -> jax.Array:
+    """sum_j coefficients[j] basis[j]."""
+    total = coefficients[0] * basis[0]
+    for coefficient, column in zip(coefficients[1:], basis[1:], strict=True):
+        total += coefficient * column
+    return total
+
+
+def assemble(
+    points: Points,
+    storage: Storage,
+    fit: Fit,
+    increments: jax.Array,
+    displacement: jax.Array,
+    rule: Accept,
+    horizon: int | jax.Array,
+    finite: jax.Array,
+) -> tuple[jax.Array, jax.Array]:
+    """One leaf's new weights and mask, in two fused elementwise passes.
+
+    Increments come straight from difference-basis coefficients, never as the
+    difference of two predicted weights.
+    """
+    param = points[-1]
+    compute = jnp.promote_types(param.dtype, jnp.float32)
+
+    def columns() -> tuple[list[jax.Array], jax.Array]:
+        """What the model sees, and the optimizer's step; made anew wherever it is used, never in memory."""
+        every = difference_basis(points, storage, fit, compute)
+        return [every[i] for i in seen_columns(len(points) - 1, fit)], every[-1]
+
+    def judged() -> jax.Array:
+        basis, step = columns()
+        reference, *seen = basis
+        rows = [combine(row.astype(compute), basis) for row in increments]
+        mask = rule(jnp.stack(rows), step, jnp.stack(seen), reference, horizon)
+        weighs = _layout.is_floating(mask) or getattr(mask, "dtype", None) == jnp.bool_
+        if getattr(mask, "shape", None) != param.shape or not weighs:
+            raise ValueError(
+                "An acceptance rule must return a mask of its leaf's shape, bool or a floating-point weight in "
+                f"[0, 1]. {rule} returned {_layout.describe(mask)} for a leaf of shape {list(param.shape)}."
+            )
+        return mask
+
+    # A branch of its own, whose result is written to memory once: the count of
+    # the accepted and the new weights would else each compute the mask again.
+    like = jax.eval_shape(judged)
+    mask = lax.cond(finite, judged, lambda: jnp.zeros_like(param, like.dtype))
+    basis, _ = columns()
+    prediction = basis[0] + combine(displacement.astype(compute), basis)
+    if mask.dtype != bool:
+        weight, wide = mask.astype(compute), param.astype(compute)
+        prediction = jnp.where(weight == 1, prediction, wide + weight * (prediction - wide))
+    new = jnp.where(mask != 0, prediction.astype(param.dtype), param)
+    return new, mask

@@ -1,0 +1,319 @@
+"""`Predictor`: Predictive Differential Training beside any optimizer."""
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from pdt_optax import _history, _layout, presets
+from pdt_optax._boundary import Moment, Settings
+from pdt_optax._compiled import end_apart
+from pdt_optax._history import History
+from pdt_optax._layout import Column
+from pdt_optax._predict import check_model
+from pdt_optax._reduce import on_one_device
+from pdt_optax._report import PDTReport
+from pdt_optax._window import Storage
+from pdt_optax.accept import Accept, Rule, as_rule
+from pdt_optax.dynamics import Dynamics
+from pdt_optax.guard import Guard
+from pdt_optax.schedule import Schedule, count, fixed
+
+
+@dataclasses.dataclass(frozen=True, init=False)
+class Predictor:
+    """Predictive Differential Training beside any optimizer, in any framework: your step is untouched.
+
+    Between epochs, call `end_epoch`: it keeps a snapshot of the weights and, when
+    it is time, predicts where the last `window` snapshots lead in `horizon` more
+    epochs and moves the weights whose own last step agrees. All others keep what
+    the optimizer gave them.
+
+    Args:
+      dynamics: how weights move: `drift()`, `dmd(...)`.
+      accept: which weights take their prediction: `agree()`, `shrink()`, ...
+      window: snapshots that a prediction looks back on, >= 2. The history holds
+        that many copies of the weights.
+      schedule: how far and how often it predicts: `fixed()`, `adaptive()` or
+        `released_schedule()`.
+      horizon: how many epochs ahead the schedule starts, >= 1; by default the schedule's own.
+      interval: plain epochs between two predictions, >= 1; by default the schedule's own.
+      start: the first epoch, counted from 0, whose end may predict; at least
+        `window`, the default.
+      guard: `rollback(...)` takes a jump back when the epoch after it is too
+        much worse. It and all schedules but `fixed` look at the epochs'
+        values: pass them to `end_epoch` as `value`.
+      exclude: leaves that are never predicted, such as embeddings or norms: a
+        tree of bools like the parameters (or a prefix of it), or a function of
+        a leaf's path (`"layers/0/kernel"`); True keeps the leaf out.
+      snapshot_dtype: "bfloat16" keeps the newest snapshot whole and, for each
+        older one, its difference to the next newer one in bfloat16: a window of
+        5 of float32 weights costs 12 bytes a weight instead of 20, and every
+        difference is rounded by up to 0.4% of itself.
+      snapshot_device: "host" keeps the window in host memory and moves it in
+        at a prediction only.
+      dry_run: report what would be accepted and change nothing.
+
+    Raises:
+      TypeError: if `dynamics` is not a model, `accept` not a rule, or `schedule` or
+        `guard` not one of theirs.
+      ValueError: for a number out of range, or rules that do not fit together.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, pdt_optax
+      >>> loss = lambda w: jnp.sum(w**2)
+      >>> params = jnp.array([1.0, 2.0])
+      >>> predictor = pdt_optax.Predictor()
+      >>> history = predictor.init(params)
+      >>> for epoch in range(8):
+      ...     params = params - 0.05 * jax.grad(loss)(params)  # any optimizer
+      ...     params, history, report = predictor.end_epoch(params, history, value=loss(params))
+      ...     print(epoch, bool(report.predicted), f"{report.mean_value:.3f}")
+      0 False 4.050
+      1 False 3.280
+      2 False 2.657
+      3 False 2.152
+      4 False 1.743
+      5 True 1.412
+      6 False 0.864
+      7 True 0.700
+
+    References:
+      Predictive Differential Training Guided by Training Dynamics, Algorithm 1.
+    """
+
+    dynamics: Dynamics
+    accept: Rule
+    window: int
+    schedule: Schedule
+    start: int
+    guard: Guard | None
+    exclude: _layout.Exclude
+    snapshot_dtype: str | None
+    snapshot_device: str | None
+    dry_run: bool
+
+    def __init__(
+        self,
+        *,
+        dynamics: Dynamics = presets.recommended["dynamics"],
+        accept: Rule | Accept = presets.recommended["accept"],
+        window: int = presets.recommended["window"],
+        schedule: Schedule = fixed(),
+        horizon: int | None = None,
+        interval: int | None = None,
+        start: int | None = None,
+        guard: Guard | None = None,
+        exclude: _layout.Exclude = None,
+        snapshot_dtype: str | None = None,
+        snapshot_device: str | None = None,
+        dry_run: bool = False,
+    ):
+        window = count("window", window, 2, "a difference takes two snapshots")
+        start = window if start is None else count("start", start, 1, "it counts epochs")
+        if start < window:
+            raise ValueError(
+                "`start` must be at least `window`: the first prediction needs a full window. "
+                f"Got {start=}, {window=}."
+            )
+        rule = as_rule("accept", accept)
+        check_model(dynamics, rule, window)
+        if not isinstance(schedule, Schedule):
+            raise TypeError(
+                "`schedule` must be an acceleration schedule, such as `fixed()` or `adaptive()` (with its "
+                f"parentheses). Got {schedule!r}."
+            )
+        shorthands = {"horizon": horizon, "interval": interval}
+        schedule = dataclasses.replace(schedule, **{k: v for k, v in shorthands.items() if v is not None})
+        if guard is not None and not isinstance(guard, Guard):
+            raise TypeError(f"`guard` must be None or `rollback(...)`. Got {guard!r}.")
+        if snapshot_dtype not in (None, "bfloat16"):
+            raise ValueError(
+                '`snapshot_dtype` must be None, whole snapshots in the types of the parameters, or "bfloat16", '
+                f"their differences. Got {snapshot_dtype=}."
+            )
+        if snapshot_device not in (None, "host"):
+            raise ValueError(
+                '`snapshot_device` must be None, beside the parameters, or "host", in host memory between '
+                f"predictions. Got {snapshot_device=}."
+            )
+        settings = {
+            "dynamics": dynamics,
+            "accept": rule,
+            "window": window,
+            "schedule": schedule,
+            "start": start,
+            "guard": guard,
+            "exclude": _layout.hashable(exclude),
+            "snapshot_dtype": snapshot_dtype,
+            "snapshot_device": snapshot_device,
+            "dry_run": bool(dry_run),
+        }
+        for name, value in settings.items():
+            object.__setattr__(self, name, value)
+
+    @functools.cached_property
+    def settings(self) -> Settings:
+        """What a boundary depends on."""
+        storage = Storage(self.snapshot_dtype, self.snapshot_device == "host")
+        return Settings(
+            self.dynamics,
+            self.accept,
+            self.window,
+            self.start,
+            self.schedule,
+            self.guard,
+            self.dry_run,
+            storage,
+        )
+
+    def init(self, params: optax.Params, opt_state: optax.OptState | None = None) -> History:
+        """The history before the first epoch, with a snapshot of the initial weights.
+
+        Args:
+          params: the parameters, any pytree; `nnx.state(model, nnx.Param)` as it is.
+          opt_state: the optimizer's state, which a guard may bring back; only with one.
+
+        Raises:
+          ValueError: if there is nothing to predict, or if `opt_state` and a guard do not come together.
+
+        Example:
+          >>> import jax.numpy as jnp, optax, pdt_optax
+          >>> params, optimizer = {"w": jnp.ones(3)}, optax.adam(1e-3)
+          >>> predictor = pdt_optax.Predictor(guard=pdt_optax.rollback())
+          >>> history = predictor.init(params, opt_state=optimizer.init(params))
+        """
+        self._check_opt_state(opt_state, "init(params, opt_state=opt_state)")
+        return _history.start(params, opt_state, self.settings, self.exclude)
+
+    def end_epoch(
+        self,
+        params: optax.Params,
+        history: History,
+        *,
+        opt_state: optax.OptState | None = None,
+        value: jax.typing.ArrayLike | None = None,
+        donate: bool = False,
+    ) -> tuple[Any, History, PDTReport]:
+        """Ends an epoch: predicts if it is time, and takes a snapshot. It may be jitted, and never waits.
+
+        Args:
+          params: the parameters after the epoch's last update.
+          history: what `init` or the last `end_epoch` returned.
+          opt_state: with a guard, the optimizer's state after the epoch. Go on
+            with `history.opt_state`, which is this one or the one that came back.
+          value: the epoch's value, usually its mean training loss. The report
+            has it, and the guard and all schedules but `fixed` need it.
+          donate: update `params` and the history's arrays in place. The caller's
+            `params`, `history` and `opt_state` are then no longer valid.
+
+        Returns:
+          The parameters, the history, and a `PDTReport`.
+
+        Raises:
+          TypeError: if `history` is not one.
+          ValueError: if `params` or `history` do not match, or if `value` or `opt_state` is missing.
+
+        Example:
+          With a guard:
+
+          >>> import jax.numpy as jnp, optax, pdt_optax
+          >>> optimizer, predictor = optax.adam(1e-3), pdt_optax.Predictor(guard=pdt_optax.rollback())
+          >>> params = {"w": jnp.ones(3)}
+          >>> opt_state = optimizer.init(params)
+          >>> history = predictor.init(params, opt_state)
+          >>> params, history, report = predictor.end_epoch(params, history, opt_state=opt_state, value=0.5)
+          >>> opt_state = history.opt_state
+        """
+        if not isinstance(history, History):
+            raise TypeError(
+                "`history` must be what `predictor.init(params)` or the last `end_epoch` returned. "
+                f"Got {type(history).__name__}."
+            )
+        self._check_opt_state(opt_state, "end_epoch(params, history, opt_state=opt_state)")
+        if self.settings.needs_value and value is None:
+            raise ValueError(self.value_rule("predictor.end_epoch(params, history, value=loss)"))
+        mean = jnp.float32(jnp.nan) if value is None else scalar(value)
+        leaves = jax.tree.leaves(opt_state)
+        params, history, _, report = end_with(
+            self, params, history, leaves, mean, jnp.array(False), donate=donate
+        )
+        return params, history, report
+
+    def _check_opt_state(self, opt_state: optax.OptState | None, call: str) -> None:
+        if (self.guard is None) != (opt_state is None):
+            raise ValueError(
+                "The optimizer's state belongs to the guard, which may bring it back: pass it with one, and "
+                f"without one leave it out: predictor.{call}. "
+                f"Got guard={self.guard}, opt_state={'None' if opt_state is None else 'a state'}."
+            )
+
+    def value_rule(self, call: str) -> str:
+        """The message where an epoch's value is needed and none came."""
+        return (
+            "The schedule or the guard judges epochs by their values, and none came: pass the training loss, "
+            f"{call}. Got schedule={self.schedule}, guard={self.guard}."
+        )
+
+
+def scalar(value: jax.typing.ArrayLike) -> jax.Array:
+    if jnp.shape(value) != ():
+        raise ValueError(f"`value` must be a scalar, such as a mean loss. Got the shape {jnp.shape(value)}.")
+    return jnp.asarray(value, jnp.float32)
+
+
+def at_boundary(
+    predictor: Predictor, params: optax.Params, history: History, opt_state: Column
+) -> tuple[Moment, Settings]:
+    """What a boundary works on, and under which settings: matched once, and each tree flattened once."""
+    _history.check(history._asdict(), predictor.settings)
+    weights = _layout.take(history.weights, params)
+    kept = [] if history.backup is None else jax.tree.leaves(history.backup.optimizer_before)
+    if len(kept) != len(opt_state):
+        raise ValueError(
+            "`opt_state` must have the leaves that it had at `init`. "
+            f"Expected {len(kept)}, got {len(opt_state)}."
+        )
+    known = {*_layout.leaf_names(history.snapshots[-1])}
+    settings = dataclasses.replace(
+        predictor.settings,
+        together=on_one_device(weights),
+        predicted=tuple(name in known for name in _layout.leaf_names(history.weights)),
+    )
+    return history.moment(weights, opt_state), settings
+
+
+def end_with(
+    predictor: Predictor,
+    params: optax.Params,
+    history: History,
+    opt_state: Column,
+    value: jax.Array,
+    missing: jax.Array,
+    *,
+    donate: bool,
+) -> tuple[optax.Params, History, Column, PDTReport]:
+    """`Predictor.end_epoch`, its arguments checked and the optimizer's state as its leaves."""
+    now, settings = at_boundary(predictor, params, history, opt_state)
+    if not any(settings.predicted):
+        raise ValueError("There is nothing to predict: the history's snapshots have no leaf.")
+    spent, kept = (now.window, ()) if settings.guard else settings.storage.split(now.window)
+    now = now._replace(window=spent)
+    after, report = end_apart(
+        now if donate else None, None if donate else now, kept, value, missing, settings=settings
+    )
+    new = history.after(after._replace(window=(*kept, *after.window)))
+    return _layout.put(history.weights, params, after.weights), new, after.opt_state, report
+
+
+def lower(predictor: Predictor, params: Any) -> Any:
+    """The donated `end_epoch` of a predictor without a guard, lowered for parameters, or for their shapes."""
+    abstract = any(isinstance(x, jax.ShapeDtypeStruct) for x in jax.tree.leaves(params))
+    history: Any = jax.eval_shape(predictor.init, params) if abstract else predictor.init(params)
+    now, settings = at_boundary(predictor, params, history, [])
+    spent, kept = settings.storage.split(now.window)
+    value, missing = jax.ShapeDtypeStruct((), jnp.float32), jax.ShapeDtypeStruct((), jnp.bool_)
+    return end_apart.lower(now._replace(window=spent), None, kept, value, missing, settings=settings)

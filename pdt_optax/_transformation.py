@@ -1,0 +1,308 @@
+"""`pdt`: any Optax optimizer, with a prediction of its weights between epochs."""
+
+from typing import Any, NamedTuple, cast
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import lax
+from jax.core import Tracer
+
+from pdt_optax import _history, _layout, presets
+from pdt_optax._compiled import Epoch, end_inside
+from pdt_optax._history import History
+from pdt_optax._predictor import Predictor, at_boundary, end_with, scalar
+from pdt_optax._report import PDTReport, no_report
+from pdt_optax.accept import Accept, Rule
+from pdt_optax.dynamics import Dynamics
+from pdt_optax.guard import Guard
+from pdt_optax.schedule import Schedule, count, fixed
+
+_EPOCH = jax.tree.structure(Epoch(0, 0, 0))  # pyright: ignore[reportArgumentType]
+
+
+class PDTState(NamedTuple):
+    """State of `pdt`.
+
+    Attributes:
+      inner_state: of the wrapped optimizer.
+      history: the snapshots, the clock and the guard's backup.
+      this_epoch: what `update` has seen since the last epoch's end.
+      last_report: the last epoch's `PDTReport` with `every`, else None.
+    """
+
+    inner_state: optax.OptState
+    history: History
+    this_epoch: Epoch
+    last_report: PDTReport | None
+
+
+class PDT(optax.GradientTransformationExtraArgs):
+    """What `pdt` returns: an optax transformation with one more method, `end_epoch`."""
+
+    def end_epoch(
+        self,
+        params: optax.Params,
+        opt_state: optax.OptState,
+        *,
+        value: jax.typing.ArrayLike | None = None,
+        donate: bool = False,
+    ) -> tuple[Any, Any, PDTReport]:
+        """Ends an epoch: predicts if it is time, and takes a snapshot. See `end_epoch`."""
+        return end_epoch(self, params, opt_state, value=value, donate=donate)
+
+
+def pdt(
+    inner: optax.GradientTransformation,
+    *,
+    every: int | None = None,
+    dynamics: Dynamics = presets.recommended["dynamics"],
+    accept: Rule | Accept = presets.recommended["accept"],
+    window: int = presets.recommended["window"],
+    schedule: Schedule = fixed(),
+    horizon: int | None = None,
+    interval: int | None = None,
+    start: int | None = None,
+    guard: Guard | None = None,
+    exclude: _layout.Exclude = None,
+    snapshot_dtype: str | None = None,
+    snapshot_device: str | None = None,
+    dry_run: bool = False,
+) -> PDT:
+    """Predictive Differential Training around any Optax optimizer.
+
+    `update` is `inner`'s and a counter. Between epochs, call `end_epoch`: it
+    keeps a snapshot of the weights and, when it is time, predicts and moves those
+    whose own last step agrees. The state holds the snapshots; where a step's
+    arrays should not carry them, use a `Predictor` beside the optimizer.
+
+    Args:
+      inner: any optax transformation. Extra arguments of `update` reach it.
+      every: treat every `every` calls of `update` as one epoch and end it inside
+        `update`, for loops that live in jit or scan. `params` must then be
+        passed to `update`, there is no `end_epoch`, and in a chain the wrapper
+        comes last. The report is `opt_state.last_report`. Accepted weights land
+        within one ulp of their prediction, since updates are added. It costs:
+        XLA can no longer fuse the optimizer's update with its addition to the
+        weights (a bare adamw step on 10 M weights takes 1.4 to 1.5 times as long
+        on a CPU), under vmap it predicts at each step and selects, and on a GPU
+        the host reads a condition at each step (docs/speed.md, "On a GPU"). A
+        `scan` over epochs with `end_epoch` inside has none of these costs.
+      dynamics, accept, window, schedule, horizon, interval, start, guard, exclude,
+        snapshot_dtype, dry_run: as for `Predictor`. Where the guard or the
+        schedule needs an epoch's value, the mean of the `value`s that `update`
+        saw serves, or the one given to `end_epoch`.
+      snapshot_device: as for `Predictor`; not with `every`.
+
+    Returns:
+      An `optax.GradientTransformationExtraArgs` with a method `end_epoch`.
+
+    Raises:
+      TypeError: if `inner` is not an Optax transformation, or as for `Predictor`.
+      ValueError: as for `Predictor`.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, optax, pdt_optax
+      >>> loss = lambda w: jnp.sum(w**2)
+      >>> tx = pdt_optax.pdt(optax.sgd(0.05), window=5)
+      >>> params = jnp.array([1.0, 2.0])
+      >>> opt_state = tx.init(params)
+      >>> for epoch in range(6):
+      ...     updates, opt_state = tx.update(jax.grad(loss)(params), opt_state, params)
+      ...     params = optax.apply_updates(params, updates)
+      ...     params, opt_state, report = tx.end_epoch(params, opt_state, value=loss(params))
+      >>> bool(report.predicted), float(report.accepted_share)
+      (True, 1.0)
+
+    References:
+      Predictive Differential Training Guided by Training Dynamics, Algorithm 1.
+    """
+    if not (callable(getattr(inner, "init", None)) and callable(getattr(inner, "update", None))):
+        hint = " Call it first: it makes one." if callable(inner) else ""
+        raise TypeError(
+            f"`inner` must be an optax gradient transformation, such as optax.adamw(1e-3). Got {inner!r}.{hint}"
+        )
+    predictor = Predictor(
+        dynamics=dynamics,
+        accept=accept,
+        window=window,
+        schedule=schedule,
+        horizon=horizon,
+        interval=interval,
+        start=start,
+        guard=guard,
+        exclude=exclude,
+        snapshot_dtype=snapshot_dtype,
+        snapshot_device=snapshot_device,
+        dry_run=dry_run,
+    )
+    if every is not None:
+        every = count("every", every, 1, "it counts calls of `update`")
+        if predictor.snapshot_device is not None:
+            raise ValueError(
+                "`snapshot_device` needs the `end_epoch` form: inside `update` every step would carry the window "
+                f"through the device. Got snapshot_device={predictor.snapshot_device!r}, {every=}."
+            )
+    wrapper = _Wrapper(optax.with_extra_args_support(inner), predictor, every)
+    # Bound methods, so that the settings survive `_replace` and tree maps.
+    return PDT(cast(Any, wrapper.init), cast(Any, wrapper.update))
+
+
+class _Wrapper:
+    """The two functions of the transformation and what they close over."""
+
+    def __init__(self, inner: optax.GradientTransformationExtraArgs, predictor: Predictor, every: int | None):
+        self.inner = inner
+        self.predictor = predictor
+        self.every = every
+
+    def init(self, params: optax.Params) -> PDTState:
+        inner_state = self.inner.init(params)
+        nested = jax.tree.leaves(inner_state, is_leaf=_is_state)
+        if count_ := sum(map(_is_state, nested)):
+            raise ValueError(
+                "`inner` must not hold another `pdt`: their predictions would build on each other's jumps. "
+                f"Found {count_}."
+            )
+        predictor = self.predictor
+        history = _history.start(params, inner_state, predictor.settings, predictor.exclude)
+        leaves = len(jax.tree.leaves(history.snapshots[-1]))
+        report = None if self.every is None else no_report(predictor.window, leaves)
+        return PDTState(inner_state, history, Epoch.start(), report)
+
+    def update(
+        self, updates: optax.Updates, state: PDTState, params: optax.Params | None = None, **extra: Any
+    ) -> tuple[optax.Updates, PDTState]:
+        updates, inner_state = self.inner.update(updates, state.inner_state, params, **extra)
+        seen = state.this_epoch
+        seen = seen._replace(updates_seen=optax.safe_increment(seen.updates_seen))
+        if (value := extra.get("value")) is not None:
+            seen = seen._replace(
+                value_sum=seen.value_sum + scalar(value), values_seen=optax.safe_increment(seen.values_seen)
+            )
+        state = state._replace(inner_state=inner_state, this_epoch=seen)
+        if self.every is None:
+            return updates, state
+        if params is None:
+            raise ValueError(
+                "`update` needs `params` when `every` is set, to predict them: "
+                f"tx.update(grads, opt_state, params). Got params=None, every={self.every}."
+            )
+        self.check_report(state.last_report)
+        if value is None and self.predictor.settings.needs_value:
+            raise ValueError(self.predictor.value_rule("tx.update(..., value=loss)"))
+        return self._end_if_due(updates, state, params, self.every)
+
+    def _end_if_due(
+        self, updates: optax.Updates, state: PDTState, params: optax.Params, every: int
+    ) -> tuple[optax.Updates, PDTState]:
+        """Ends an epoch inside `update` if `every` updates have passed since the last one."""
+        history = state.history
+        guarded = history.backup is not None
+        opt_state = jax.tree.leaves(state.inner_state) if guarded else []
+        now, settings = at_boundary(self.predictor, params, history, opt_state)
+        if not any(settings.predicted):
+            return updates, state
+        steps = _layout.take(history.weights, updates, "updates", types=False)
+        steps = [lax.convert_element_type(u, u.dtype) for u in steps]  # strong types
+        assert state.last_report is not None
+        steps, now, seen, report = end_inside(
+            steps, now, state.this_epoch, state.last_report, settings=settings, every=every
+        )
+        inner_state = _layout.refill(state.inner_state, now.opt_state) if guarded else state.inner_state
+        new = PDTState(inner_state, history.after(now), seen, report)
+        return _layout.put(history.weights, updates, steps), new
+
+    def check_report(self, report: Any) -> None:
+        """Raises ValueError if a state is of a wrapper with another way to end epochs."""
+        expected, got = ("with" if x else "without" for x in (self.every is not None, report is not None))
+        if expected != got:
+            raise ValueError(
+                "The state must come from the `init` of a wrapper like this one: it holds a report only where "
+                f"`every` is set. Expected the state of a wrapper {expected} `every`; got that of one {got} it."
+            )
+
+
+def _is_state(x: Any) -> bool:
+    return isinstance(x, PDTState)
+
+
+def wrapper_of(pdt_tx: Any) -> _Wrapper:
+    """What stands behind a `PDT`, or TypeError."""
+    wrapper = getattr(getattr(pdt_tx, "update", None), "__self__", None)
+    if not isinstance(wrapper, _Wrapper):
+        raise TypeError(
+            "`pdt_tx` must be what `pdt_optax.pdt(...)` returned; a chain around it does not know how to "
+            f"end an epoch. Got {pdt_tx!r}."
+        )
+    return wrapper
+
+
+def end_epoch(
+    pdt_tx: PDT,
+    params: optax.Params,
+    opt_state: optax.OptState,
+    *,
+    value: jax.typing.ArrayLike | None = None,
+    donate: bool = False,
+) -> tuple[Any, Any, PDTReport]:
+    """Ends an epoch: predicts if it is time, and takes a snapshot.
+
+    As a function it also serves a `pdt` nested in a bigger transformation
+    (`optax.chain`, `optax.masked`, `optax.partition`, ...), whose state is
+    found in `opt_state`. Leaves are matched by path and shape, whatever the
+    containers: `nnx.state(model, nnx.Param)` and `optimizer.opt_state` are taken
+    as they are. It may be jitted. It waits for the device only where the guard or
+    the schedule needs a value and none is passed: then it reads how many `update` saw.
+
+    Args:
+      pdt_tx: what `pdt(...)` returned.
+      params: the parameters after the epoch's last update.
+      opt_state: the state of `pdt_tx` or of the transformation around it.
+      value: the epoch's value, usually its mean training loss, for the report;
+        by default the mean of the `value`s that `update` saw.
+      donate: update `params` and the history's arrays in place. The caller's
+        `params` and `opt_state` are then no longer valid.
+
+    Returns:
+      The parameters, the state, and a `PDTReport`.
+
+    Raises:
+      TypeError: if `pdt_tx` is not what `pdt` returned.
+      ValueError: if `pdt_tx` ends its epochs itself (`every`), if `opt_state`
+        does not hold exactly one state of it, if `params` do not match, or if a
+        value is needed and none came.
+
+    Example:
+      >>> import jax.numpy as jnp, optax, pdt_optax
+      >>> inner = pdt_optax.pdt(optax.adam(1e-2))
+      >>> tx = optax.chain(optax.clip_by_global_norm(1.0), inner)
+      >>> params = {"w": jnp.ones(3)}
+      >>> opt_state = tx.init(params)
+      >>> params, opt_state, report = pdt_optax.end_epoch(inner, params, opt_state)
+      >>> bool(report.predicted)
+      False
+    """
+    wrapper = wrapper_of(pdt_tx)
+    if wrapper.every is not None:
+        raise ValueError(
+            "`end_epoch` is not for a wrapper that ends its epochs inside `update`: drop the call, or "
+            f"make the wrapper without `every`. Got every={wrapper.every}."
+        )
+    state: PDTState = _history.find(opt_state, PDTState)
+    wrapper.check_report(state.last_report)
+    guarded = state.history.backup is not None
+    seen: Epoch = jax.tree.unflatten(_EPOCH, jax.tree.leaves(state.this_epoch))
+    missing = jnp.array(False)
+    if value is None and wrapper.predictor.settings.needs_value:
+        missing = seen.values_seen == 0
+        if not isinstance(missing, Tracer) and bool(missing):
+            raise ValueError(wrapper.predictor.value_rule("tx.end_epoch(params, opt_state, value=loss)"))
+    mean = seen.mean_value() if value is None else scalar(value)
+    leaves = jax.tree.leaves(state.inner_state) if guarded else []
+    params, history, leaves, report = end_with(
+        wrapper.predictor, params, state.history, leaves, mean, missing, donate=donate
+    )
+    inner_state = _layout.refill(state.inner_state, leaves) if guarded else state.inner_state
+    new = PDTState(inner_state, history, _layout.refill(state.this_epoch, Epoch.start()), None)
+    return params, _history.replaced(opt_state, PDTState, lambda _: new), report

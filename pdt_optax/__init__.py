@@ -5,6 +5,7 @@ from typing import Any
 from pdt_optax import presets
 from pdt_optax._boundary import Backup, Clock
 from pdt_optax._compiled import Epoch
+from pdt_optax._decompose import Modes, decompose
 from pdt_optax._history import History
 from pdt_optax._memory import Memory, memory
 from pdt_optax._predict import Prediction, predict_and_mask
@@ -39,6 +40,7 @@ __all__ = [
     "Guard",
     "History",
     "Memory",
+    "Modes",
     "PDTReport",
     "PDTState",
     "Pace",
@@ -51,6 +53,7 @@ __all__ = [
     "agree",
     "bounded_rule",
     "check_saved",
+    "decompose",
     "dmd",
     "drift",
     "end_epoch",

@@ -176,7 +176,7 @@ def _predict_if_due(
     nothing = no_report(len(window), len(trained), value)
 
     def predicted(trained: Column) -> tuple[Column, PDTReport]:
-        new, _, told = predict(
+        prediction = predict(
             settings.storage.at_hand(window),
             trained,
             epoch,
@@ -187,9 +187,9 @@ def _predict_if_due(
             storage=settings.storage,
             together=settings.together,
         )
-        known = {name: x for name, x in told._asdict().items() if name in PDTReport._fields}
-        report = nothing._replace(predicted=told.finite, horizon=pace.horizon_now, **known)
-        return (trained if settings.dry_run else new), report
+        known = {name: x for name, x in prediction._asdict().items() if name in PDTReport._fields}
+        report = nothing._replace(predicted=prediction.finite, horizon=pace.horizon_now, **known)
+        return trained if settings.dry_run else prediction.params, report
 
     # A loop of zero or one trips, not a conditional: what a loop carries is
     # updated in place, while a conditional's weights would come back in new memory.

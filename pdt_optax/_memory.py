@@ -99,7 +99,7 @@ def memory(made: PDT | Predictor, params: Any) -> Memory:
         optimizer, history = _bytes(state.inner_state), state.history
     weights = _layout.take(history.snapshots[-1], params)
     window = tuple(map(jax.tree.leaves, history.snapshots))
-    _, mask, _ = jax.eval_shape(
+    prediction = jax.eval_shape(
         lambda window, weights: predict(
             settings.storage.at_hand(window),
             weights,
@@ -121,5 +121,5 @@ def memory(made: PDT | Predictor, params: Any) -> Memory:
         snapshots=snapshots,
         snapshots_on_host=settings.storage.host,
         backup=_bytes(history.backup),
-        boundary=_bytes(mask) + _bytes(copied) + (snapshots if settings.storage.host else 0),
+        boundary=_bytes(prediction.mask) + _bytes(copied) + (snapshots if settings.storage.host else 0),
     )

@@ -132,7 +132,7 @@ def predict_and_mask(
     like = jax.tree.map(as_array, floating(newest))
     window = tuple(take(like, s, f"snapshots[{i}]") for i, s in enumerate(snapshots))
     weights = take(like, params)
-    new, mask, told = predict(
+    predicted = predict(
         window,
         weights,
         step,
@@ -141,19 +141,7 @@ def predict_and_mask(
         horizon=horizon,
         together=on_one_device(weights),
     )
-    return Prediction(put(like, params, new), refill(like, mask), **told._asdict())
-
-
-class Told(NamedTuple):
-    """What is told of a prediction besides the weights and the mask; as in `Prediction`."""
-
-    coefficients: jax.Array
-    singular_values: jax.Array
-    rank: jax.Array
-    eigenvalues: jax.Array
-    accepted_share: jax.Array
-    accepted_share_per_leaf: jax.Array
-    finite: jax.Array
+    return predicted._replace(params=put(like, params, predicted.params), mask=refill(like, predicted.mask))
 
 
 @functools.partial(jax.jit, static_argnames=("dynamics", "accept", "horizon", "storage", "together"))
@@ -168,7 +156,7 @@ def predict(
     reach: jax.Array | None = None,
     storage: Storage = WHOLE,
     together: bool = False,
-) -> tuple[Column, Column, Told]:
+) -> Prediction:
     """`predict_and_mask` of columns: lists of leaves that are known to match.
 
     Args:
@@ -182,7 +170,7 @@ def predict(
         not where they may be split over devices, each in its own way.
 
     Returns:
-      The new weights, the mask of each leaf, and what is told of them.
+      A `Prediction` whose `params` and `mask` are lists of leaves, too.
     """
     if not weights:
         raise ValueError(
@@ -227,10 +215,16 @@ def predict(
                 new[i], mask[i] = news[row], judged[row]
     order = np.argsort([i for group in groups for i in group])
     shares, share = mean_weights(masks, [len(group) for group in groups])
-    return (
-        new,
-        mask,
-        Told(increments, singular_values, rank, eigenvalues, share, shares[order], finite),
+    return Prediction(
+        params=new,
+        mask=mask,
+        coefficients=increments,
+        singular_values=singular_values,
+        rank=rank,
+        eigenvalues=eigenvalues,
+        accepted_share=share,
+        accepted_share_per_leaf=shares[order],
+        finite=finite,
     )
 
 

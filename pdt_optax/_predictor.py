@@ -23,7 +23,7 @@ from pdt_optax.guard import Guard
 from pdt_optax.schedule import Schedule, count, fixed
 
 
-@dataclasses.dataclass(frozen=True, init=False)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Predictor:
     """Predictive Differential Training beside any optimizer, in any framework: your step is untouched.
 
@@ -85,83 +85,65 @@ class Predictor:
       Predictive Differential Training Guided by Training Dynamics, Algorithm 1.
     """
 
-    dynamics: Dynamics
-    accept: Rule
-    window: int
-    schedule: Schedule
-    start: int
-    guard: Guard | None
-    exclude: _layout.Exclude
-    snapshot_dtype: str | None
-    snapshot_device: str | None
-    dry_run: bool
+    dynamics: Dynamics = presets.recommended["dynamics"]
+    accept: Rule | Accept = presets.recommended["accept"]
+    window: int = presets.recommended["window"]
+    schedule: Schedule = fixed()
+    horizon: dataclasses.InitVar[int | None] = None
+    interval: dataclasses.InitVar[int | None] = None
+    start: int | None = None
+    guard: Guard | None = None
+    exclude: _layout.Exclude = None
+    snapshot_dtype: str | None = None
+    snapshot_device: str | None = None
+    dry_run: bool = False
 
-    def __init__(
-        self,
-        *,
-        dynamics: Dynamics = presets.recommended["dynamics"],
-        accept: Rule | Accept = presets.recommended["accept"],
-        window: int = presets.recommended["window"],
-        schedule: Schedule = fixed(),
-        horizon: int | None = None,
-        interval: int | None = None,
-        start: int | None = None,
-        guard: Guard | None = None,
-        exclude: _layout.Exclude = None,
-        snapshot_dtype: str | None = None,
-        snapshot_device: str | None = None,
-        dry_run: bool = False,
-    ):
-        window = count("window", window, 2, "a difference takes two snapshots")
-        start = window if start is None else count("start", start, 1, "it counts epochs")
+    def __post_init__(self, horizon: int | None, interval: int | None) -> None:
+        window = count("window", self.window, 2, "a difference takes two snapshots")
+        start = window if self.start is None else count("start", self.start, 1, "it counts epochs")
         if start < window:
             raise ValueError(
                 "`start` must be at least `window`: the first prediction needs a full window. "
                 f"Got {start=}, {window=}."
             )
-        rule = as_rule("accept", accept)
-        check_model(dynamics, rule, window)
-        if not isinstance(schedule, Schedule):
+        rule = as_rule("accept", self.accept)
+        check_model(self.dynamics, rule, window)
+        if not isinstance(self.schedule, Schedule):
             raise TypeError(
                 "`schedule` must be an acceleration schedule, such as `fixed()` or `adaptive()` (with its "
-                f"parentheses). Got {schedule!r}."
+                f"parentheses). Got {self.schedule!r}."
             )
         shorthands = {"horizon": horizon, "interval": interval}
-        schedule = dataclasses.replace(schedule, **{k: v for k, v in shorthands.items() if v is not None})
-        if guard is not None and not isinstance(guard, Guard):
-            raise TypeError(f"`guard` must be None or `rollback(...)`. Got {guard!r}.")
-        if snapshot_dtype not in (None, "bfloat16"):
+        given = {name: value for name, value in shorthands.items() if value is not None}
+        if self.guard is not None and not isinstance(self.guard, Guard):
+            raise TypeError(f"`guard` must be None or `rollback(...)`. Got {self.guard!r}.")
+        if self.snapshot_dtype not in (None, "bfloat16"):
             raise ValueError(
                 '`snapshot_dtype` must be None, whole snapshots in the types of the parameters, or "bfloat16", '
-                f"their differences. Got {snapshot_dtype=}."
+                f"their differences. Got snapshot_dtype={self.snapshot_dtype!r}."
             )
-        if snapshot_device not in (None, "host"):
+        if self.snapshot_device not in (None, "host"):
             raise ValueError(
                 '`snapshot_device` must be None, beside the parameters, or "host", in host memory between '
-                f"predictions. Got {snapshot_device=}."
+                f"predictions. Got snapshot_device={self.snapshot_device!r}."
             )
-        settings = {
-            "dynamics": dynamics,
+        for name, value in {
             "accept": rule,
             "window": window,
-            "schedule": schedule,
+            "schedule": dataclasses.replace(self.schedule, **given),
             "start": start,
-            "guard": guard,
-            "exclude": _layout.hashable(exclude),
-            "snapshot_dtype": snapshot_dtype,
-            "snapshot_device": snapshot_device,
-            "dry_run": bool(dry_run),
-        }
-        for name, value in settings.items():
+            "exclude": _layout.hashable(self.exclude),
+        }.items():
             object.__setattr__(self, name, value)
 
     @functools.cached_property
     def settings(self) -> Settings:
         """What a boundary depends on."""
         storage = Storage(self.snapshot_dtype, self.snapshot_device == "host")
+        assert self.start is not None
         return Settings(
             self.dynamics,
-            self.accept,
+            as_rule("accept", self.accept),
             self.window,
             self.start,
             self.schedule,

@@ -10,7 +10,7 @@ from pdt_optax import _history, _layout
 from pdt_optax._history import History, find, replaced
 from pdt_optax._predictor import Predictor
 from pdt_optax._report import PDTReport
-from pdt_optax._transformation import PDT, PDTState, wrapper_of
+from pdt_optax._transformation import PDT, wrapper_of
 from pdt_optax.schedule import count
 
 
@@ -43,21 +43,28 @@ def check_saved(made: PDT | Predictor, saved: Any) -> None:
 pdt_optax.resize_window(state, 5), or set window=3. Got 3 snapshots, window=5.
     """
     predictor = predictor_of(made)
-    _history.check(_find_saved(saved), predictor.settings)
+    tree = getattr(saved, "tree", saved)
+    found = list(_with_fields(tree, {"snapshots", "version"}))
+    if len(found) != 1:
+        raise ValueError(
+            "`saved` must hold exactly one history of snapshots. That of a run without PDT is taken up by "
+            "tx.init(params)._replace(inner_state=saved), or beside a Predictor as it is. "
+            f"Found {len(found)} in {type(saved).__name__}."
+        )
+    _history.check(found[0], predictor.settings)
     if made is not predictor:
-        for report in _reports(getattr(saved, "tree", saved)):
-            wrapper_of(made).check_report(report)
+        for state in _with_fields(tree, {"history", "last_report"}):
+            wrapper_of(made).check_report(state["last_report"])
 
 
-def _reports(tree: Any) -> Any:
-    """The `last_report` of each state of `pdt` in what may have turned NamedTuples into dicts."""
-    if isinstance(tree, PDTState):
-        yield tree.last_report
-    elif isinstance(tree, Mapping) and {"history", "last_report"} <= set(tree):
-        yield tree["last_report"]
+def _with_fields(tree: Any, fields: set[str]) -> Iterator[Mapping[str, Any]]:
+    """The NamedTuples in a tree that have these fields, or the dicts that Orbax makes of them."""
+    tree = tree._asdict() if hasattr(tree, "_asdict") else tree
+    if isinstance(tree, Mapping) and fields <= set(tree):
+        yield tree
     elif isinstance(tree, Mapping | list | tuple):
         for part in tree.values() if isinstance(tree, Mapping) else tree:
-            yield from _reports(part)
+            yield from _with_fields(part, fields)
 
 
 def snapshots(made: PDT | Predictor, state: Any) -> tuple[Any, ...]:
@@ -95,32 +102,6 @@ def snapshots(made: PDT | Predictor, state: Any) -> tuple[Any, ...]:
         tuple(map(jax.tree.leaves, history.snapshots))
     )
     return tuple(_layout.refill(history.snapshots[-1], column) for column in whole)
-
-
-def _find_saved(saved: Any) -> Mapping[str, Any]:
-    """The fields of the one history in what may have turned NamedTuples into dicts, as Orbax does.
-
-    Raises:
-      ValueError: if there is none, or more than one.
-    """
-    found = list(_saved_histories(getattr(saved, "tree", saved)))
-    if len(found) != 1:
-        raise ValueError(
-            "`saved` must hold exactly one history of snapshots. That of a run without PDT is taken up by "
-            "tx.init(params)._replace(inner_state=saved), or beside a Predictor as it is. "
-            f"Found {len(found)} in {type(saved).__name__}."
-        )
-    return found[0]
-
-
-def _saved_histories(tree: Any) -> Iterator[Mapping[str, Any]]:
-    if isinstance(tree, History):
-        yield tree._asdict()
-    elif isinstance(tree, Mapping) and {"snapshots", "version"} <= set(tree):
-        yield tree  # a history as a dict, or the state of an older version
-    elif isinstance(tree, Mapping | list | tuple):
-        for part in tree.values() if isinstance(tree, Mapping) else tree:
-            yield from _saved_histories(part)
 
 
 def resize_window(state: Any, window: int) -> Any:

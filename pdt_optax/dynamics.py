@@ -85,7 +85,7 @@ def seen_columns(window: int, fit: Fit) -> list[int]:
     return [0, *range(first, first + window - 1)]
 
 
-class _Window(NamedTuple):
+class Window(NamedTuple):
     """A window in orthonormal coordinates: Gram = coordinates^T coordinates.
 
     Attributes:
@@ -105,13 +105,8 @@ class _Window(NamedTuple):
     noise: jax.Array
 
 
-def _decompose(gram: jax.Array) -> _Window:
-    window = gram.shape[0]
-    # w_j = w_n - sum of the differences after j.
-    from_basis = -np.tri(window, k=-1)
-    from_basis[0] = 1.0
-    points = jnp.asarray(from_basis, gram.dtype)
-    older, newer = points[:, :-1], points[:, 1:]
+def factor(gram: jax.Array) -> Window:
+    """The window whose difference basis has this Gram matrix."""
     # Scale to unit diagonal before factoring: the weights are 1e3 to 1e5 times
     # longer than their differences, and an eigensolver's error is absolute.
     # An eigenvalue factor, not Cholesky: repeated snapshots make it singular.
@@ -119,11 +114,22 @@ def _decompose(gram: jax.Array) -> _Window:
     inverse = jnp.where(length > 0, 1 / jnp.where(length > 0, length, 1), 0)
     eigenvalues, vectors = jnp.linalg.eigh(gram * inverse[:, None] * inverse)
     coordinates = jnp.sqrt(jnp.maximum(eigenvalues, 0))[:, None] * vectors.T * length
-    left, singular_values, right_t = jnp.linalg.svd(coordinates @ older, full_matrices=False)
     # Rounding in the scaled Gram matrix is relative to the columns' lengths and
     # shows as its square root; 64 covers what random windows of known rank showed.
     noise = 64 * jnp.finfo(gram.dtype).eps ** 0.5 * jnp.max(length[1:])
-    return _Window(older, newer, coordinates, left, singular_values, right_t.T, noise)
+    return in_coordinates(coordinates, noise)
+
+
+def in_coordinates(coordinates: jax.Array, noise: jax.Array) -> Window:
+    """The window whose difference basis has these coordinates, (window, window), in an orthonormal one."""
+    window = coordinates.shape[1]
+    # w_j = w_n - sum of the differences after j.
+    from_basis = -np.tri(window, k=-1)
+    from_basis[0] = 1.0
+    points = jnp.asarray(from_basis, coordinates.dtype)
+    older, newer = points[:, :-1], points[:, 1:]
+    left, singular_values, right_t = jnp.linalg.svd(coordinates @ older, full_matrices=False)
+    return Window(older, newer, coordinates, left, singular_values, right_t.T, noise)
 
 
 Rank = Literal["gavish-donoho"] | int | float | None
@@ -142,7 +148,7 @@ def _gavish_donoho(singular_values: jax.Array, size: int) -> jax.Array:
     return (singular_values > omega * median).at[0].set(True)
 
 
-def _kept(rank: Rank, window: _Window, size: int, epsilon: float) -> jax.Array:
+def _kept(rank: Rank, window: Window, size: int, epsilon: float) -> jax.Array:
     """Which singular values a rank rule keeps: (window - 1,), bool, a prefix."""
     singular_values = window.singular_values
     # Below the rounding of the weights or of the Gram matrix a singular value
@@ -232,11 +238,16 @@ class dmd(Dynamics):  # noqa: N801 - used like a function, printed like a value
     def minimum_window(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
         return self.rank + 1 if isinstance(self.rank, int) else 2
 
-    def __call__(
-        self, gram: jax.Array, horizon: int, *, size: int, epsilon: float, epoch: jax.Array
-    ) -> Forecast:
-        del epoch
-        w = _decompose(gram)
+    def fitted(
+        self, w: Window, size: int, epsilon: float
+    ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+        """The linear map (Eqs. 3 and 4), in coordinates of its modes.
+
+        Returns:
+          Which singular values are kept, (window - 1,), bool; A~, (window - 1,
+          window - 1), 0 outside them; the modes' basis in the difference basis,
+          (window, window - 1); and the newest weights in it, (window - 1,).
+        """
         keep = _kept(self.rank, w, size, epsilon)
         inverse = jnp.where(keep, 1 / jnp.where(keep, w.singular_values, 1), 0)
         whiten = w.right * inverse  # V S^-1, zero columns past the rank
@@ -244,11 +255,16 @@ class dmd(Dynamics):  # noqa: N801 - used like a function, printed like a value
         operator = left.T @ (w.coordinates @ w.newer) @ whiten  # A~, Eq. 4 in coordinates
         newest = w.coordinates[:, 0]
         if self.modes == "projected":
-            modes = w.older @ whiten
-            amplitudes = left.T @ newest
-        else:
-            modes = w.newer @ whiten
-            amplitudes = jnp.linalg.pinv(w.coordinates @ modes, rtol=1e-7) @ newest
+            return keep, operator, w.older @ whiten, left.T @ newest
+        modes = w.newer @ whiten
+        return keep, operator, modes, jnp.linalg.pinv(w.coordinates @ modes, rtol=1e-7) @ newest
+
+    def __call__(
+        self, gram: jax.Array, horizon: int, *, size: int, epsilon: float, epoch: jax.Array
+    ) -> Forecast:
+        del epoch
+        w = factor(gram)
+        keep, operator, modes, amplitudes = self.fitted(w, size, epsilon)
 
         # pred(k + 1) - pred(k) = Phi Lambda^k (Lambda - I) Phi^+ w.
         motion = operator @ amplitudes - amplitudes

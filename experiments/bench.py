@@ -273,10 +273,13 @@ def _recorded(plan: Sequence[Entry], out: Path) -> dict[str, dict[str, dict[floa
     return pairs
 
 
-def read_scores(out: Path) -> bench_report.Scores:
-    """What is recorded of the final table."""
+def read_scores(
+    out: Path, arms: Sequence[Arm] = configs.FINAL, seeds: Sequence[int] = configs.REPORTED_SEEDS
+) -> bench_report.Scores:
+    """What is recorded of some arms, by default of the final table's."""
     pairs = list(configs.PAIRS.values())
-    plan = _plan(pairs, _tuned_rates(out, pairs), configs.FINAL, configs.REPORTED_SEEDS, shorter=True)
+    arms = [Arm(BASELINE), *(arm for arm in arms if arm.name != BASELINE)]
+    plan = _plan(pairs, _tuned_rates(out, pairs), arms, seeds, shorter=True)
     return bench_report.scores(_recorded(plan, out))
 
 

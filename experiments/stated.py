@@ -1,0 +1,248 @@
+"""What README.md and docs/ state of `experiments/results`: each figure by its name, as it stands in the text.
+
+A view over records, nothing trains. `docs/figures.py` writes the figures into
+the pages.
+"""
+
+import math
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from experiments import bench, bench_configs, claims, page, records, report, views
+from experiments.arms import BASELINE
+from experiments.bench_report import Score, Scores, brief
+from experiments.report import markdown
+from experiments.views import VIEWS
+
+RESULTS = Path(__file__).parent / "results"
+
+Figures = dict[str, str]
+
+
+def figures(folder: Path = RESULTS) -> Figures:
+    """All figures of a folder of results."""
+    tuning = bench_configs.TUNING_SEEDS
+    final = bench.read_scores(folder / "bench")
+    return {
+        **_final(final),
+        **_detached(bench.read_scores(folder / "bench" / "detached")),
+        **_screen(bench.read_scores(folder / "bench", bench_configs.SCREEN, tuning[:1])),
+        **_jumps(bench.read_scores(folder / "bench", tuple(bench_configs.JUMPS.values()), tuning[:1])),
+        **_guard(bench.read_scores(folder / "bench", bench_configs.RUNAWAY, tuning[:1])),
+        **_statistics(bench.read_scores(folder / "bench", bench_configs.STATISTICS, tuning)),
+        **_paper(folder),
+        **_paper_size(folder / "h100"),
+    }
+
+
+def listed(values: Sequence[str]) -> str:
+    """As a sentence lists them."""
+    return f"{', '.join(values[:-1])} and {values[-1]}"
+
+
+def _percent(ratio: float, form: str = ".0%") -> str:
+    return f"{ratio:{form}}" if math.isfinite(ratio) else "never"
+
+
+def _of(scores: Scores, arm: str) -> dict[str, Score]:
+    return {pair: scored[arm] for pair, scored in scores.items() if arm in scored}
+
+
+def _range(values: Sequence[float]) -> str:
+    return f"{100 * min(values):.0f} to {100 * max(values):.0f}%"
+
+
+def _final(scores: Scores) -> Figures:
+    def epochs(arm: str) -> list[str]:
+        return [_percent(score.loss_epochs_ratio) for score in _of(scores, arm).values()]
+
+    recommended = _of(scores, "recommended")
+    doubled = {
+        pair: score
+        for pair, score in _of(scores, "schedule-free-x2").items()
+        if math.isfinite(score.loss_epochs_ratio)
+    }
+    saved, seconds, released_saved = (
+        [1 - getattr(score, field) for score in _of(scores, arm).values()]
+        for arm, field in (
+            ("recommended", "loss_epochs_ratio"),
+            ("recommended", "loss_seconds_ratio"),
+            ("released", "loss_epochs_ratio"),
+        )
+    )
+    points = [f"{100 * score.gain:+.2f} ± {100 * score.gain_interval:.2f}" for score in recommended.values()]
+    return {
+        "bench.summary": brief(scores, bench_configs.README_ARMS),
+        "bench.saved": _range(saved),
+        "bench.saved-median": f"{np.median(saved):.0%}",
+        "bench.seconds-saved-median": f"{np.median(seconds):.0%}",
+        "bench.released-saved-median": f"{np.median(released_saved):.0%}",
+        "bench.runs": str(sum(score.seeds for score in recommended.values())),
+        "bench.recommended": listed(
+            [f"{share} (`{pair}`)" for share, pair in zip(epochs("recommended"), recommended, strict=True)]
+        ),
+        "bench.released": listed(epochs("released")),
+        "bench.random-mask": listed(epochs("random-mask")),
+        "bench.points": listed(points),
+        "bench.schedule-free-x2": listed([f"{s.loss_epochs_ratio:.0%}" for s in doubled.values()]),
+        "bench.schedule-free-x2-pairs": listed([f"`{pair}`" for pair in doubled]),
+        "bench.schedule-free-x2-points": f"{100 * doubled['char_lm-adamw'].gain:.1f}",
+        "bench.overhead": _range([score.overhead for score in recommended.values()]),
+        "bench.greatest-rise": f"{max(score.rise for score in recommended.values()):.2f}",
+        **{
+            f"bench.epochs-{pair}": f"{recommended[pair].loss_epochs:.1f}"
+            for pair in ("mlp-sgd", "vit-adamw")
+        },
+    }
+
+
+def _detached(scores: Scores) -> Figures:
+    baseline, recommended = _of(scores, BASELINE), _of(scores, "recommended")
+    saved = [1 - score.loss_seconds_ratio for score in recommended.values()]
+    head = [
+        "pair",
+        "epochs, baseline",
+        "epochs, recommended",
+        "seconds, baseline",
+        "seconds, recommended",
+        "time saved",
+    ]
+    rows = [
+        [
+            f"`{pair}`",
+            *(f"{score.loss_epochs:.1f}" for score in (baseline[pair], after)),
+            *(f"{score.loss_seconds:.1f}" for score in (baseline[pair], after)),
+            _percent(1 - after.loss_seconds_ratio),
+        ]
+        for pair, after in recommended.items()
+    ]
+    return {
+        "detached.table": markdown([head, *rows]),
+        "detached.median": f"{np.median(saved):.0%}",
+        "detached.worst": f"{min(saved):.0%}",
+    }
+
+
+def _to_baseline(score: Score, baseline: Score, form: str) -> str:
+    return f"{score.loss / baseline.loss:{form}}"
+
+
+def _points(score: Score) -> str:
+    return f"{round(100 * score.gain, 2) + 0.0:+.2f}"  # never -0.00
+
+
+def _screen(scores: Scores) -> Figures:
+    pairs = ("mlp-sgd", "vit-adamw")
+    head = ["arm", *(f"{pair}: {column}" for pair in pairs for column in ("epochs", "loss", "points"))]
+    rows = [
+        [
+            arm.name,
+            *(
+                cell
+                for score, baseline in ((scores[pair][arm.name], scores[pair][BASELINE]) for pair in pairs)
+                for cell in (
+                    f"{score.loss_epochs:.0f}" if math.isfinite(score.loss_epochs) else "never",
+                    _to_baseline(score, baseline, ".2g"),
+                    _points(score),
+                )
+            ),
+        ]
+        for arm in bench_configs.SCREEN
+    ]
+    return {"screen.table": markdown([head, *rows])}
+
+
+def _jumps(scores: Scores) -> Figures:
+    of = scores["mlp-sgd"]
+
+    def loss(start: int, horizon: int, form: str = ".2f") -> str:
+        return _to_baseline(of[bench_configs.JUMPS[start, horizon].name], of[BASELINE], form)
+
+    return {
+        "jumps.long": loss(16, 8),
+        "jumps.short": loss(24, 1),
+        "jumps.early": loss(8, 8, ".1f"),
+    }
+
+
+def _guard(scores: Scores) -> Figures:
+    head = ["pair", "arm", "final train loss over baseline's", "points", "diverged"]
+    rows = [
+        [
+            pair,
+            arm.name,
+            _to_baseline(of[arm.name], of[BASELINE], ".3g"),
+            _points(of[arm.name]),
+            str(of[arm.name].diverged),
+        ]
+        for pair, of in scores.items()
+        for arm in bench_configs.RUNAWAY
+    ]
+    loosely = scores["char_lm-adamw"]
+    return {
+        "guard.table": markdown([head, *rows]),
+        "guard.loosely": _to_baseline(loosely["runaway-loosely-guarded"], loosely[BASELINE], ".2f"),
+    }
+
+
+def _statistics(scores: Scores) -> Figures:
+    of = scores["resnet-adamw"]
+    return {
+        "statistics.kept": f"{-100 * of['recommended'].dip:.2f}",
+        "statistics.anew": f"{-100 * of['recommended-refreshed'].dip:.2f}",
+    }
+
+
+def _paper(folder: Path) -> Figures:
+    def saved(table: str, rule: str) -> str:
+        found = views.find(VIEWS[table], "small", None, None, folder).values()
+        judged = [j for f in found if (j := claims.judge(f.runs, rule))]
+        return _range([j.saved for j in judged if math.isfinite(j.saved)])
+
+    setups = [records.read_all(of) for of in (folder / "small" / "records").iterdir()]
+    seconds = [statistics.median(_seconds(run) for run in runs) for runs in setups]
+    return {
+        "paper.claims": page.claims_table(folder / "small", list(VIEWS)),
+        "paper.architectures": saved("table1", "recommended"),
+        "paper.optimizers": saved("table2", "recommended"),
+        "paper.rates-guarded": saved("table6", "recommended-guarded"),
+        "paper.longest": f"{max(seconds):.1f}",
+    }
+
+
+def _seconds(run: records.Run) -> float:
+    return sum(e[part] for e in run.epochs for part in ("train_seconds", "pdt_seconds", "compile_seconds"))
+
+
+def _paper_size(folder: Path) -> Figures:
+    """The paper's AlexNet on a GPU, one seed."""
+    runs = {run.rule: run for run in records.read_all(folder)}
+    baseline, recommended = runs[BASELINE], runs["recommended"]
+    trained, spent = (sum(e[of] for e in recommended.epochs) for of in ("train_seconds", "pdt_seconds"))
+
+    def sooner(rule: str, field: str) -> int:
+        first, own = (report.to_best(run, baseline, field).epochs for run in (baseline, runs[rule]))
+        return round(first - own)
+
+    epoch = statistics.median(e["train_seconds"] for e in recommended.epochs)
+    jumps = [e["pdt_seconds"] for e in recommended.epochs if e["predicted"]]
+    ends = [run.epochs[-1]["validation_accuracy"] for run in runs.values()]
+    return {
+        "h100.epoch": f"{epoch:.3f}",
+        "h100.epoch-rounded": f"{epoch:.2f}",
+        "h100.jumps": str(len(jumps)),
+        "h100.jump-ms": f"{1e3 * statistics.median(jumps):.0f}",
+        "h100.spent": f"{spent:.2f}",
+        "h100.whole": f"{trained + spent:.0f}",
+        "h100.share": f"{spent / (trained + spent):.1%}",
+        "h100.epochs": f"{report.to_best(recommended, baseline, 'train_loss').epochs:.0f}",
+        **{
+            f"h100.{rule}-{name}": str(sooner(rule, field))
+            for rule in ("recommended", "released")
+            for name, field in (("loss", "train_loss"), ("accuracy", "validation_accuracy"))
+        },
+        "h100.accuracy": f"{math.floor(1e3 * min(ends)) / 10} and {math.ceil(1e3 * max(ends)) / 10}%",
+    }

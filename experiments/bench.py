@@ -278,8 +278,8 @@ def read_scores(
 ) -> bench_report.Scores:
     """What is recorded of some arms, by default of the final table's."""
     pairs = list(configs.PAIRS.values())
-    arms = [Arm(BASELINE), *(arm for arm in arms if arm.name != BASELINE)]
-    plan = _plan(pairs, _tuned_rates(out, pairs), arms, seeds, shorter=True)
+    named = _arms([arm.name for arm in arms])
+    plan = _plan(pairs, _tuned_rates(out, pairs), named, seeds, shorter=True)
     return bench_report.scores(_recorded(plan, out))
 
 

@@ -92,6 +92,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"{path.relative_to(ROOT)}: {', '.join(found)}")
         if not args.check:
             path.write_text(filled(pages[path], figures))
+    if old and args.check:
+        print("They are out of date: `python docs/figures.py` writes them.")
     return int(args.check and bool(old))
 
 

@@ -6,14 +6,14 @@ the pages.
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from experiments import bench, bench_configs, claims, page, records, report, views
 from experiments.arms import BASELINE
-from experiments.bench_report import Score, Scores, brief
+from experiments.bench_report import Score, Scores, brief, number, points, saved
 from experiments.report import markdown
 from experiments.views import VIEWS
 
@@ -25,9 +25,8 @@ Figures = dict[str, str]
 def figures(folder: Path = RESULTS) -> Figures:
     """All figures of a folder of results."""
     tuning = bench_configs.TUNING_SEEDS
-    final = bench.read_scores(folder / "bench")
     return {
-        **_final(final),
+        **_final(bench.read_scores(folder / "bench")),
         **_detached(bench.read_scores(folder / "bench" / "detached")),
         **_screen(bench.read_scores(folder / "bench", bench_configs.SCREEN, tuning[:1])),
         **_jumps(bench.read_scores(folder / "bench", tuple(bench_configs.JUMPS.values()), tuning[:1])),
@@ -43,52 +42,41 @@ def listed(values: Sequence[str]) -> str:
     return f"{', '.join(values[:-1])} and {values[-1]}"
 
 
-def _percent(ratio: float, form: str = ".0%") -> str:
-    return f"{ratio:{form}}" if math.isfinite(ratio) else "never"
-
-
 def _of(scores: Scores, arm: str) -> dict[str, Score]:
     return {pair: scored[arm] for pair, scored in scores.items() if arm in scored}
 
 
-def _range(values: Sequence[float]) -> str:
-    return f"{100 * min(values):.0f} to {100 * max(values):.0f}%"
+def _range(shares: Sequence[float]) -> str:
+    return f"{100 * min(shares):.0f} to {100 * max(shares):.0f}%"
 
 
 def _final(scores: Scores) -> Figures:
-    def epochs(arm: str) -> list[str]:
-        return [_percent(score.loss_epochs_ratio) for score in _of(scores, arm).values()]
-
-    recommended = _of(scores, "recommended")
-    doubled = {
-        pair: score
-        for pair, score in _of(scores, "schedule-free-x2").items()
-        if math.isfinite(score.loss_epochs_ratio)
-    }
-    saved, seconds, released_saved = (
-        [1 - getattr(score, field) for score in _of(scores, arm).values()]
-        for arm, field in (
-            ("recommended", "loss_epochs_ratio"),
-            ("recommended", "loss_seconds_ratio"),
-            ("released", "loss_epochs_ratio"),
-        )
+    recommended, released, random, doubled = (
+        _of(scores, arm) for arm in ("recommended", "released", "random-mask", "schedule-free-x2")
     )
-    points = [f"{100 * score.gain:+.2f} ± {100 * score.gain_interval:.2f}" for score in recommended.values()]
+    reached = {pair: score for pair, score in doubled.items() if math.isfinite(score.loss_epochs_ratio)}
+
+    def epochs(of: Mapping[str, Score]) -> list[str]:
+        return [number(score.loss_epochs_ratio, ".0%") for score in of.values()]
+
+    def median(of: Mapping[str, Score], field: str) -> str:
+        return saved(float(np.median([getattr(score, field) for score in of.values()])))
+
     return {
         "bench.summary": brief(scores, bench_configs.README_ARMS),
-        "bench.saved": _range(saved),
-        "bench.saved-median": f"{np.median(saved):.0%}",
-        "bench.seconds-saved-median": f"{np.median(seconds):.0%}",
-        "bench.released-saved-median": f"{np.median(released_saved):.0%}",
+        "bench.saved": _range([1 - score.loss_epochs_ratio for score in recommended.values()]),
+        "bench.saved-median": median(recommended, "loss_epochs_ratio"),
+        "bench.seconds-saved-median": median(recommended, "loss_seconds_ratio"),
+        "bench.released-saved-median": median(released, "loss_epochs_ratio"),
         "bench.runs": str(sum(score.seeds for score in recommended.values())),
         "bench.recommended": listed(
-            [f"{share} (`{pair}`)" for share, pair in zip(epochs("recommended"), recommended, strict=True)]
+            [f"{share} (`{pair}`)" for pair, share in zip(recommended, epochs(recommended), strict=True)]
         ),
-        "bench.released": listed(epochs("released")),
-        "bench.random-mask": listed(epochs("random-mask")),
-        "bench.points": listed(points),
-        "bench.schedule-free-x2": listed([f"{s.loss_epochs_ratio:.0%}" for s in doubled.values()]),
-        "bench.schedule-free-x2-pairs": listed([f"`{pair}`" for pair in doubled]),
+        "bench.released": listed(epochs(released)),
+        "bench.random-mask": listed(epochs(random)),
+        "bench.points": listed([points(score.gain, score.gain_interval) for score in recommended.values()]),
+        "bench.schedule-free-x2": listed(epochs(reached)),
+        "bench.schedule-free-x2-pairs": listed([f"`{pair}`" for pair in reached]),
         "bench.schedule-free-x2-points": f"{100 * doubled['char_lm-adamw'].gain:.1f}",
         "bench.overhead": _range([score.overhead for score in recommended.values()]),
         "bench.greatest-rise": f"{max(score.rise for score in recommended.values()):.2f}",
@@ -101,7 +89,7 @@ def _final(scores: Scores) -> Figures:
 
 def _detached(scores: Scores) -> Figures:
     baseline, recommended = _of(scores, BASELINE), _of(scores, "recommended")
-    saved = [1 - score.loss_seconds_ratio for score in recommended.values()]
+    ratios = [score.loss_seconds_ratio for score in recommended.values()]
     head = [
         "pair",
         "epochs, baseline",
@@ -113,25 +101,21 @@ def _detached(scores: Scores) -> Figures:
     rows = [
         [
             f"`{pair}`",
-            *(f"{score.loss_epochs:.1f}" for score in (baseline[pair], after)),
-            *(f"{score.loss_seconds:.1f}" for score in (baseline[pair], after)),
-            _percent(1 - after.loss_seconds_ratio),
+            *(number(score.loss_epochs, ".1f") for score in (baseline[pair], after)),
+            *(number(score.loss_seconds, ".1f") for score in (baseline[pair], after)),
+            saved(after.loss_seconds_ratio),
         ]
         for pair, after in recommended.items()
     ]
     return {
         "detached.table": markdown([head, *rows]),
-        "detached.median": f"{np.median(saved):.0%}",
-        "detached.worst": f"{min(saved):.0%}",
+        "detached.median": saved(float(np.median(ratios))),
+        "detached.worst": saved(max(ratios)),
     }
 
 
 def _to_baseline(score: Score, baseline: Score, form: str) -> str:
     return f"{score.loss / baseline.loss:{form}}"
-
-
-def _points(score: Score) -> str:
-    return f"{round(100 * score.gain, 2) + 0.0:+.2f}"  # never -0.00
 
 
 def _screen(scores: Scores) -> Figures:
@@ -144,9 +128,9 @@ def _screen(scores: Scores) -> Figures:
                 cell
                 for score, baseline in ((scores[pair][arm.name], scores[pair][BASELINE]) for pair in pairs)
                 for cell in (
-                    f"{score.loss_epochs:.0f}" if math.isfinite(score.loss_epochs) else "never",
+                    number(score.loss_epochs, ".0f"),
                     _to_baseline(score, baseline, ".2g"),
-                    _points(score),
+                    points(score.gain),
                 )
             ),
         ]
@@ -175,7 +159,7 @@ def _guard(scores: Scores) -> Figures:
             pair,
             arm.name,
             _to_baseline(of[arm.name], of[BASELINE], ".3g"),
-            _points(of[arm.name]),
+            points(of[arm.name].gain),
             str(of[arm.name].diverged),
         ]
         for pair, of in scores.items()
@@ -197,7 +181,7 @@ def _statistics(scores: Scores) -> Figures:
 
 
 def _paper(folder: Path) -> Figures:
-    def saved(table: str, rule: str) -> str:
+    def range_saved(table: str, rule: str) -> str:
         found = views.find(VIEWS[table], "small", None, None, folder).values()
         judged = [j for f in found if (j := claims.judge(f.runs, rule))]
         return _range([j.saved for j in judged if math.isfinite(j.saved)])
@@ -206,9 +190,9 @@ def _paper(folder: Path) -> Figures:
     seconds = [statistics.median(_seconds(run) for run in runs) for runs in setups]
     return {
         "paper.claims": page.claims_table(folder / "small", list(VIEWS)),
-        "paper.architectures": saved("table1", "recommended"),
-        "paper.optimizers": saved("table2", "recommended"),
-        "paper.rates-guarded": saved("table6", "recommended-guarded"),
+        "paper.architectures": range_saved("table1", "recommended"),
+        "paper.optimizers": range_saved("table2", "recommended"),
+        "paper.rates-guarded": range_saved("table6", "recommended-guarded"),
         "paper.longest": f"{max(seconds):.1f}",
     }
 

@@ -131,8 +131,12 @@ def test_verdicts_on_what_works():
     assert where("recommended", lambda score: abs(score.gain) > score.gain_interval) == {"char_lm-adamw"}
 
 
-def test_verdicts_on_guard_and_storage():
-    guarded = bench.read_scores(BENCH, bench_configs.RUNAWAY, bench_configs.TUNING_SEEDS[:1])
+def test_verdicts_on_jumps_guard_and_storage():
+    seeds = bench_configs.TUNING_SEEDS[:1]
+    jumped = bench.read_scores(BENCH, tuple(bench_configs.JUMPS.values()), seeds)["mlp-sgd"]
+    late = [jumped[bench_configs.JUMPS[start, 8].name].loss for start in (16, 24)]
+    assert late == pytest.approx([late[0]] * 2, rel=0.01)
+    guarded = bench.read_scores(BENCH, bench_configs.RUNAWAY, seeds)
     losses = [scored["runaway-guarded"].loss / scored["baseline"].loss for scored in guarded.values()]
     assert max(losses) <= 1.05
     assert sum(loss < 1 for loss in losses) == 5

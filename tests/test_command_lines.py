@@ -32,6 +32,7 @@ COMMANDS = {
     "experiments.cifar_alexnet": "--data digits",
     "experiments.bench": "tune",
     "experiments.run": "fig4",
+    "experiments.demo": "",
     "experiments.toy": "",
     "experiments.dry_run": "resnet50",
     "benchmarks.boundary": "",

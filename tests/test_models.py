@@ -200,12 +200,13 @@ def test_bad_sizes_are_told():
 def test_no_gradient_reaches_the_other_view():
     p, z = jax.random.normal(jax.random.key(0), (2, 4, 8))
     cosines = np.sum(p * z, 1) / np.linalg.norm(p, axis=1) / np.linalg.norm(z, axis=1)
-    np.testing.assert_allclose(simsiam.negative_cosine(p, z), -cosines, rtol=1e-5)
-    to_p, to_z = jax.grad(lambda p, z: simsiam.negative_cosine(p, z).sum(), (0, 1))(p, z)
+    np.testing.assert_allclose(jax.jit(simsiam.negative_cosine)(p, z), -cosines, rtol=1e-5)
+    to_p, to_z = jax.jit(jax.grad(lambda p, z: simsiam.negative_cosine(p, z).sum(), (0, 1)))(p, z)
     assert jnp.abs(to_p).max() > 0
     assert jnp.abs(to_z).max() == 0
 
 
+@pytest.mark.slow  # that it is trained and probed is in test_run.py, too
 def test_simsiam_learns_to_predict_a_view_without_collapse():
     digits = data.load("digits").train.first(384)
     images, labels = data.prepare(jnp.asarray(digits.inputs), 8), digits.targets

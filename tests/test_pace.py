@@ -387,7 +387,7 @@ def test_a_rule_made_to_fail_ends_where_the_optimizer_does():
         tx: Any = pdt_optax.pdt(optax.sgd(0.3), **settings)
         params: Any = start()
         state = tx.init(params)
-        for _ in range(60):
+        for _ in range(30):
             loss = 0.5 * sum(float(jnp.sum(w**2)) for w in params.values()) + 1.0
             params, state = train(tx, params, state)
             params, state, _ = tx.end_epoch(params, state, value=loss)

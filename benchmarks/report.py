@@ -1,6 +1,7 @@
-"""The figures in `benchmarks/results` as tables, and as one picture of time against the number of weights.
+"""The figures of the benchmarks as tables, and as one picture of time against the number of weights.
 
-Reads the JSON that the other commands wrote, times nothing. The tables are
+Reads the JSON that the other commands wrote, times nothing. Without --out, and
+without figures of your own, those of benchmarks/results are drawn, which are
 those of docs/speed.md.
 """
 
@@ -186,8 +187,10 @@ def picture(read: dict[str, Any], path: Path) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line; the exit code."""
     args = measure.parser("report", __doc__).parse_args(argv)
-    read = figures(args.out)
+    own = args.out != measure.OUT or any(args.out.glob("*.json"))
+    read = figures(args.out if own else measure.RESULTS)
     try:
+        args.out.mkdir(parents=True, exist_ok=True)
         (args.out / "tables.md").write_text("\n".join(tables(read).values()))
         picture(read, args.out / "boundary.png")
     except (KeyError, TypeError, AttributeError, IndexError) as e:

@@ -24,6 +24,11 @@ def shapes(make):
     return nnx.eval_shape(lambda: make(rngs=nnx.Rngs(0)))
 
 
+def made(make, **settings):
+    """A new model; its initial weights in one program instead of one a shape."""
+    return nnx.jit(lambda: make(**settings, rngs=nnx.Rngs(0)))()
+
+
 def parameters(model):
     return sum(math.prod(x.shape) for x in jax.tree.leaves(nnx.state(model, nnx.Param)))
 
@@ -103,7 +108,7 @@ def test_weights_and_logits_stay_float32_where_bfloat16_computes(name):
 @pytest.mark.parametrize("name", ["fcn", "vit"])
 def test_bfloat16_computes_nearly_the_same(name):
     x = jax.random.normal(jax.random.key(0), (2, 32, 32, 3))
-    graph, state = nnx.split(SMALL[name](rngs=nnx.Rngs(0)))
+    graph, state = nnx.split(made(SMALL[name]))
     half = nnx.split(shapes(functools.partial(SMALL[name], dtype=jnp.bfloat16)))[0]
     one, other = jax.jit(lambda state, x: (nnx.merge(graph, state)(x), nnx.merge(half, state)(x)))(state, x)
     np.testing.assert_allclose(other, one, atol=0.1 * float(one.std()))
@@ -139,7 +144,7 @@ def test_small_members_learn_digits(name):
     def loss(model, key):
         return optax.softmax_cross_entropy_with_integer_labels(model(images, key), labels).mean()
 
-    model, losses = fit(SMALL[name](**own, rngs=nnx.Rngs(0)), loss, optax.adam(3e-3), 40)
+    model, losses = fit(made(SMALL[name], **own), loss, optax.adam(3e-3), 40)
     assert losses[-1] < 0.2 * losses[0]
     # The running statistics have followed: evaluation knows what training learnt.
     assert (nnx.jit(lambda model: model(images))(model).argmax(-1) == labels).mean() > 0.9
@@ -147,7 +152,7 @@ def test_small_members_learn_digits(name):
 
 def test_a_key_trains_batchnorm_and_none_leaves_it():
     x = jax.random.normal(jax.random.key(0), (2, 32, 32, 3))
-    model = SMALL["resnet"](rngs=nnx.Rngs(0))
+    model = made(SMALL["resnet"])
     graph, state = nnx.split(model)
     before = jax.tree.leaves(nnx.state(model, nnx.BatchStat))
 
@@ -171,7 +176,7 @@ def test_halve_is_reduce_window():
 def test_without_positions_a_vit_sees_a_set_of_patches():
     x = jax.random.normal(jax.random.key(0), (2, 4, 8, 32, 3))  # rows of patches
     images = jnp.stack([x, x[:, ::-1]]).reshape(2, 2, 32, 32, 3)
-    model = SMALL["vit"](rngs=nnx.Rngs(0))
+    model = made(SMALL["vit"])
     logits = nnx.jit(lambda model, images: jnp.stack([model(images[0]), model(images[1])]))
     straight, turned = logits(model, images)
     assert jnp.abs(straight - turned).max() > 1e-3
@@ -184,7 +189,7 @@ def test_recomputing_changes_no_gradient():
     x = jax.random.normal(jax.random.key(0), (2, 32, 32, 3))
     grads = []
     for recompute in (False, True):
-        graph, state = nnx.split(SMALL["vit"](depth=1, recompute=recompute, rngs=nnx.Rngs(0)))
+        graph, state = nnx.split(made(SMALL["vit"], depth=1, recompute=recompute))
         loss = jax.jit(jax.grad(lambda state, graph=graph: (nnx.merge(graph, state)(x) ** 2).sum()))
         grads.append(loss(state))
     chex.assert_trees_all_close(*grads, rtol=1e-4, atol=1e-5)

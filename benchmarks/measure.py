@@ -15,7 +15,8 @@ import numpy as np
 import pdt_optax
 from experiments import command
 
-RESULTS = Path(__file__).parent / "results"
+RESULTS = Path(__file__).parent / "results"  # of the checkout; written only where --out names it
+OUT = Path("runs/benchmarks")
 
 # glibc's: how big an allocation must be to be given back to the system at once, and
 # when the heap shrinks. Memory that comes from the system anew is paid for in page faults.
@@ -127,7 +128,7 @@ def _commit() -> str | None:
 def parser(name: str, doc: str | None) -> command.Parser:
     """A command line with the options that all benchmarks share."""
     p = command.Parser(f"benchmarks.{name}", doc)
-    p.add_argument("--out", type=command.output, default=RESULTS, help="folder for the figures")
+    p.add_argument("--out", type=command.output, default=OUT, help="folder for the figures")
     p.add_argument(
         "--repeats", type=command.whole(1), default=9, help="timed calls of each function, taken in turns"
     )

@@ -1,6 +1,7 @@
-"""The figures in `benchmarks/results` as tables, and as one picture of time against the number of weights.
+"""The figures of the benchmarks as tables, and as one picture of time against the number of weights.
 
-Reads the JSON that the other commands wrote, times nothing. The tables are
+Reads the JSON that the other commands wrote, times nothing. Without --out, and
+without figures of your own, those of benchmarks/results are drawn, which are
 those of docs/speed.md.
 """
 
@@ -16,6 +17,7 @@ from matplotlib import pyplot as plt
 
 from benchmarks import measure
 from experiments import command
+from experiments.report import markdown
 
 PEERS = {
     "released-steps": "steps of the released code (NumPy)",
@@ -49,6 +51,13 @@ RATIOS = {
     "boundary_to_references": "**boundary / both references**",
     "boundary_dmd_to_references": "boundary with `dmd` / both",
 }
+STORAGE = (
+    "pair",
+    "error of the displacement",
+    "accepted, float32",
+    "accepted, bfloat16",
+    "accepted by only one",
+)
 # The commands whose figures are read, and the parts of them that are.
 READ = {
     "boundary": ("machine", "trees"),
@@ -65,75 +74,74 @@ def figures(folder: Path) -> dict[str, Any]:
     return {name: command.read_json(folder / f"{name}.json", *keys) for name, keys in READ.items()}
 
 
-def tables(read: dict[str, Any]) -> list[str]:
-    """The tables of docs/speed.md, in Markdown."""
+def tables(read: dict[str, Any]) -> dict[str, str]:
+    """The tables of docs/speed.md by their record, in Markdown."""
     trees = {name: row for name, row in read["boundary"]["trees"].items() if not name.startswith("small")}
     sizes = read["peers"]["sizes"]
 
     def medians(rows: dict[str, Any], name: str) -> list[str]:
         return [f"{row[name]['median_ms']:.3g}" for row in rows.values()]
 
-    boundary = _table(
-        ["", *(f"{row['parameters']:,}" for row in trees.values())],
+    boundary = markdown(
         [
+            ["", *(f"{row['parameters']:,}" for row in trees.values())],
             *([label, *medians(trees, name)] for name, label in TIMES.items()),
             *([label, *(f"{row[name]:.2f}" for row in trees.values())] for name, label in RATIOS.items()),
-        ],
+        ]
     )
-    peers = _table(
-        ["", *(f"{row['parameters']:,}" for row in sizes.values())],
+    peers = markdown(
         [
+            ["", *(f"{row['parameters']:,}" for row in sizes.values())],
             ["pdt_optax, ms", *medians(sizes, "pdt")],
             *(
                 [label, *(f"{row[n]['times_pdt']:.0f}x" for row in sizes.values())]
                 for n, label in PEERS.items()
             ),
-        ],
+        ]
     )
     step = read["step"]
     arrays = step["vit"]["arrays"]
-    steps = _table(
-        ["step", "form", "unwrapped, ms", "wrapped / unwrapped"],
-        [
-            [label, form, f"{step[name]['unwrapped']['median_ms']:.4g}", f"{step[name][ratio]:.3f}"]
-            for label, form, name, ratio in (
-                ("AdamW alone, one leaf of 10 M", "`end_epoch`", "adamw-10M", "ratio"),
-                (
-                    "small ViT, the bench's",
-                    f"`end_epoch`, {arrays['wrapped']} arrays instead of {arrays['unwrapped']}",
-                    "vit",
-                    "ratio_wrapped",
-                ),
-                ("the same", f"`end_epoch`, detached: {arrays['detached']} arrays", "vit", "ratio_detached"),
-                ("AlexNet, batch 128, 128 x 128", "`every`", "alexnet-128", "ratio"),
-                ("AlexNet, batch 128, 224 x 224", "`every`", "alexnet-224", "ratio"),
-            )
-        ],
+    taken = (
+        ("AdamW alone, one leaf of 10 M", "`end_epoch`", step["adamw-10M"], "ratio"),
+        (
+            "small ViT, the bench's",
+            f"`end_epoch`, {arrays['wrapped']} arrays instead of {arrays['unwrapped']}",
+            step["vit"],
+            "ratio_wrapped",
+        ),
+        ("the same", f"`end_epoch`, detached: {arrays['detached']} arrays", step["vit"], "ratio_detached"),
+        ("AlexNet, batch 128, 128 x 128", "`every`", step["alexnet-128"], "ratio"),
+        ("AlexNet, batch 128, 224 x 224", "`every`", step["alexnet-224"], "ratio"),
     )
-    storage = _table(
+    storage = markdown(
         [
-            "pair",
-            "error of the displacement",
-            "accepted, float32",
-            "accepted, bfloat16",
-            "accepted by only one",
-        ],
-        [
-            [
-                f"`{name}`",
-                f"{row['displacement_error']:.2%}",
-                f"{row['accepted_share']:.1%}",
-                f"{row['accepted_share_bfloat16']:.1%}",
-                f"{row['accepted_by_one_only']:.3%}",
-            ]
-            for name, row in ((n, r["recommended"]) for n, r in read["storage"]["pairs"].items())
-        ],
+            STORAGE,
+            *(
+                [
+                    f"`{name}`",
+                    f"{row['displacement_error']:.2%}",
+                    f"{row['accepted_share']:.1%}",
+                    f"{row['accepted_share_bfloat16']:.1%}",
+                    f"{row['accepted_by_one_only']:.3%}",
+                ]
+                for name, row in ((n, r["recommended"]) for n, r in read["storage"]["pairs"].items())
+            ),
+        ]
     )
-    return [boundary, peers, steps, storage]
+    return {"boundary": boundary, "peers": peers, "step": steps(taken), "storage": storage}
 
 
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    return "\n".join(f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *rows))
+def steps(rows: Iterable[tuple[str, str, dict[str, Any], str]]) -> str:
+    """Ordinary steps as a table. A row: what is trained, in which form, its times, the name of their ratio."""
+    return markdown(
+        [
+            ["step", "form", "unwrapped, ms", "wrapped / unwrapped"],
+            *(
+                [label, form, f"{of['unwrapped']['median_ms']:.4g}", f"{of[ratio]:.3f}"]
+                for label, form, of, ratio in rows
+            ),
+        ]
+    )
 
 
 def _line(axes: Any, rows: dict[str, Any], name: str, label: str, **style: Any) -> None:
@@ -179,9 +187,11 @@ def picture(read: dict[str, Any], path: Path) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line; the exit code."""
     args = measure.parser("report", __doc__).parse_args(argv)
-    read = figures(args.out)
+    own = args.out != measure.OUT or any(args.out.glob("*.json"))
+    read = figures(args.out if own else measure.RESULTS)
     try:
-        (args.out / "tables.md").write_text("\n\n".join(tables(read)) + "\n")
+        args.out.mkdir(parents=True, exist_ok=True)
+        (args.out / "tables.md").write_text("\n".join(tables(read).values()))
         picture(read, args.out / "boundary.png")
     except (KeyError, TypeError, AttributeError, IndexError) as e:
         raise command.RefusedError(

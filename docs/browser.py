@@ -1,10 +1,10 @@
 """The interactive notebook in a real browser: a slider is moved, and the picture must change.
 
-python docs/browser.py --chromium /usr/bin/chromium docs/images/interactive.png
+python docs/browser.py docs/images/interactive.png
 
 Runs a copy of notebooks/02_dynamics.ipynb in JupyterLab and headless Chromium
-(extra `browser`; without `--chromium`, the one of `playwright install chromium`)
-and writes a screenshot of its sliders and the picture below them.
+(extra `browser`) and writes a screenshot of its sliders and the picture below
+them. Chromium is the one on the PATH, else that of `playwright install chromium`.
 """
 
 import argparse
@@ -91,13 +91,20 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("screenshot", type=Path)
-    parser.add_argument("--chromium", type=Path)
+    parser.add_argument("--chromium", type=Path, default=shutil.which("chromium"))
     arguments = parser.parse_args()
+    arguments.screenshot.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder, sync_playwright() as playwright:
+        chromium = arguments.chromium or Path(playwright.chromium.executable_path)
+        if not chromium.exists():
+            sys.exit(
+                "error: The interactive notebook is tried in Chromium, and there is none on the PATH nor at "
+                f"{chromium}: `apt-get install chromium`, or `playwright install --with-deps chromium`."
+            )
         shutil.copy(NOTEBOOK, folder)
         server, url = start(Path(folder))
         try:
-            browser = playwright.chromium.launch(executable_path=arguments.chromium, args=["--no-sandbox"])
+            browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
             page = browser.new_page(viewport={"width": 1500, "height": 1100})
             page.set_default_timeout(60_000)
             page.goto(url)

@@ -31,7 +31,7 @@ def on_files(files: Any, config: Any) -> Any:
             files.append(File.generated(config, f"notebooks/{name}", content=picture))
     for pattern in LINKED:
         for path in ROOT.glob(pattern if "." in pattern or pattern.isupper() else f"{pattern}/**/*"):
-            if path.is_file() and path.suffix in (".md", ".png", ".json", ".py", ""):
+            if path.is_file() and path.suffix in (".md", ".html", ".png", ".json", ".py", ""):
                 uri = f"repository/{path.relative_to(ROOT)}"
                 files.append(File.generated(config, uri, abs_src_path=str(path)))
     return files

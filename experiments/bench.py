@@ -17,7 +17,8 @@
   list    the names of pairs and arms
 
 A finished run is never trained again; after Ctrl-C, or worse, the next start goes
-on, and a run that was broken off goes on from its last checkpoint.
+on, and a run that was broken off goes on from its last checkpoint. Without --out,
+the learning rates and the runs that the checkout has recorded are taken, too.
 
 examples:
   python -m experiments.bench tune
@@ -43,6 +44,7 @@ from experiments.bench_configs import Pair
 from experiments.training import Config
 
 WIDEST_GRID = 16
+OUT, COMMITTED = Path("runs/bench"), Path(__file__).parent / "results" / "bench"
 
 
 def parser() -> command.Parser:
@@ -63,9 +65,7 @@ def parser() -> command.Parser:
     p.add_argument("--arms", nargs="+", metavar="NAME", help="arms, by default those of the command")
     p.add_argument("--seeds", nargs="+", type=command.seed, help="by default those of the command")
     sweep.add_arguments(p)
-    p.add_argument(
-        "--out", type=command.output, default="experiments/results/bench", help="folder for all results"
-    )
+    p.add_argument("--out", type=command.output, default=OUT, help="folder for all results")
     checkpoints.add_arguments(p, every=10)
     devices.add_arguments(p)
     return p
@@ -165,13 +165,24 @@ def _plan(
     ]
 
 
-def _folder(out: Path, pair: Pair) -> Path:
-    return out / "records" / pair.name
+def _folders(plan: Sequence[Entry], out: Path) -> dict[Pair, Path]:
+    """Where each pair's records lie."""
+    folders = {}
+    for pair in dict.fromkeys(entry.pair for entry in plan):
+        results = [results / "records" / pair.name for results in _results(out)]
+        folders[pair] = records.place(results, [entry.config for entry in plan if entry.pair == pair])
+    return folders
+
+
+def _results(out: Path) -> Sequence[Path]:
+    """Where to look for what is recorded; the first is where new records go."""
+    return (OUT, COMMITTED) if out == OUT else (out,)
 
 
 def _train(plan: Sequence[Entry], out: Path, how: sweep.How, console: Console) -> None:
     """Trains what is not recorded yet."""
-    runs = [sweep.Planned(_folder(out, e.pair), e.config, e.share * e.pair.seconds) for e in plan]
+    folders = _folders(plan, out)
+    runs = [sweep.Planned(folders[e.pair], e.config, e.share * e.pair.seconds) for e in plan]
     sweep.train(runs, how, console)
 
 
@@ -215,8 +226,9 @@ def _tuning_result(entries: Sequence[Entry], out: Path) -> dict[str, Any]:
     """The grid, its final train losses, the best rate, and what it cost to find."""
     losses: dict[float, list[float]] = {}
     seconds = 0.0
+    folders = _folders(entries, out)
     for entry in entries:
-        epochs = records.read(_folder(out, entry.pair), entry.config).epochs
+        epochs = records.read(folders[entry.pair], entry.config).epochs
         losses.setdefault(entry.config.learning_rate, []).append(epochs[-1]["train_loss"])
         seconds += sum(e["train_seconds"] for e in epochs)
     means = {rate: float(np.mean(values)) for rate, values in losses.items()}
@@ -239,11 +251,14 @@ def _read_tuned(out: Path) -> dict[str, Any]:
 def _write_tuned(out: Path, pair: str, result: dict[str, Any]) -> None:
     tuned = _read_tuned(out) | {pair: result}
     if devices.is_first():
+        out.mkdir(parents=True, exist_ok=True)
         (out / "tuned.json").write_text(json.dumps(dict(sorted(tuned.items())), indent=2) + "\n")
 
 
 def _tuned_rates(out: Path, pairs: Sequence[Pair]) -> dict[str, float]:
-    tuned = _read_tuned(out)
+    tuned: dict[str, Any] = {}
+    for results in _results(out):
+        tuned = _read_tuned(results) | tuned
     missing = [pair.name for pair in pairs if pair.name not in tuned]
     if missing:
         raise ValueError(
@@ -265,18 +280,22 @@ def _tuned_rates(out: Path, pairs: Sequence[Pair]) -> dict[str, float]:
 def _recorded(plan: Sequence[Entry], out: Path) -> dict[str, dict[str, dict[float, list[records.Run]]]]:
     """The complete runs of a plan: by pair, arm and share of the schedule."""
     pairs: dict[str, dict[str, dict[float, list[records.Run]]]] = {}
+    folders = _folders(plan, out)
     for entry in plan:
-        run = records.read(_folder(out, entry.pair), entry.config)
+        run = records.read(folders[entry.pair], entry.config)
         if run.complete:
             arms = pairs.setdefault(entry.pair.name, {})
             arms.setdefault(run.rule, {}).setdefault(entry.share, []).append(run)
     return pairs
 
 
-def read_scores(out: Path) -> bench_report.Scores:
-    """What is recorded of the final table."""
+def read_scores(
+    out: Path, arms: Sequence[Arm] = configs.FINAL, seeds: Sequence[int] = configs.REPORTED_SEEDS
+) -> bench_report.Scores:
+    """What is recorded of some arms, by default of the final table's."""
     pairs = list(configs.PAIRS.values())
-    plan = _plan(pairs, _tuned_rates(out, pairs), configs.FINAL, configs.REPORTED_SEEDS, shorter=True)
+    named = _arms([arm.name for arm in arms])
+    plan = _plan(pairs, _tuned_rates(out, pairs), named, seeds, shorter=True)
     return bench_report.scores(_recorded(plan, out))
 
 

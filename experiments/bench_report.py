@@ -165,15 +165,18 @@ def scores(pairs: Pairs) -> Scores:
     return table
 
 
-def _number(value: float, form: str) -> str:
+def number(value: float, form: str) -> str:
+    """A figure that may be unknown, or missed in some seed."""
     return "-" if math.isnan(value) else "never" if math.isinf(value) else f"{value:{form}}"
 
 
-def _saved(ratio: float) -> str:
+def saved(ratio: float) -> str:
+    """What a ratio to the baseline saves."""
     return "-" if math.isnan(ratio) else "never" if math.isinf(ratio) else f"{100 * (1 - ratio):.0f}%"
 
 
-def _points(gain: float, interval: float | None = None) -> str:
+def points(gain: float, interval: float | None = None) -> str:
+    """A difference of accuracies in points, and its interval if that is finite."""
     mean = f"{round(100 * gain, 2) + 0.0:+.2f}"  # never -0.00
     return mean if interval is None or math.isinf(interval) else f"{mean} ± {100 * interval:.2f}"
 
@@ -205,21 +208,21 @@ def pair_table(arms: Mapping[str, Score]) -> str:
         (
             arm,
             str(s.seeds),
-            _number(s.loss_epochs, ".1f"),
-            _number(s.loss_seconds, ".1f"),
-            _saved(s.loss_seconds_ratio),
-            _saved(s.probe_epochs_ratio),
-            _number(s.accuracy_epochs, ".1f"),
-            _number(s.accuracy_seconds, ".1f"),
-            _saved(s.accuracy_seconds_ratio),
+            number(s.loss_epochs, ".1f"),
+            number(s.loss_seconds, ".1f"),
+            saved(s.loss_seconds_ratio),
+            saved(s.probe_epochs_ratio),
+            number(s.accuracy_epochs, ".1f"),
+            number(s.accuracy_seconds, ".1f"),
+            saved(s.accuracy_seconds_ratio),
             f"{s.loss:.4g}",
             f"{100 * s.accuracy:.2f}%",
-            "" if arm == BASELINE else _points(s.gain, s.gain_interval),
-            _number(s.budget, ".0%"),
+            "" if arm == BASELINE else points(s.gain, s.gain_interval),
+            number(s.budget, ".0%"),
             str(s.diverged),
             f"{s.overhead:.1%}",
-            _number(s.rise, ".2f"),
-            "-" if math.isnan(s.dip) else _points(s.dip),
+            number(s.rise, ".2f"),
+            "-" if math.isnan(s.dip) else points(s.dip),
         )
         for arm, s in arms.items()
     ]
@@ -266,9 +269,9 @@ def summary_rows(table: Scores) -> list[tuple[str, ...]]:
                     arm if name == "median" else "",
                     str(len(found)) if name == "median" else "",
                     name,
-                    *map(_saved, (loss, epochs, probe, accuracy)),
-                    _points(-lost),
-                    _number(budget, ".0%"),
+                    *map(saved, (loss, epochs, probe, accuracy)),
+                    points(-lost),
+                    number(budget, ".0%"),
                     str(sum(s.diverged for s in found)) if name == "median" else "",
                 )
             )

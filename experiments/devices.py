@@ -34,8 +34,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="devices along each axis: `data` splits the batch, `model` the weights, `fsdp` (in its place) both",
     )
     group.add_argument("--coordinator", metavar="HOST:PORT", help="address of process 0")
-    group.add_argument("--processes", type=int, metavar="N", help="how many processes there are")
-    group.add_argument("--process-id", type=int, metavar="I", help="which of them this is, from 0")
+    group.add_argument("--processes", type=command.whole(1), metavar="N", help="how many processes there are")
+    group.add_argument(
+        "--process-id", type=command.whole(0), metavar="I", help="which of them this is, from 0"
+    )
     group.add_argument(
         "--lost-after",
         type=command.whole(1),

@@ -94,15 +94,17 @@ def _workers(count: int) -> Iterator[list[Connection]]:
     pipes = [context.Pipe() for _ in range(count)]
     processes = [context.Process(target=_work, args=(theirs,), daemon=True) for _, theirs in pipes]
     scratch = tempfile.TemporaryDirectory(prefix="compiled-")
-    environment = {  # read when a worker imports jax
-        "OPENBLAS_NUM_THREADS": "1",  # of eigenvalue decompositions
-        "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {ONE_THREAD}".strip(),
-        "JAX_COMPILATION_CACHE_DIR": scratch.name,  # runs that differ in their seed compile once
+    cache = {  # runs that differ in their seed compile once, in the user's own cache if there is one
+        "JAX_COMPILATION_CACHE_DIR": scratch.name,
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
         "JAX_PERSISTENT_CACHE_ENABLE_XLA_CACHES": "none",
     }
+    environment = {  # read when a worker imports jax
+        "OPENBLAS_NUM_THREADS": "1",  # of eigenvalue decompositions
+        "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {ONE_THREAD}".strip(),
+    }
     try:
-        with mock.patch.dict(os.environ, environment):
+        with mock.patch.dict(os.environ, cache | os.environ | environment):
             for process in processes:
                 process.start()
         for _, theirs in pipes:

@@ -70,6 +70,11 @@ def read(folder: Path, config: Config) -> Run:
     return run or Run(config.fields, [])
 
 
+def place(folders: Sequence[Path], configs: Sequence[Config]) -> Path:
+    """The first folder that has all of some runs, else the first of all: their seconds are compared, as of one machine."""
+    return next((f for f in folders if all(read(f, c).complete for c in configs)), folders[0])
+
+
 def arrays(folder: Path, config: Config) -> dict[str, np.ndarray]:
     """What a watched run left beside its record; empty if nothing. Nothing in the file is ever executed.
 

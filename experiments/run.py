@@ -2,6 +2,7 @@
 
 Runs are trained once and shared by all views that show them; after Ctrl-C, or worse, the next
 start goes on. What is recorded is drawn into OUT/SCALE/VIEW and onto one page, OUT/SCALE/index.html.
+Without --out, what the checkout has recorded is not trained again, but drawn.
 
 examples:
   python -m experiments.run --list --scale small
@@ -27,6 +28,8 @@ from experiments.setups import SCALES
 from experiments.views import VIEWS, View
 from experiments.workloads import Resized, Siamese
 
+OUT, COMMITTED = Path("runs"), Path(__file__).parent / "results"
+
 
 def parser() -> command.Parser:
     """The command line."""
@@ -41,7 +44,7 @@ def parser() -> command.Parser:
         metavar="NAME",
         help=f"presets beside the baseline, of {', '.join(pdt_optax.presets.names())} (by default those of the scale)",
     )
-    p.add_argument("--out", type=Path, default="experiments/results", help="folder for all results")
+    p.add_argument("--out", type=Path, default=OUT, help="folder for all results")
     p.add_argument("--fresh", action="store_true", help="train again what is already recorded")
     p.add_argument("--page", action="store_true", help="draw what is recorded, train nothing")
     p.add_argument("--dry-run", action="store_true", help="tell what the runs will take, train nothing")
@@ -111,11 +114,16 @@ def _plan(chosen: Sequence[View], args: argparse.Namespace, rules: views.Rules) 
     """All runs of some views, each once."""
     return list(
         {
-            config.key: sweep.Planned(views.folder_of(args.out, args.scale, row.setup), config, setup.seconds)
+            config.key: sweep.Planned(folder, config, setup.seconds)
             for view in chosen
-            for row, setup, config in view.configs(args.scale, rules, args.seeds)
+            for folder, _, setup, config in views.placed(view, args.scale, rules, args.seeds, *_results(args))
         }.values()
     )
+
+
+def _results(args: argparse.Namespace) -> Sequence[Path]:
+    """Where to look for records; the first is where new ones go."""
+    return (OUT, COMMITTED) if args.out == OUT and not args.fresh else (args.out,)
 
 
 def _command(view: View, scale: str) -> str:
@@ -200,7 +208,7 @@ def _show(chosen: Sequence[View], args: argparse.Namespace, rules: views.Rules, 
     """Draws what is recorded: some views, and the page of all."""
     folder = args.out / args.scale
     for view in chosen:
-        finds = views.find(view, args.scale, rules, args.seeds, args.out)
+        finds = views.find(view, args.scale, rules, args.seeds, *_results(args))
         if view.rows(args.scale) and not finds:
             console.print(f"{view.name}: nothing is recorded yet.")
             continue

@@ -68,11 +68,24 @@ def folder_of(out: Path, scale: str, setup: str) -> Path:
     return out / scale / "records" / setup
 
 
-def find(view: View, scale: str, rules: Rules, seeds: Sequence[int] | None, out: Path) -> Finds:
+def placed(
+    view: View, scale: str, rules: Rules, seeds: Sequence[int] | None, *results: Path
+) -> list[tuple[Path, Row, Setup, Config]]:
+    """All runs of a view, each with the folder of its record: a row's are in the first of `results` that has them all."""
+    runs = view.configs(scale, rules, seeds)
+    folders = {
+        row: records.place(
+            [folder_of(out, scale, row.setup) for out in results], [c for r, _, c in runs if r == row]
+        )
+        for row in view.rows(scale)
+    }
+    return [(folders[row], row, setup, config) for row, setup, config in runs]
+
+
+def find(view: View, scale: str, rules: Rules, seeds: Sequence[int] | None, *results: Path) -> Finds:
     """What is recorded of a view."""
     found: dict[str, Found] = {}
-    for row, _, config in view.configs(scale, rules, seeds):
-        folder = folder_of(out, scale, row.setup)
+    for folder, row, _, config in placed(view, scale, rules, seeds, *results):
         run = records.read(folder, config)
         if run.complete:
             entry = found.setdefault(row.label, Found([], {}))

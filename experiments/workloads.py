@@ -191,6 +191,10 @@ class Images(Small):
 
     data: str
 
+    def __post_init__(self) -> None:
+        check_name("data set", self.data, datasets.SHAPES)
+        super().__post_init__()
+
     def load(self, data_dir: Path | None = None, download: bool = False) -> Dataset:
         return self.parts(datasets.load(self.data, data_dir, download))
 
@@ -212,6 +216,10 @@ class Resized(Images):
 
     image_size: int
     scheme: str = "shuffled"
+
+    def __post_init__(self) -> None:
+        check_name("scheme", self.scheme, SCHEMES)
+        super().__post_init__()
 
     @property
     def probe_examples(self) -> int:

@@ -1,9 +1,15 @@
-"""Weights split over a mesh: run by test_sharding.py, where jax has eight CPU devices."""
+"""Weights split over a mesh: run by test_sharding.py, where jax has eight CPU devices.
+
+Cases are chosen so that every two choices meet at least once: a setting and a kind of mesh, a setting and donation,
+a layout and a kind of mesh, and so on. What says the same on another mesh is slow.
+"""
 
 import contextlib
+import functools
 import re
 from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -41,7 +47,9 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "released": dict(pdt_optax.presets.released),
     "paper": dict(pdt_optax.presets.paper),
     "bfloat16": {"snapshot_dtype": "bfloat16"},
+    "guarded": {"guard": pdt_optax.rollback()},
 }
+slow = pytest.mark.slow
 
 
 def mesh(kind: str) -> Any:
@@ -83,34 +91,55 @@ def assert_same(got: Any, want: Any, before: Any) -> None:
     np.testing.assert_allclose(moved, expected, rtol=0, atol=3e-7)
 
 
-GUARDED: dict[str, dict[str, Any]] = {"guarded": {"guard": pdt_optax.rollback()}}
+def assert_split(params: Any, on: Any, specs: dict[str, Any]) -> None:
+    for leaf, spec in specs.items():
+        assert params[leaf].sharding.is_equivalent_to(NamedSharding(on, spec), params[leaf].ndim), leaf
 
 
-@pytest.mark.parametrize("name", [*SETTINGS, *GUARDED])
-@pytest.mark.parametrize("kind", ["auto", "explicit"])
-@pytest.mark.parametrize("jitted", [False, True])
-@pytest.mark.parametrize("donate", [False, True])
-def test_a_split_window_predicts_what_one_device_does(
-    name: str, kind: str, jitted: bool, donate: bool
-) -> None:
-    tx = pdt_optax.pdt(optax.identity(), **(SETTINGS | GUARDED)[name])
-    trees = walk()
-    want, _, expected = last(tx, [jax.tree.map(jnp.asarray, t) for t in trees], tx.end_epoch)
+@functools.cache
+def on_one_device(name: str) -> tuple[Any, Any]:
+    tx = pdt_optax.pdt(optax.identity(), **SETTINGS[name])
+    params, _, report = last(tx, [jax.tree.map(jnp.asarray, t) for t in walk()], tx.end_epoch)
+    return params, report
+
+
+# Under the user's jit nothing is donated.
+@pytest.mark.parametrize(
+    ("name", "kind", "ended"),
+    [
+        ("recommended", "auto", "donated"),
+        ("recommended", "explicit", "in jit"),
+        ("recommended", "explicit", "as it is"),
+        ("shrink", "auto", "in jit"),
+        ("shrink", "explicit", "donated"),
+        ("released", "auto", "donated"),
+        ("released", "explicit", "in jit"),
+        ("paper", "auto", "in jit"),
+        pytest.param("paper", "explicit", "donated", marks=slow),
+        ("bfloat16", "auto", "donated"),
+        ("bfloat16", "explicit", "in jit"),
+        ("guarded", "auto", "in jit"),
+        ("guarded", "auto", "as it is"),
+        ("guarded", "explicit", "donated"),
+    ],
+)
+def test_a_split_window_predicts_what_one_device_does(name: str, kind: str, ended: str) -> None:
+    tx = pdt_optax.pdt(optax.identity(), **SETTINGS[name])
+    trees, (want, expected) = walk(), on_one_device(name)
     on = mesh(kind)
     with jax.set_mesh(on):
 
         def end_epoch(params: Any, state: Any, value: Any) -> Any:
-            return tx.end_epoch(params, state, value=value, donate=donate and not jitted)
+            return tx.end_epoch(params, state, value=value, donate=ended == "donated")
 
         got, state, report = last(
-            tx, [put(t, on) for t in trees], jax.jit(end_epoch) if jitted else end_epoch
+            tx, [put(t, on) for t in trees], jax.jit(end_epoch) if ended == "in jit" else end_epoch
         )
     assert_same(got, want, trees[-1])
     np.testing.assert_allclose(report.accepted_share, expected.accepted_share, rtol=1e-6)
     np.testing.assert_allclose(report.accepted_share_per_leaf, expected.accepted_share_per_leaf, rtol=1e-6)
     for column in (got, *state.snapshots):
-        for leaf, x in column.items():
-            assert x.sharding.is_equivalent_to(NamedSharding(on, SPECS[leaf][1]), x.ndim), leaf
+        assert_split(column, on, {n: spec for n, (_, spec) in SPECS.items()})
 
 
 # How the weights lie, each of 8 leaves: replicated (data parallel), split over one axis, over
@@ -138,31 +167,35 @@ def all_reduced(text: str) -> list[int]:
     return [int(np.prod([int(n) for n in re.findall(r"\d+", s.split("[")[1].split("]")[0])])) for s in shapes]
 
 
-@pytest.mark.parametrize("within", [True, False], ids=["set_mesh", "no set_mesh"])
-@pytest.mark.parametrize("kind", ["auto", "explicit"])
 @pytest.mark.parametrize(
-    ("layout", "name", "numbers"),
+    ("name", "layout", "kind", "within"),
     [
-        pytest.param(layout, name, numbers, id=f"{layout} {name}: all-reduces of {numbers}")
-        for layout in LAYOUTS
-        for name in REDUCED
-        for numbers in [[] if layout == "replicated" else [REDUCED[name], 2 * len(SPECS)]]
-        if name == "recommended" or layout == "mixed"
+        ("recommended", "replicated", "auto", True),
+        ("recommended", "replicated", "explicit", False),
+        ("recommended", "mixed", "auto", False),
+        ("shrink", "fsdp", "auto", False),
+        ("shrink", "fsdp", "explicit", True),
+        ("released", "tensor", "auto", True),
+        ("released", "tensor", "explicit", False),
+        pytest.param("paper", "mixed", "auto", False, marks=slow),
+        pytest.param("paper", "mixed", "explicit", True, marks=slow),
+        ("bfloat16", "mixed", "auto", True),
+        ("bfloat16", "mixed", "explicit", False),
     ],
 )
-def test_collectives(layout: str, name: str, numbers: list[int], kind: str, within: bool) -> None:
+def test_collectives(name: str, layout: str, kind: str, within: bool) -> None:
     """One small all-reduce before the assembly and one after, of the accepted counts; no other traffic."""
     tx = pdt_optax.pdt(optax.identity(), **SETTINGS[name])
     on = mesh(kind)
     with jax.set_mesh(on) if within else contextlib.nullcontext():
         params = {n: jax.device_put(x, NamedSharding(on, LAYOUTS[layout][n])) for n, x in walk(1)[0].items()}
         text = _pdt._lower_end_epoch(tx, params).compile().as_text()
-    assert all_reduced(text) == numbers
+    assert all_reduced(text) == ([] if layout == "replicated" else [REDUCED[name], 2 * len(SPECS)])
 
 
 def test_inside_shard_map() -> None:
-    tx = pdt_optax.pdt(optax.identity())
-    trees = walk()
+    tx = pdt_optax.pdt(optax.identity(), window=3)
+    trees = walk(5)
     want, _, expected = last(tx, [jax.tree.map(jnp.asarray, t) for t in trees], tx.end_epoch)
     on = mesh("auto")
     specs = {n: spec for n, (_, spec) in SPECS.items()}
@@ -186,8 +219,9 @@ def last_traced(tx: Any, trees: Any) -> Any:
     return tx.end_epoch(trees[-1], state)
 
 
-@pytest.mark.parametrize("kind", ["auto", "explicit"])
-@pytest.mark.parametrize("initialised", ["eagerly", "in jit"])
+@pytest.mark.parametrize(
+    ("kind", "initialised"), [("explicit", "in jit"), pytest.param("auto", "eagerly", marks=slow)]
+)
 def test_training_in_jit_keeps_the_shardings(kind: str, initialised: str) -> None:
     """The `every` form, with adam: equal to one device, and each snapshot stays where its weights are."""
     tx = pdt_optax.pdt(optax.adam(0.05), every=2, window=2, start=2, horizon=2)
@@ -212,13 +246,12 @@ def test_training_in_jit_keeps_the_shardings(kind: str, initialised: str) -> Non
         got, state, shares = train(put(start, on), tx.init if initialised == "eagerly" else jax.jit(tx.init))
     assert max(expected) > 0
     np.testing.assert_allclose(shares, expected, rtol=1e-5)
-    for leaf in SPECS:
-        np.testing.assert_allclose(got[leaf], want[leaf], rtol=2e-5, atol=2e-6)
-        for x in (got[leaf], *(s[leaf] for s in state.snapshots)):
-            assert x.sharding.is_equivalent_to(NamedSharding(on, SPECS[leaf][1]), x.ndim), leaf
+    chex.assert_trees_all_close(got, want, rtol=2e-5, atol=2e-6)
+    for column in (got, *state.snapshots):
+        assert_split(column, on, {n: spec for n, (_, spec) in SPECS.items()})
 
 
-@pytest.mark.parametrize("kind", ["auto", "explicit"])
+@pytest.mark.parametrize("kind", ["auto", pytest.param("explicit", marks=slow)])
 def test_in_an_nnx_optimizer(kind: str) -> None:
     """A jitted step on a split model; its snapshots are split as its weights are."""
 
@@ -247,10 +280,9 @@ def test_in_an_nnx_optimizer(kind: str) -> None:
     on = mesh(kind)
     with jax.set_mesh(on):
         got, state = train(lambda params: type(params)(put(dict(params), on)))
-    for leaf in SPECS:
-        np.testing.assert_allclose(got[leaf], want[leaf], rtol=2e-5, atol=2e-6)
-        for x in (got[leaf], *(s[leaf] for s in state.snapshots)):
-            assert x.sharding.is_equivalent_to(NamedSharding(on, SPECS[leaf][1]), x.ndim), leaf
+    chex.assert_trees_all_close(got, want, rtol=2e-5, atol=2e-6)
+    for column in (got, *state.snapshots):
+        assert_split(column, on, {n: spec for n, (_, spec) in SPECS.items()})
 
 
 def test_under_pmap() -> None:
@@ -273,11 +305,11 @@ def test_under_pmap() -> None:
     got, shares = jax.pmap(train)(jax.tree.map(lambda x: jnp.stack([x] * 8), params))
     for replica in range(8):
         np.testing.assert_allclose(shares[replica], expected, rtol=1e-5)
-        for leaf in SPECS:
-            np.testing.assert_allclose(got[leaf][replica], want[leaf], rtol=2e-5, atol=2e-6)
+        alone = jax.tree.map(lambda x, i=replica: x[i], got)
+        chex.assert_trees_all_close(alone, want, rtol=2e-5, atol=2e-6)
 
 
-@pytest.mark.parametrize("kind", ["auto", "explicit"])
+@pytest.mark.parametrize("kind", [pytest.param("auto", marks=slow), "explicit"])
 def test_a_recorder_keeps_weights_from_every_shard(kind: str) -> None:
     trees = walk(3)
     tx = pdt_optax.pdt(optax.sgd(0.1))
@@ -294,8 +326,10 @@ def test_a_recorder_keeps_weights_from_every_shard(kind: str) -> None:
 MOVES = {"8 devices to 2": ("mixed", 8, "mixed", 2), "replicated to fsdp": ("replicated", 8, "fsdp", 8)}
 
 
-@pytest.mark.parametrize("move", MOVES)
-@pytest.mark.parametrize("kind", ["auto", "explicit"])
+@pytest.mark.parametrize(
+    ("move", "kind"),
+    [("8 devices to 2", "explicit"), pytest.param("replicated to fsdp", "auto", marks=slow)],
+)
 def test_a_checkpoint_goes_on_on_another_mesh(move: str, kind: str, tmp_path: Any) -> None:
     tx = pdt_optax.pdt(optax.adam(0.05), guard=pdt_optax.rollback(), window=3, start=3, horizon=2)
     axis = {"auto": AxisType.Auto, "explicit": AxisType.Explicit}[kind]
@@ -308,13 +342,17 @@ def test_a_checkpoint_goes_on_on_another_mesh(move: str, kind: str, tmp_path: An
         with jax.set_mesh(on):  # or what Orbax restores of the counters lies on one device
             return on, {"params": params, "opt_state": jax.jit(tx.init)(params)}
 
+    @jax.jit
+    def step(params: Any, state: Any) -> Any:
+        grads = jax.tree.map(lambda w: jnp.sin(3 * w), params)
+        updates, state = tx.update(grads, state, params)
+        return optax.apply_updates(params, updates), state
+
     def train(on: Any, saved: Any, epochs: range) -> Any:
         params, state, shares = saved["params"], saved["opt_state"], []
         with jax.set_mesh(on):
             for _ in epochs:
-                grads = jax.tree.map(lambda w: jnp.sin(3 * w), params)
-                updates, state = tx.update(grads, state, params)
-                params = optax.apply_updates(params, updates)
+                params, state = step(params, state)
                 params, state, report = tx.end_epoch(params, state, value=1.0)
                 shares.append(float(report.accepted_share))
         return {"params": params, "opt_state": state}, shares
@@ -330,14 +368,13 @@ def test_a_checkpoint_goes_on_on_another_mesh(move: str, kind: str, tmp_path: An
         other, target = place(new_layout, new_devices)
         like = jax.tree.map(ocp.utils.to_shape_dtype_struct, target)
         restored = manager.restore(3, args=ocp.args.StandardRestore(like))
-    jax.tree.map(np.testing.assert_array_equal, restored, saved)
+    chex.assert_trees_all_equal(restored, saved)
     got, shares = train(other, restored, range(4, 8))
     assert max(expected) > 0
     np.testing.assert_allclose(shares, expected, rtol=1e-5)
-    for leaf in SPECS:
-        np.testing.assert_allclose(got["params"][leaf], want["params"][leaf], rtol=2e-5, atol=2e-6)
-        for x in (restored["params"][leaf], *(s[leaf] for s in got["opt_state"].snapshots)):
-            assert x.sharding.is_equivalent_to(NamedSharding(other, LAYOUTS[new_layout][leaf]), x.ndim), leaf
+    chex.assert_trees_all_close(got["params"], want["params"], rtol=2e-5, atol=2e-6)
+    for column in (restored["params"], *got["opt_state"].snapshots):
+        assert_split(column, other, LAYOUTS[new_layout])
 
 
 @pytest.mark.parametrize("kind", ["auto", "explicit"])
@@ -358,7 +395,11 @@ def test_shapes_of_the_state_know_where_it_will_lie(kind: str) -> None:
 
 @pytest.mark.parametrize(
     ("pair", "spread"),
-    [("mlp-sgd", "data=4,model=2"), ("mlp-sgd", "data=2,fsdp=4"), ("resnet-adamw", "fsdp=8")],
+    [
+        ("mlp-sgd", "data=4,model=2"),
+        pytest.param("mlp-sgd", "data=2,fsdp=4", marks=slow),
+        pytest.param("resnet-adamw", "fsdp=8", marks=slow),
+    ],
 )
 def test_the_trainer_on_a_mesh(pair: str, spread: str, tmp_path: Any) -> None:
     """As on one device, weights split as the mesh says; broken off on one mesh, it goes on on another."""

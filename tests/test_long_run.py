@@ -28,6 +28,7 @@ def resident() -> int:
         return int(file.read().split()[1]) * 4096
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "settings",
     [{}, {"guard": pdt_optax.rollback(), "schedule": pdt_optax.adaptive()}, {"every": 3}],

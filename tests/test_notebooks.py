@@ -18,7 +18,11 @@ def timeout(cell):
     return 30 if "interact(" in cell.source else 300
 
 
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.name)
+@pytest.mark.parametrize(
+    "path",
+    [NOTEBOOKS[0], *(pytest.param(path, marks=pytest.mark.slow) for path in NOTEBOOKS[1:])],
+    ids=lambda path: path.name,
+)
 @pytest.mark.filterwarnings("ignore")  # of the kernel's own libraries
 def test_notebook_runs(path):
     notebook = nbformat.read(path, as_version=4)

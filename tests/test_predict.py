@@ -142,11 +142,16 @@ def test_an_epoch_that_is_not_told_is_the_first() -> None:
 
 
 @pytest.mark.parametrize("together", [True, False])
-def test_a_rule_is_told_the_epoch_and_the_leaf(monkeypatch: Any, together: bool) -> None:
-    monkeypatch.setattr(_predict, "_SMALL", 2 if together else 1)
-    jax.clear_caches()
-    for given, step in (({}, 0), ({"step": 0}, 0), ({"step": 5}, 5)):
-        told = predict(accept=Told(), leaves=3, **given)
+def test_a_rule_is_told_the_epoch_and_the_leaf(together: bool) -> None:
+    """Where small leaves are computed together, and where each is alone."""
+    *snapshots, params = ([jnp.asarray(x, jnp.float32)] * 3 for x in (OLDER, NEWEST, TRAINED))
+    settings: Any = {"dynamics": Echo(), "accept": Told(), "horizon": 2}
+    told_as: Any = ({}, 0), ({"step": 0}, 0), ({"step": 5}, 5)
+    for given, step in told_as:
+        if together:
+            told: Any = pdt_optax.predict_and_mask(snapshots, params, **settings, **given)
+        else:
+            told = _predict._predict(tuple(snapshots), params, step, **settings, together=False)
         for leaf, mask in enumerate(told.mask):
             np.testing.assert_array_equal(mask, np.full(2, (4 * step + leaf) / 64))
         # Weighed between what training made of them and the prediction, which is the newest snapshot.

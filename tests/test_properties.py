@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import chex
 import hypothesis
 import hypothesis.strategies as st
 import jax
@@ -21,7 +22,8 @@ from tests import oracle
 QUICK = hypothesis.settings(max_examples=30, deadline=None, derandomize=True, database=None)
 hypothesis.settings.register_profile("quick", QUICK)
 hypothesis.settings.register_profile("thorough", QUICK, max_examples=1000, derandomize=False, print_blob=True)
-hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "quick"))
+PROFILE = os.environ.get("HYPOTHESIS_PROFILE", "quick")
+hypothesis.settings.load_profile(PROFILE)
 
 SHAPES = ((), (1,), (3,), (0,), (2, 3), (4, 1, 2))
 FLOATS = ("float32", "bfloat16", "float16")
@@ -95,10 +97,6 @@ def resolution(tree: Any) -> np.ndarray:
         x for x in jax.tree.leaves(tree) if hasattr(x, "dtype") and jnp.issubdtype(x.dtype, jnp.floating)
     ]
     return np.concatenate([np.full(x.size, float(jnp.finfo(x.dtype).eps)) for x in leaves])
-
-
-def same_bits(a: Any, b: Any) -> None:
-    jax.tree.map(lambda x, y: np.testing.assert_array_equal(np.asarray(x), np.asarray(y)), a, b)
 
 
 RULES = [
@@ -178,9 +176,9 @@ def test_the_wrapper_is_the_machine(
         if finite:
             check_prediction(snapshots, trained, params, report, dynamics, accept, horizon)
         else:
-            same_bits(params, trained)
+            chex.assert_trees_all_equal(params, trained)
         machine.take(params, bool(report.predicted))
-        same_bits(
+        chex.assert_trees_all_equal(
             jax.tree.leaves(state.snapshots[-1]),
             [x for x in jax.tree.leaves(params) if jnp.issubdtype(jnp.asarray(x).dtype, jnp.floating)],
         )
@@ -208,8 +206,14 @@ def check_prediction(
     np.testing.assert_allclose(float(report.accepted_share), accepted.mean(), atol=0.02 + 1.01 / len(old))
 
 
+# Whatever is new is compiled: where a property is one of numbers, a few trees and orders stand for all of them.
+F32 = [Shape(shape, "float32") for shape in SHAPES]
+SOME_TREES = st.sampled_from([F32[4], {"a": F32[:4], "b": (F32[5], F32[4])}])
+SOME_ORDERS = st.sampled_from([(3, 2, 1, 0), (1, 3, 0, 2)])
+
+
 @given(
-    tree=trees(others=False, dtypes=("float32",)),
+    tree=SOME_TREES if PROFILE == "quick" else trees(others=False, dtypes=("float32",)),
     seed=SEEDS,
     rule=st.sampled_from(RULES),
     power=st.integers(-40, 40),
@@ -226,24 +230,30 @@ def test_scaling_by_a_power_of_two_scales_the_prediction(tree: Any, seed: int, r
         )
 
     plain, scaled = predict(1.0), predict(2.0**power)
-    same_bits(scaled.mask, plain.mask)
-    same_bits(scaled.params, jax.tree.map(lambda x: x * jnp.float32(2.0**power), plain.params))
+    chex.assert_trees_all_equal(scaled.mask, plain.mask)
+    chex.assert_trees_all_equal(
+        scaled.params, jax.tree.map(lambda x: x * jnp.float32(2.0**power), plain.params)
+    )
 
 
-@given(seed=SEEDS, rule=st.sampled_from(RULES), order=st.permutations(range(4)))
-def test_the_order_of_leaves_does_not_matter(seed: int, rule: Any, order: list[int]) -> None:
+@given(
+    seed=SEEDS,
+    rule=st.sampled_from([RULES[0], RULES[-1]] if PROFILE == "quick" else RULES),
+    order=SOME_ORDERS if PROFILE == "quick" else st.permutations(range(4)).map(tuple),
+)
+def test_the_order_of_leaves_does_not_matter(seed: int, rule: Any, order: tuple[int, ...]) -> None:
     """To rounding: sums are added up in another order."""
-    shapes = [Shape((3,), "float32"), Shape((2, 3), "float32"), Shape((), "float32"), Shape((5,), "float32")]
+    shapes = [Shape(shape, "float32") for shape in ((3,), (2, 3), (), (5,))]
     *snapshots, params = walk(shapes, 6, seed)
     dynamics, accept = rule
 
-    def predict(order: list[int]) -> Any:
+    def predict(order: tuple[int, ...]) -> Any:
         trees = [[tree[i] for i in order] for tree in (*snapshots, params)]
         found = pdt_optax.predict_and_mask(trees[:-1], trees[-1], dynamics=dynamics, accept=accept, horizon=3)
         new: Any = found.params
         return dict(zip(order, new, strict=True))
 
-    plain, permuted = predict([0, 1, 2, 3]), predict(list(order))
+    plain, permuted = predict((0, 1, 2, 3)), predict(order)
     for i in range(4):
         np.testing.assert_allclose(permuted[i], plain[i], rtol=1e-5, atol=1e-5)
 
@@ -274,7 +284,7 @@ ALL_RULES = [
     kind=st.sampled_from(sorted(DEGENERATE)),
     seed=SEEDS,
     rule=st.sampled_from(ALL_RULES),
-    horizon=st.sampled_from([1, 5, 50]),
+    horizon=st.sampled_from([1, 50]),
 )
 def test_finite_in_finite_out_and_nothing_from_what_is_not(
     kind: str, seed: int, rule: Any, horizon: int

@@ -1,6 +1,7 @@
 """Runs that break off: they go on from their last checkpoint to the last bit, on whatever devices."""
 
 import argparse
+import functools
 import json
 import os
 import shutil
@@ -9,11 +10,11 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any
 
-import jax
+import chex
 import numpy as np
 import pytest
 
@@ -40,6 +41,7 @@ ARMS = {
     "ema": Ema("ema"),
     "lawa": Lawa("lawa"),
 }
+DATA = tiny(PAIRS["resnet-adamw"]).load()
 SECONDS = ("train_seconds", "pdt_seconds", "compile_seconds")
 
 
@@ -57,45 +59,118 @@ def without_seconds(path: Path) -> list[dict[str, Any]]:
     return [{k: v for k, v in e.items() if k not in SECONDS} for e in lines]
 
 
-@pytest.mark.parametrize("arm", ARMS)
-def test_a_run_that_broke_off_goes_on_to_the_last_bit(arm: str, tmp_path: Path) -> None:
-    c, dataset = config(arm), config(arm).workload.load()
-    whole, broken = tmp_path / "whole", tmp_path / "broken"
-    saving = Saving(every=2, keep=True)
-    for _ in records.record(whole, c, dataset, saving=saving):
+def until(run: Generator[dict[str, Any]], epoch: int) -> None:
+    """Trains until an epoch is recorded, and breaks off."""
+    while next(run)["epoch"] < epoch:
         pass
-    for wait, stop in ((False, 3), (True, 7), (False, 8)):  # once in a window, before and after jumps
-        run = records.record(broken, c, dataset, saving=saving._replace(wait=wait))
-        while next(run)["epoch"] < stop:
-            pass
-        run.close()
-        assert len(records.read(broken, c).epochs) == stop
-    for _ in records.record(broken, c, dataset, saving=saving):
-        pass
+    run.close()
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """From an arm's name to the folder of its run, trained once and without interruption."""
+
+    @functools.cache
+    def trained(arm: str) -> Path:
+        folder = tmp_path_factory.mktemp(arm)
+        until(records.record(folder, config(arm), DATA, saving=Saving(every=1, keep=True)), 10)
+        return folder
+
+    return trained
+
+
+@pytest.fixture(scope="module")
+def broken_off(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of the guarded run, with a checkpoint after each of its seven epochs; the last two are there."""
+    folder = tmp_path_factory.mktemp("broken")
+    until(records.record(folder, config("guarded"), DATA, saving=Saving(every=1, keep=True, wait=True)), 7)
+    return folder
+
+
+def ends_as(whole: Path, folder: Path, arm: str) -> list[dict[str, Any]]:
+    """Trains a run that was broken off to its end: the records and all arrays are those of the whole one."""
+    c = config(arm)
+    until(records.record(folder, c, DATA, saving=Saving(every=2, keep=True)), c.epochs)
     recorded = without_seconds(records.path_of(whole, c))
     assert len(recorded) == c.epochs
-    assert without_seconds(records.path_of(broken, c)) == recorded
-    jax.tree.map(np.testing.assert_array_equal, kept(broken, c), kept(whole, c))
+    assert without_seconds(records.path_of(folder, c)) == recorded
+    chex.assert_trees_all_equal(kept(folder, c), kept(whole, c))
+    return recorded
+
+
+# The guarded arm's state has all that PDT's can have, the other's is of another kind.
+@pytest.mark.parametrize(
+    "arm", [pytest.param(arm, marks=[pytest.mark.slow] * (arm not in ("guarded", "lawa"))) for arm in ARMS]
+)
+def test_a_run_that_broke_off_goes_on_to_the_last_bit(
+    arm: str, whole: Callable[[str], Path], tmp_path: Path
+) -> None:
+    c, saving = config(arm), Saving(every=2, keep=True)
+    for wait, stop in ((False, 3), (True, 7), (False, 8)):  # once in a window, before and after jumps
+        until(records.record(tmp_path, c, DATA, saving=saving._replace(wait=wait)), stop)
+        assert len(records.read(tmp_path, c).epochs) == stop
+    recorded = ends_as(whole(arm), tmp_path, arm)
     if isinstance(c.arm, Predictive):
         assert any(e["predicted"] for e in recorded)
 
 
+def test_sigterm_saves_the_epoch_and_ends_the_run(whole: Callable[[str], Path], tmp_path: Path) -> None:
+    c = config("guarded")
+    run = records.record(tmp_path, c, DATA, saving=Saving(every=c.epochs))
+    assert next(run)["epoch"] == 1
+    signal.raise_signal(signal.SIGTERM)
+    with pytest.raises(SystemExit) as stopped:
+        next(run)
+    assert stopped.value.code == 128 + signal.SIGTERM
+    (folder,) = (tmp_path / "checkpoints").iterdir()
+    assert [p.name for p in folder.iterdir()] == ["2"]
+    ends_as(whole("guarded"), tmp_path, "guarded")
+
+
 def test_without_resume_a_run_starts_anew_and_its_checkpoints_go_with_it(tmp_path: Path) -> None:
-    c, dataset = config("recommended"), config("recommended").workload.load()
-    run = records.record(tmp_path, c, dataset, saving=Saving(every=1))
-    while next(run)["epoch"] < 4:
-        pass
-    run.close()
-    again = records.record(tmp_path, c, dataset, saving=Saving(every=1))
+    c = config("guarded")
+    until(records.record(tmp_path, c, DATA, saving=Saving(every=1)), 4)
+    again = records.record(tmp_path, c, DATA, saving=Saving(every=1))
     resumed = next(again)
     again.close()
     assert resumed["compile_seconds"] == records.read(tmp_path, c).epochs[0]["compile_seconds"]
-    anew = records.record(tmp_path, c, dataset, saving=Saving(every=1, resume=False))
+    anew = records.record(tmp_path, c, DATA, saving=Saving(every=1, resume=False))
     assert next(anew)["compile_seconds"] != resumed["compile_seconds"]
     assert len(records.read(tmp_path, c).epochs) == 1
     for _ in anew:
         pass
     assert list((tmp_path / "checkpoints").iterdir()) == []
+
+
+DAMAGE: dict[str, Callable[[Path], Any]] = {
+    "truncated": lambda path: path.write_bytes(path.read_bytes()[: path.stat().st_size // 2]),
+    "overwritten": lambda path: path.write_bytes(b"\xff" * path.stat().st_size),
+    "missing": lambda path: path.unlink(),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_checkpoint_is_named_and_the_one_before_taken(
+    damage: str, whole: Callable[[str], Path], broken_off: Path, tmp_path: Path, capsys: Any
+) -> None:
+    c = config("guarded")
+    broken, spare = tmp_path / "broken", tmp_path / "spare"
+    for copy in (broken, spare):
+        shutil.copytree(broken_off, copy)
+    folder = broken / "checkpoints" / records.path_of(broken, c).stem
+    for path in (folder / "7").rglob("*"):
+        if path.is_file() and path.stat().st_size:
+            DAMAGE[damage](path)
+    ends_as(whole("guarded"), broken, "guarded")
+    error = capsys.readouterr().err
+    assert f"{folder / '7'} cannot be read" in error
+    assert f"{folder / '6'} cannot be read" not in error
+
+    for path in (spare / "checkpoints").rglob("*"):
+        if path.is_file() and path.stat().st_size:
+            DAMAGE[damage](path)
+    with pytest.raises(checkpoints.UnreadableError, match="remove it, or start anew with --no-resume"):
+        next(records.record(spare, c, DATA, saving=Saving(every=1)))
 
 
 def test_a_record_that_ends_in_half_a_line_is_read_up_to_it(tmp_path: Path) -> None:
@@ -124,6 +199,7 @@ CPU = os.environ | {"JAX_PLATFORMS": "cpu"}
 ROOT = Path(__file__).parents[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("sent", "code"), [(signal.SIGKILL, -signal.SIGKILL), (signal.SIGTERM, 128 + signal.SIGTERM)]
 )
@@ -157,6 +233,7 @@ runpy.run_module("experiments.cifar_alexnet", run_name="__main__")
 """
 
 
+@pytest.mark.slow
 def test_a_full_disk_ends_no_run(tmp_path: Path) -> None:
     """Files can grow to 300 kB here, a checkpoint's would be larger: the run goes on and says so."""
     done = subprocess.run(
@@ -173,47 +250,7 @@ def test_a_full_disk_ends_no_run(tmp_path: Path) -> None:
     assert len(without_seconds(path)) == 3
 
 
-DAMAGE: dict[str, Callable[[Path], Any]] = {
-    "truncated": lambda path: path.write_bytes(path.read_bytes()[: path.stat().st_size // 2]),
-    "overwritten": lambda path: path.write_bytes(b"\xff" * path.stat().st_size),
-    "missing": lambda path: path.unlink(),
-}
-
-
-@pytest.mark.parametrize("damage", DAMAGE)
-def test_a_damaged_checkpoint_is_named_and_the_one_before_taken(
-    damage: str, tmp_path: Path, capsys: Any
-) -> None:
-    c, dataset = config("recommended"), config("recommended").workload.load()
-    saving = Saving(every=1, keep=True, wait=True)
-    whole, broken = tmp_path / "whole", tmp_path / "broken"
-    for _ in records.record(whole, c, dataset, saving=saving):
-        pass
-    run = records.record(broken, c, dataset, saving=saving)
-    while next(run)["epoch"] < 7:
-        pass
-    run.close()
-    folder = broken / "checkpoints" / records.path_of(broken, c).stem
-    spare = tmp_path / "spare"
-    shutil.copytree(broken, spare)
-    for path in sorted((folder / "7").rglob("*")):
-        if path.is_file() and path.stat().st_size:
-            DAMAGE[damage](path)
-    for _ in records.record(broken, c, dataset, saving=saving):
-        pass
-    error = capsys.readouterr().err
-    assert f"{folder / '7'} cannot be read" in error
-    assert f"{folder / '6'} cannot be read" not in error
-    jax.tree.map(np.testing.assert_array_equal, kept(broken, c), kept(whole, c))
-
-    folder = spare / "checkpoints" / records.path_of(spare, c).stem
-    for path in folder.rglob("*"):
-        if path.is_file() and path.stat().st_size:
-            DAMAGE[damage](path)
-    with pytest.raises(checkpoints.UnreadableError, match="remove it, or start anew with --no-resume"):
-        next(records.record(spare, c, dataset, saving=saving))
-
-
+@pytest.mark.slow
 def test_two_processes_under_slurm_train_as_one_does(tmp_path: Path) -> None:
     """Started as srun starts them, each with its rows of the batch; the first writes."""
     arguments = [*TINY, "--epochs", "2", "--seeds", "0"]

@@ -1,5 +1,6 @@
 """Many devices and many processes, each in processes of their own: how many there are is settled when jax starts."""
 
+import functools
 import json
 import os
 import signal
@@ -9,20 +10,18 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import chex
 import numpy as np
 import pytest
 
+from tests import one_process
 
-def test_on_eight_devices() -> None:
+
+def on_eight_devices(which: str) -> None:
     flags = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
     done = subprocess.run(
         [
-            sys.executable,
-            "-m",
-            "pytest",
-            "-q",
-            "-p",
-            "no:xdist",
+            *(sys.executable, "-m", "pytest", "-q", "-p", "no:xdist", "-m", which),
             str(Path(__file__).with_name("eight_devices.py")),
         ],
         env=os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
@@ -34,20 +33,28 @@ def test_on_eight_devices() -> None:
     assert "passed" in done.stdout
 
 
+def test_on_eight_devices() -> None:
+    on_eight_devices("not slow")
+
+
+@pytest.mark.slow
+def test_more_on_eight_devices() -> None:
+    on_eight_devices("slow")
+
+
 def start(processes: int, *arguments: str, dies: int | None = None) -> list[subprocess.Popen[str]]:
     """So many processes on loopback; one of them may die."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         coordinator = f"127.0.0.1:{free.getsockname()[1]}"
-    together = [] if processes == 1 else ["--coordinator", coordinator, "--processes", str(processes)]
     return [
         subprocess.Popen(
             [
-                *(sys.executable, "-m", "tests.one_process", *together, *arguments),
-                *(["--process-id", str(i)] if together else []),
+                *(sys.executable, "-m", "tests.one_process", "--coordinator", coordinator),
+                *("--processes", str(processes), "--process-id", str(i), *arguments),
                 *(["--dies"] if i == dies else []),
             ],
-            env=os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""},
+            env=os.environ | {"JAX_PLATFORMS": "cpu"},
             cwd=Path(__file__).parents[1],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -70,22 +77,29 @@ def train_together(processes: int) -> list[Any]:
     return [json.loads(output.splitlines()[-1]) for output, _ in ended]
 
 
-def test_several_processes_take_the_same_decisions() -> None:
+@functools.cache
+def train_alone() -> list[Any]:
+    """What one process prints, trained in this one."""
+    return [one_process.train(specs) for specs in (one_process.REPLICATED, one_process.FSDP)]
+
+
+@pytest.mark.parametrize("processes", [2, pytest.param(4, marks=pytest.mark.slow)])
+def test_several_processes_take_the_same_decisions(processes: int) -> None:
     """Data parallel and FSDP: the same on every process to the last bit, and as one process does to rounding."""
-    (alone,) = train_together(1)
+    alone = train_alone()
     for reports in (run["reports"] for run in alone):
         assert any(predicted for _, predicted, _ in reports)
         assert [rolled_back for *_, rolled_back in reports].count(True) == 1
-    for processes in (2, 4):
-        first, *others = train_together(processes)
-        assert all(other == first for other in others)
-        for together, single in zip(first, alone, strict=True):
-            np.testing.assert_allclose(together["losses"], single["losses"], rtol=1e-5)
-            for name, weights in single["weights"].items():
-                np.testing.assert_allclose(together["weights"][name], weights, rtol=1e-4, atol=1e-5)
-            assert [r[1:] for r in together["reports"]] == [r[1:] for r in single["reports"]]
+    first, *others = train_together(processes)
+    assert len(others) == processes - 1
+    assert all(other == first for other in others)
+    for together, single in zip(first, alone, strict=True):
+        np.testing.assert_allclose(together["losses"], single["losses"], rtol=1e-5)
+        chex.assert_trees_all_close(together["weights"], single["weights"], rtol=1e-4, atol=1e-5)
+        assert [r[1:] for r in together["reports"]] == [r[1:] for r in single["reports"]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dies", [0, 1], ids=["the coordinator", "another"])
 def test_a_lost_process_ends_the_other(dies: int) -> None:
     """By SIGKILL in the middle of an epoch: the other hangs in no sum over both, but ends, and not as if all were well."""

@@ -18,16 +18,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 import pdt_optax
 from benchmarks import measure, trees
 from experiments import command
-from pdt_optax import _pdt
-from pdt_optax._assembly import assemble
-from pdt_optax._gram import gram_matrix
-from pdt_optax._precision import widest_float
-from pdt_optax._storage import WHOLE
+from pdt_optax._compiled import own
+from pdt_optax._passes import assemble, gram_matrix
+from pdt_optax._predictor import lower
+from pdt_optax._reduce import widest_float
+from pdt_optax._window import WHOLE
 
 Trees = list[dict[str, jax.Array]]
 
@@ -102,7 +101,7 @@ def _assembly(walk: Trees) -> Callable[[], Any]:
 
 def _snapshot(walk: Trees) -> Callable[[], Any]:
     def copy(oldest: Any, newest: Any, value: jax.Array) -> Any:
-        return (_pdt._own(newest, oldest, [value] * len(newest)),)
+        return (own(newest, oldest, [value] * len(newest), value >= 0),)
 
     return measure.InPlace(copy, ([*walk[0].values()], [*walk[-1].values()], jnp.float32(0)), (0,))
 
@@ -111,25 +110,26 @@ class _Boundary:
     """`end_epoch` with a prediction at each call, on its own results."""
 
     def __init__(self, walk: Trees, **settings: Any):
-        self.tx = pdt_optax.pdt(optax.identity(), **settings)
+        self.predictor = pdt_optax.Predictor(**settings)
         self.params = jax.tree.map(jnp.copy, walk[-1])
-        state: Any = self.tx.init(self.params)
+        self.history = self.predictor.init(self.params)
         for snapshot in walk[:-1]:
-            _, state, _ = self.tx.end_epoch(jax.tree.map(jnp.copy, snapshot), state)
-        self.state = state
+            _, self.history, _ = self.predictor.end_epoch(jax.tree.map(jnp.copy, snapshot), self.history)
 
     def __call__(self) -> Any:
-        due = self.state._replace(
-            snapshots_held=jnp.int32(len(self.state.snapshots)),
+        clock = self.history.clock._replace(
+            snapshots_held=jnp.int32(len(self.history.snapshots)),
             snapshots_seen=jnp.int32(9),
             predictions_made=jnp.int32(0),
         )
-        self.params, self.state, report = self.tx.end_epoch(self.params, due, donate=True)
+        self.params, self.history, report = self.predictor.end_epoch(
+            self.params, self.history._replace(clock=clock), donate=True
+        )
         return self.params, report
 
     def temporary_bytes(self) -> int:
         """What the boundary allocates beyond its arguments and results."""
-        compiled = _pdt._lower_end_epoch(self.tx, self.params).compile()
+        compiled = lower(self.predictor, self.params).compile()
         return compiled.memory_analysis().temp_size_in_bytes
 
 

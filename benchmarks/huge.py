@@ -13,7 +13,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
 from rich.progress import track
 
 import pdt_optax
@@ -28,8 +27,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     p.add_argument("--small", action="store_true", help="the 16 M AlexNet tree instead, to try the command")
     args = p.parse_args(argv)
     shapes = trees.alexnet("16M") if args.small else trees.vit_huge()
-    tx = pdt_optax.pdt(optax.identity(), snapshot_dtype="bfloat16")
-    told = pdt_optax.memory({n: jax.ShapeDtypeStruct(s, jnp.float32) for n, s in shapes.items()}, tx)
+    predictor = pdt_optax.Predictor(snapshot_dtype="bfloat16")
+    told = pdt_optax.memory(predictor, {n: jax.ShapeDtypeStruct(s, jnp.float32) for n, s in shapes.items()})
     print(f"{trees.count(shapes):,} weights in {len(shapes)} leaves. To be held:\n{told}", flush=True)
 
     @jax.jit
@@ -43,12 +42,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     train = jax.jit(trained, donate_argnums=0)
     before = _peak_bytes()
     params = jax.block_until_ready(drawn(jax.random.key(0)))
-    state: Any = jax.block_until_ready(tx.init(params))
+    history = jax.block_until_ready(predictor.init(params))
     seconds, predicted, share = [], [], 0.0
     for epoch in track(range(8), description="epochs"):
         params = jax.block_until_ready(train(params, jnp.float32(50 + epoch)))
         started = time.perf_counter()
-        params, state, report = jax.block_until_ready(tx.end_epoch(params, state, donate=True))
+        params, history, report = jax.block_until_ready(predictor.end_epoch(params, history, donate=True))
         seconds.append(time.perf_counter() - started)
         predicted.append(bool(report.predicted))
         share = float(report.accepted_share)

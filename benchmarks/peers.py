@@ -23,7 +23,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 import pdt_optax
 from benchmarks import measure, trees
@@ -99,23 +98,22 @@ def by_pydmd(snapshots: np.ndarray, params: np.ndarray) -> np.ndarray:
 
 def ours(snapshots: Sequence[Any], params: Any) -> Callable[[], Any]:
     """The boundary of the `released` preset, in place, at a prediction each time it is called."""
-    tx = pdt_optax.pdt(optax.identity(), **pdt_optax.presets.released)
-    initial: Any = tx.init(params)
-    state = initial._replace(snapshots_held=jnp.int32(len(initial.snapshots)), snapshots_seen=jnp.int32(6))
-    held: list[Any] = [jax.tree.map(jnp.copy, params), state]
+    predictor = pdt_optax.Predictor(**pdt_optax.presets.released)
+    initial = predictor.init(params)
+    held: list[Any] = [jax.tree.map(jnp.copy, params), initial]
 
     def call() -> Any:
         # Every call finds the same window and counters: it predicts every time.
-        due = held[1]._replace(
+        clock = held[1].clock._replace(
             snapshots_held=jnp.int32(len(initial.snapshots)),
             snapshots_seen=jnp.int32(6),
             predictions_made=jnp.int32(0),
         )
-        held[0], held[1], report = tx.end_epoch(held[0], due, donate=True)
+        held[0], held[1], report = predictor.end_epoch(held[0], held[1]._replace(clock=clock), donate=True)
         return held[0], report
 
     def start() -> None:
-        held[1] = state._replace(snapshots=tuple(jax.tree.map(jnp.copy, s) for s in snapshots))
+        held[1] = initial._replace(snapshots=tuple(jax.tree.map(jnp.copy, s) for s in snapshots))
         held[0] = jax.tree.map(jnp.copy, params)
 
     start()

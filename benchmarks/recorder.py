@@ -12,7 +12,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
 
 import pdt_optax
 from benchmarks import measure
@@ -25,16 +24,18 @@ class Epochs:
     """An epoch's end and then, if there is a recorder, its record."""
 
     def __init__(self, recorder: pdt_optax.Recorder | None):
-        self.tx: Any = pdt_optax.pdt(optax.identity())
+        self.predictor = pdt_optax.Predictor()
         keys = jax.random.split(jax.random.key(0), LEAVES)
         self.params: Any = {f"layer{i}": jax.random.normal(k, (SIZE,)) for i, k in enumerate(keys)}
-        self.state = self.tx.init(self.params)
+        self.history = self.predictor.init(self.params)
         self.recorder = recorder
 
     def __call__(self) -> Any:
-        self.params, self.state, report = self.tx.end_epoch(self.params, self.state, value=1.0, donate=True)
+        self.params, self.history, report = self.predictor.end_epoch(
+            self.params, self.history, value=1.0, donate=True
+        )
         if self.recorder is not None:
-            self.recorder.add(report, self.state)
+            self.recorder.add(report, self.history)
         return self.params, report
 
 
@@ -44,10 +45,10 @@ class Add:
     def __init__(self, recorder: pdt_optax.Recorder):
         epochs = Epochs(None)
         _, self.report = jax.block_until_ready(epochs())
-        self.state, self.recorder = epochs.state, recorder
+        self.history, self.recorder = epochs.history, recorder
 
     def __call__(self) -> Any:
-        self.recorder.add(self.report, self.state)
+        self.recorder.add(self.report, self.history)
         return jnp.zeros(())
 
 

@@ -22,7 +22,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 from rich.progress import track
@@ -30,7 +29,7 @@ from rich.progress import track
 import pdt_optax
 from benchmarks import measure
 from experiments import command
-from pdt_optax import _pdt
+from pdt_optax._predictor import lower
 
 PRESETS = ("recommended", "released")
 LAYOUTS = ("fsdp", "replicated")
@@ -63,20 +62,20 @@ def collectives(text: str) -> dict[str, Any]:
     return {"all_reduce_bytes": bytes_, "other_collectives": sum(kind != "all-reduce" for _, kind in found)}
 
 
-def last(tx: Any, trees: Sequence[Any], place: Any) -> Any:
+def last(predictor: pdt_optax.Predictor, trees: Sequence[Any], place: Any) -> Any:
     """The weights after the last of the epochs that end with these weights, and the last report."""
     params, report = place(trees[0]), None
-    state = tx.init(params)
+    history = predictor.init(params)
     for tree in trees[1:]:
-        params, state, report = tx.end_epoch(place(tree), state)
+        params, history, report = predictor.end_epoch(place(tree), history)
     return {n: np.asarray(x, np.float64) for n, x in params.items()}, report
 
 
-def differences(tx: Any, trees: Sequence[Any], place: Any) -> dict[str, float]:
+def differences(predictor: pdt_optax.Predictor, trees: Sequence[Any], place: Any) -> dict[str, float]:
     """Between a prediction on the mesh and on one device."""
     moved, masks = [], []
     for where in (place, lambda tree: jax.tree.map(jnp.asarray, tree)):
-        params, report = last(tx, trees, where)
+        params, report = last(predictor, trees, where)
         assert report.predicted
         displacement = np.concatenate([(params[n] - trees[-1][n]).ravel() for n in params])
         moved.append(displacement)
@@ -99,13 +98,13 @@ def figures(layout: str, preset: str, run: bool) -> dict[str, Any]:
     def place(tree: Any) -> Any:
         return {n: jax.device_put(x, NamedSharding(mesh, specs[n])) for n, x in tree.items()}
 
-    tx = pdt_optax.pdt(optax.identity(), **pdt_optax.presets.named(preset))
+    predictor = pdt_optax.Predictor(**pdt_optax.presets.named(preset))
     trees = walk(shapes)
-    compiled = _pdt._lower_end_epoch(tx, place(trees[0])).compile()
+    compiled = lower(predictor, place(trees[0])).compile()
     cost = compiled.cost_analysis()
     result = collectives(compiled.as_text())
     result |= {"flops": cost["flops"], "bytes_accessed": cost["bytes accessed"]}
-    return result | differences(tx, trees, place) if run else result
+    return result | differences(predictor, trees, place) if run else result
 
 
 @command.line

@@ -1,16 +1,22 @@
-"""An ordinary training step, wrapped and unwrapped, in place.
+"""An ordinary training step with PDT and without, in place.
 
-`adamw-10M`: the optimizer alone on one leaf of 10 M weights, in the `end_epoch`
-form, where nothing the size of the weights may happen in a step.
-`vit`: the whole step of the bench's small ViT, which has many leaves, in the
-`end_epoch` form: its snapshots in the state, and detached.
-`alexnet`: forward, backward and AdamW on AlexNet, batch 128, in the `end_epoch` form
-and in the `every` form, where the boundary is in the graph and an ordinary step passes it by.
+`vit`: the whole step of the bench's small ViT, which has many leaves, in a jitted
+loop: with a `Predictor` beside it, and wrapped, its snapshots in the state.
+`vit-nnx`: the same model in a Flax nnx loop, an `nnx.jit` step that changes model and
+optimizer in place.
+`vit-scan`: epochs in one `scan`, and in each a `scan` over its steps, with and without
+`end_epoch` between them: the whole program, compiled once.
+`adamw-10M`: the optimizer alone on one leaf of 10 M weights, wrapped, where nothing the
+size of the weights may happen in a step.
+`alexnet`: forward, backward and AdamW on AlexNet, batch 128, wrapped, in the `end_epoch`
+form and in the `every` form, where the boundary is in the graph and an ordinary step
+passes it by.
 
 A device that is handed its steps before it is done with the last, as in training on
 a GPU, hides what they cost to hand over: `--queued` steps are timed as one.
 """
 
+import dataclasses
 import functools
 import sys
 from collections.abc import Callable, Sequence
@@ -24,7 +30,7 @@ from flax import nnx
 import pdt_optax
 from benchmarks import measure
 from experiments import bench_configs, command, training
-from experiments.arms import BASELINE, Arm, preset
+from experiments.arms import BASELINE, Arm, Method, Recipe, preset
 from experiments.models import AlexNet
 from experiments.training import Config
 
@@ -61,23 +67,121 @@ def per_step(
     return {arm: measure.summary(s) for arm, s in seconds.items()}, seconds
 
 
-class Vit:
-    """One training step of the bench's `vit-adamw` pair."""
+VIT = bench_configs.PAIRS["vit-adamw"]
 
-    def __init__(self, arm: Arm, detached: bool):
-        pair = bench_configs.PAIRS["vit-adamw"]
-        config = Config(pair.workload, arm, "adamw", 1e-3, "constant", epochs=1, seed=0)
+
+@dataclasses.dataclass(frozen=True)
+class Wrapped(Arm):
+    """The optimizer inside `pdt`, whose state holds the snapshots."""
+
+    def method(self, recipe: Recipe) -> Method:
+        return Method(pdt_optax.pdt(recipe.inner()), recipe.schedule)
+
+
+class Vit:
+    """One training step of the bench's `vit-adamw` pair, in the trainer's jitted loop."""
+
+    def __init__(self, arm: Arm):
+        config = Config(VIT.workload, arm, "adamw", 1e-3, "constant", epochs=1, seed=0)
         program = training._program.__wrapped__(config)
         self.step = program.step
-        self.state = program.init(jax.random.key(0))
-        if detached:
-            self.state = self.state._replace(opt_state=pdt_optax.detach(self.state.opt_state)[0])
-        inputs, targets = map(jnp.asarray, pair.workload.load().train)
-        self.given = (inputs, targets, jnp.arange(pair.workload.batch_size), jax.random.key(1))
+        self.state = program.init(jax.random.key(0))._replace(kept=None)
+        inputs, targets = map(jnp.asarray, VIT.workload.load().train)
+        self.given = (inputs, targets, jnp.arange(VIT.workload.batch_size), jax.random.key(1))
 
     def __call__(self) -> Any:
         self.state = self.step(self.state, *self.given)
         return self.state.losses
+
+
+class NnxVit:
+    """The same step in a Flax nnx loop."""
+
+    def __init__(self, tx: optax.GradientTransformation):
+        self.model = VIT.workload.model(nnx.Rngs(0))
+        self.optimizer = nnx.Optimizer(self.model, tx, wrt=nnx.Param)
+        inputs, targets = VIT.workload.load().train
+        size = VIT.workload.batch_size
+        self.batch = (jnp.asarray(inputs[:size]), jnp.asarray(targets[:size]))
+
+        @nnx.jit
+        def step(model: nnx.Module, optimizer: nnx.Optimizer, x: jax.Array, y: jax.Array) -> jax.Array:
+            def loss(model: nnx.Module) -> jax.Array:
+                return VIT.workload.losses(model, x, y, jax.random.key(1))[0].mean()
+
+            value, grads = nnx.value_and_grad(loss)(model)
+            optimizer.update(model, grads)
+            return value
+
+        self.step = step
+
+    def __call__(self) -> Any:
+        return self.step(self.model, self.optimizer, *self.batch)
+
+
+class ScanVit:
+    """Epochs in a scan, and in each a scan over its steps: with a predictor, `end_epoch` after each."""
+
+    def __init__(self, predictor: pdt_optax.Predictor | None, epochs: int, steps: int):
+        self.tx, self.predictor, self.epochs = optax.adamw(1e-3), predictor, epochs
+        graph, self.params, rest = nnx.split(VIT.workload.model(nnx.Rngs(0)), nnx.Param, ...)
+        inputs, targets = map(jnp.asarray, VIT.workload.load().train)
+        size = VIT.workload.batch_size
+
+        def step(carry: Any, start: jax.Array) -> Any:
+            def loss(params: Any) -> jax.Array:
+                model: Any = nnx.merge(graph, params, rest, copy=True)
+                x, y = (jax.lax.dynamic_slice_in_dim(a, start, size) for a in (inputs, targets))
+                return VIT.workload.losses(model, x, y, jax.random.key(1))[0].mean()
+
+            params, opt_state = carry
+            value, grads = jax.value_and_grad(loss)(params)
+            updates, opt_state = self.tx.update(grads, opt_state, params)
+            return (optax.apply_updates(params, updates), opt_state), value
+
+        def epoch(carry: Any, _: None) -> Any:
+            params, opt_state, history = carry
+            (params, opt_state), values = jax.lax.scan(step, (params, opt_state), size * jnp.arange(steps))
+            if predictor is not None:
+                params, history, _ = predictor.end_epoch(params, history)
+            return (params, opt_state, history), values.mean()
+
+        self.program = jax.jit(lambda carry: jax.lax.scan(epoch, carry, length=epochs)[1])
+        history = None if predictor is None else predictor.init(self.params)
+        self.carry = (self.params, self.tx.init(self.params), history)
+
+    def __call__(self) -> Any:
+        return self.program(self.carry)
+
+
+def vit_figures(pairs: int, count: int, epochs: int = 8, steps: int = 24) -> dict[str, Any]:
+    """The small ViT's three loops."""
+    predictor = pdt_optax.Predictor()
+    figures: dict[str, Any] = {}
+    jitted = {
+        "bare": Vit(preset(BASELINE)),
+        "beside": Vit(preset("recommended")),
+        "wrapped": Vit(Wrapped("pdt")),
+    }
+    figures["vit"] = compared(jitted, pairs, count)
+    figures["vit"]["arrays"] = {arm: len(jax.tree.leaves(vit.state)) for arm, vit in jitted.items()}
+    print("vit", figures["vit"], flush=True)
+    inner = optax.adamw(1e-3)
+    loops = {"bare": NnxVit(inner), "beside": NnxVit(inner), "wrapped": NnxVit(pdt_optax.pdt(inner))}
+    figures["vit-nnx"] = compared(loops, pairs, count)
+    print("vit-nnx", figures["vit-nnx"], flush=True)
+    scans = {"bare": ScanVit(None, epochs, steps), "beside": ScanVit(predictor, epochs, steps)}
+    figures["vit-scan"] = compared(scans, pairs, 1) | {"epochs": epochs, "steps": steps}
+    print("vit-scan", figures["vit-scan"], flush=True)
+    return figures
+
+
+def compared(steps: dict[str, Callable[[], Any]], pairs: int, count: int) -> dict[str, Any]:
+    """Figures of each form, and its ratio to the bare one in the same turns."""
+    figures, seconds = per_step(steps, pairs, count)
+    ratios = {f"ratio_{arm}": measure.median_ratio(s, seconds["bare"]) for arm, s in seconds.items()}
+    del ratios["ratio_bare"]
+    return figures | ratios
 
 
 def alexnet(tx: Any, image_size: int, batch_size: int) -> measure.InPlace:
@@ -115,39 +219,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     p.add_argument("--pairs", type=command.whole(1), default=15, help="timed pairs of the optimizer alone")
     args = p.parse_args(argv)
     figures: dict[str, Any] = {"queued": args.queued}
-    recommended = preset("recommended")
-    vits = {
-        "unwrapped": Vit(preset(BASELINE), False),
-        "wrapped": Vit(recommended, False),
-        "detached": Vit(recommended, True),
-    }
-    figures["vit"], seconds = per_step({**vits}, args.pairs, max(16, args.queued))
-    for arm in ("wrapped", "detached"):
-        figures["vit"][f"ratio_{arm}"] = measure.median_ratio(seconds[arm], seconds["unwrapped"])
-    figures["vit"]["arrays"] = {arm: len(jax.tree.leaves(vit.state)) for arm, vit in vits.items()}
-    print("vit", figures["vit"], flush=True)
-    del vits
+    figures |= vit_figures(args.pairs, max(16, args.queued))
     bare = optax.adamw(1e-3)
     end_epoch = pdt_optax.pdt(bare)
     every = pdt_optax.pdt(bare, every=1_000_000)  # so many updates to an epoch that none ends here
     for name, make, txs, pairs in (
-        ("adamw-10M", adamw_10m, {"unwrapped": bare, "wrapped": end_epoch}, args.pairs),
+        ("adamw-10M", adamw_10m, {"bare": bare, "wrapped": end_epoch}, args.pairs),
         *(
             (
                 f"alexnet-{size}",
                 functools.partial(alexnet, image_size=size, batch_size=args.batch_size),
-                {"unwrapped": bare, "end_epoch": end_epoch, "wrapped": every},
+                {"bare": bare, "wrapped": end_epoch, "every": every},
                 args.repeats,
             )
             for size in args.image_sizes
         ),
     ):
-        figures[name], seconds = per_step({arm: make(tx) for arm, tx in txs.items()}, pairs, args.queued)
-        figures[name]["ratio"] = measure.median_ratio(seconds["wrapped"], seconds["unwrapped"])
-        if "end_epoch" in seconds:
-            figures[name]["ratio_end_epoch"] = measure.median_ratio(
-                seconds["end_epoch"], seconds["unwrapped"]
-            )
+        figures[name] = compared({arm: make(tx) for arm, tx in txs.items()}, pairs, args.queued)
         print(name, figures[name], flush=True)
     measure.write(args.out, "step", figures)
     return 0

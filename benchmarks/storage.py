@@ -15,7 +15,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from rich.progress import track
 
 import pdt_optax
@@ -46,12 +45,12 @@ def trajectory(pair: bench_configs.Pair, epochs: int) -> list[Any]:
 
 def predicted(weights: Sequence[Any], settings: dict[str, Any]) -> tuple[np.ndarray, float]:
     """The displacement of every weight, in float64, and the accepted share of a prediction at the end."""
-    tx = pdt_optax.pdt(optax.identity(), **settings)
+    predictor = pdt_optax.Predictor(**settings)
     first, *rest = (jax.tree.map(jnp.asarray, w) for w in weights)
-    state: Any = tx.init(first)
+    history = predictor.init(first)
     for params in rest[:-1]:
-        _, state, _ = tx.end_epoch(params, state)
-    new, _, report = tx.end_epoch(rest[-1], state)
+        _, history, _ = predictor.end_epoch(params, history)
+    new, _, report = predictor.end_epoch(rest[-1], history)
     assert report.predicted
     moved = jax.tree.map(lambda n, p: np.asarray(n, np.float64) - np.asarray(p, np.float64), new, rest[-1])
     return np.concatenate([x.ravel() for x in jax.tree.leaves(moved)]), float(report.accepted_share)

@@ -40,11 +40,14 @@ class Method(NamedTuple):
     Attributes:
       tx: the transformation that the training steps use.
       schedule: the learning rate that it follows.
-      end_epoch: None, or called after an epoch with the parameters, the state
-        and the mean loss; returns both, and a `PDTReport` or None. It may
-        donate what it is given, and is on the clock.
-      evaluated: None, or which weights to evaluate, given the parameters and
-        the state.
+      begin: None, or what the arm keeps beside the steps, given the initial
+        parameters and the state.
+      end_epoch: None, or called after an epoch with the parameters, the state,
+        what the arm keeps, and the mean loss; returns all but the loss anew,
+        and a `PDTReport` or None. It may donate what it is given, and is on the clock.
+      evaluated: None, or which weights to evaluate, given the parameters, the
+        state and what the arm keeps.
+      predictor: whose history the arm keeps, if it is PDT.
       refreshes: whether the statistics of BatchNorm are estimated anew after a
         jump, from a pass over the epoch's batches.
       validates: whether `end_epoch` gets the validation loss of the epoch's
@@ -53,8 +56,10 @@ class Method(NamedTuple):
 
     tx: optax.GradientTransformation
     schedule: Schedule
-    end_epoch: Callable[[Any, Any, jax.Array], tuple[Any, Any, Any]] | None = None
-    evaluated: Callable[[Any, Any], Any] | None = None
+    begin: Callable[[Any, Any], Any] | None = None
+    end_epoch: Callable[[Any, Any, Any, jax.Array], tuple[Any, Any, Any, Any]] | None = None
+    evaluated: Callable[[Any, Any, Any], Any] | None = None
+    predictor: pdt_optax.Predictor | None = None
     refreshes: bool = False
     validates: bool = False
 
@@ -88,10 +93,10 @@ class Arm:
 
 @dataclasses.dataclass(frozen=True)
 class Predictive(Arm):
-    """PDT around the optimizer.
+    """PDT beside the optimizer.
 
     Attributes:
-      given: the settings of `pdt_optax.pdt` as pairs, or a function of the
+      given: the settings of `pdt_optax.Predictor` as pairs, or a function of the
         recipe that returns them, for rules that know the learning rates.
     """
 
@@ -101,12 +106,20 @@ class Predictive(Arm):
         return dict(self.given(recipe) if callable(self.given) else self.given)
 
     def method(self, recipe: Recipe) -> Method:
-        tx = pdt_optax.pdt(recipe.inner(), **self.settings(recipe))
+        predictor = pdt_optax.Predictor(**self.settings(recipe))
+        guarded = predictor.guard is not None
 
-        def end_epoch(params: Any, opt_state: Any, value: jax.Array) -> tuple[Any, Any, Any]:
-            return tx.end_epoch(params, opt_state, value=value, donate=True)
+        def begin(params: Any, opt_state: Any) -> pdt_optax.History:
+            return predictor.init(params, opt_state if guarded else None)
 
-        return Method(tx, recipe.schedule, end_epoch)
+        def end_epoch(params: Any, opt_state: Any, history: Any, value: jax.Array) -> tuple[Any, ...]:
+            judged = opt_state if guarded else None
+            params, history, report = predictor.end_epoch(
+                params, history, opt_state=judged, value=value, donate=True
+            )
+            return params, history.opt_state if guarded else opt_state, history, report
+
+        return Method(recipe.inner(), recipe.schedule, begin, end_epoch, predictor=predictor)
 
 
 def predictive(name: str, **settings: Any) -> Predictive:
@@ -120,26 +133,11 @@ def preset(name: str) -> Arm:
 
 
 class AverageState(NamedTuple):
-    """The wrapped optimizer's state, and averages of the weights so far."""
+    """The wrapped optimizer's state, an average of the weights so far, and how many went into it."""
 
     inner_state: Any
-    averages: tuple[Any, ...]
+    average: Any
     seen: jax.Array
-
-
-def _averaging(tx: optax.GradientTransformation, copies: int, average: Callable[..., Any]) -> Any:
-    """`tx`, with `average(averages, new weights, seen)` kept in its state at every step."""
-
-    def init(params: Any) -> Any:
-        averages = tuple(jax.tree.map(jnp.copy, params) for _ in range(copies))
-        return AverageState(tx.init(params), averages, jnp.zeros((), jnp.int32))
-
-    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
-        updates, inner_state = tx.update(updates, state.inner_state, params)
-        averages, seen = average(state.averages, optax.apply_updates(params, updates), state.seen)
-        return updates, AverageState(inner_state, averages, seen)
-
-    return optax.GradientTransformation(init, update)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -155,14 +153,21 @@ class Ema(Arm):
     def method(self, recipe: Recipe) -> Method:
         least = min(1.0, 1 / (self.memory * recipe.steps_per_epoch))
 
-        def average(averages: tuple[Any], new: Any, seen: jax.Array) -> tuple[tuple[Any], jax.Array]:
-            weight = jnp.maximum(
-                1 / (seen + 1.0), least
-            )  # a plain mean first: no trace of the initial weights
-            return (jax.tree.map(lambda a, w: a + weight * (w - a), averages[0], new),), seen + 1
+        tx = recipe.inner()
 
-        tx = _averaging(recipe.inner(), 1, average)
-        return Method(tx, recipe.schedule, evaluated=lambda params, state: state.averages[0])
+        def init(params: Any) -> AverageState:
+            return AverageState(tx.init(params), jax.tree.map(jnp.copy, params), jnp.zeros((), jnp.int32))
+
+        def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, AverageState]:
+            updates, inner_state = tx.update(updates, state.inner_state, params)
+            new = optax.apply_updates(params, updates)
+            # A plain mean first: no trace of the initial weights.
+            weight = jnp.maximum(1 / (state.seen + 1.0), least)
+            average = jax.tree.map(lambda a, w: a + weight * (w - a), state.average, new)
+            return updates, AverageState(inner_state, average, state.seen + 1)
+
+        averaging = optax.GradientTransformation(init, update)
+        return Method(averaging, recipe.schedule, evaluated=lambda params, state, kept: state.average)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -177,23 +182,24 @@ class Lawa(Arm):
     snapshots: int = 5
 
     def method(self, recipe: Recipe) -> Method:
-        def keep(averages: tuple[Any, ...], new: Any, seen: jax.Array) -> tuple[tuple[Any, ...], jax.Array]:
-            del new
-            return averages, seen
+        def begin(params: Any, state: Any) -> tuple[tuple[Any, ...], jax.Array]:
+            del state
+            copies = tuple(jax.tree.map(jnp.copy, params) for _ in range(self.snapshots))
+            return copies, jnp.zeros((), jnp.int32)
 
-        def end_epoch(params: Any, state: AverageState, value: jax.Array) -> tuple[Any, Any, None]:
+        def end_epoch(params: Any, state: Any, kept: Any, value: jax.Array) -> tuple[Any, ...]:
             del value
-            averages = (*state.averages[1:], jax.tree.map(jnp.copy, params))
-            return params, state._replace(averages=averages, seen=state.seen + 1), None
+            snapshots, seen = kept
+            return params, state, ((*snapshots[1:], jax.tree.map(jnp.copy, params)), seen + 1), None
 
-        def evaluated(params: Any, state: AverageState) -> Any:
-            del params
-            count = jnp.clip(state.seen, 1, self.snapshots)
+        def evaluated(params: Any, state: Any, kept: Any) -> Any:
+            del params, state
+            snapshots, seen = kept
+            count = jnp.clip(seen, 1, self.snapshots)
             real = jnp.arange(self.snapshots) >= self.snapshots - count
-            return jax.tree.map(lambda *w: jnp.tensordot(real / count, jnp.stack(w), 1), *state.averages)
+            return jax.tree.map(lambda *w: jnp.tensordot(real / count, jnp.stack(w), 1), *snapshots)
 
-        tx = _averaging(recipe.inner(), self.snapshots, keep)
-        return Method(tx, recipe.schedule, end_epoch, evaluated)
+        return Method(recipe.inner(), recipe.schedule, begin, end_epoch, evaluated)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -210,16 +216,16 @@ class Lookahead(Arm):
         def init(params: Any) -> Any:
             slow = jax.tree.map(jnp.copy, params)
             state = lookahead.init(optax.LookaheadParams(fast=params, slow=slow))
-            return AverageState(state, (slow,), jnp.zeros((), jnp.int32))
+            return AverageState(state, slow, jnp.zeros((), jnp.int32))
 
         def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
-            pair = optax.LookaheadParams(fast=params, slow=state.averages[0])
+            pair = optax.LookaheadParams(fast=params, slow=state.average)
             both, inner_state = lookahead.update(updates, state.inner_state, pair)
-            slow = optax.apply_updates(state.averages[0], both.slow)
-            return both.fast, AverageState(inner_state, (slow,), state.seen + 1)
+            slow = optax.apply_updates(state.average, both.slow)
+            return both.fast, AverageState(inner_state, slow, state.seen + 1)
 
         tx = optax.GradientTransformation(init, update)
-        return Method(tx, recipe.schedule, evaluated=lambda params, state: state.averages[0])
+        return Method(tx, recipe.schedule, evaluated=lambda params, state, kept: state.average)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -242,7 +248,8 @@ class ScheduleFree(Arm):
         inner = OPTIMIZERS[recipe.optimizer](schedule, False)
         tx = optax.contrib.schedule_free(inner, schedule, b1=self.b1)
 
-        def evaluated(params: Any, state: Any) -> Any:
+        def evaluated(params: Any, state: Any, kept: Any) -> Any:
+            del kept
             return optax.contrib.schedule_free_eval_params(state, params)
 
         return Method(tx, schedule, evaluated=evaluated)

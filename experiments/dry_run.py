@@ -113,12 +113,20 @@ def training_step(graph: Any, tx: optax.GradientTransformationExtraArgs) -> Call
     return step
 
 
-def dry_run(model: Callable[..., Any], tx: pdt_optax.PDT, batch: Split, *, devices: int = 1) -> DryRun:
+def dry_run(
+    model: Callable[..., Any],
+    tx: optax.GradientTransformation,
+    predictor: pdt_optax.Predictor,
+    batch: Split,
+    *,
+    devices: int = 1,
+) -> DryRun:
     """Builds model, optimizer, batch and step of a run from their shapes alone.
 
     Args:
       model: makes it, from `rngs`.
-      tx: what `pdt(...)` returned.
+      tx: the optimizer.
+      predictor: beside it.
       batch: `jax.ShapeDtypeStruct`s of uint8 images and of labels.
       devices: that share the batch; weights, optimizer and snapshots are on each. None is needed here.
 
@@ -137,7 +145,7 @@ def dry_run(model: Callable[..., Any], tx: pdt_optax.PDT, batch: Split, *, devic
     graph, params, rest = nnx.split(nnx.eval_shape(lambda: model(rngs=nnx.Rngs(0))), nnx.Param, ...)
     state = State(params, jax.eval_shape(tx.init, params), rest)
     key: Any = jax.eval_shape(lambda: jax.random.key(0))
-    traced = jax.jit(training_step(graph, tx), donate_argnums=0).trace(
+    traced = jax.jit(training_step(graph, optax.with_extra_args_support(tx)), donate_argnums=0).trace(
         placed(state), placed(batch, "data"), key
     )
     lowered = traced.lower(lowering_platforms=("cuda",))
@@ -145,7 +153,7 @@ def dry_run(model: Callable[..., Any], tx: pdt_optax.PDT, batch: Split, *, devic
         parameters=sum(math.prod(x.shape) for x in jax.tree.leaves(params)),
         devices=devices,
         batch=placed(batch, "data"),
-        memory=pdt_optax.memory(nnx.as_pure(params), tx),
+        memory=pdt_optax.memory(predictor, params, optimizer=tx),
         activations=_residuals(functools.partial(_loss, graph), params, rest, batch, key) // devices,
         operations=lowered_flops(lowered),
         step=lowered,
@@ -173,8 +181,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     p.add_argument("--preset", choices=pdt_optax.presets.names(), default="paper", help="of PDT")
     args = p.parse_args(argv)
     model, rate = MODELS[args.model]
-    tx = pdt_optax.pdt(optax.sgd(rate, momentum=0.9), **pdt_optax.presets.named(args.preset))
-    print(dry_run(model, tx, imagenet.spec(args.batch_size), devices=args.devices))
+    predictor = pdt_optax.Predictor(**pdt_optax.presets.named(args.preset))
+    tx = optax.sgd(rate, momentum=0.9)
+    print(dry_run(model, tx, predictor, imagenet.spec(args.batch_size), devices=args.devices))
     return 0
 
 

@@ -175,20 +175,20 @@ class AtJump(Predictive):
         return super().settings(recipe) | {"moments": self.moments, "advance": self.advance}
 
     def method(self, recipe: Recipe) -> Method:
-        inner = recipe.inner()
-        tx = pdt_optax.pdt(inner, **super().settings(recipe))
+        method = Predictive(self.name, self.given).method(recipe)
+        assert method.end_epoch is not None
+        predict = method.end_epoch
 
-        def end_epoch(params: Any, state: Any, value: jax.Array) -> tuple[Any, Any, Any]:
-            params, state, report = tx.end_epoch(params, state, value=value)
-            after: Any = state.inner_state
+        def end_epoch(params: Any, state: Any, history: Any, value: jax.Array) -> tuple[Any, ...]:
+            params, state, history, report = predict(params, state, history, value)
             if self.moments == "reset":
-                after = optax.tree.map_params(inner, lambda m: jnp.where(report.predicted, 0, m), after)
+                state = optax.tree.map_params(method.tx, lambda m: jnp.where(report.predicted, 0, m), state)
             if self.advance:
                 ahead = jnp.where(report.predicted, self.advance * recipe.steps_per_epoch, 0)
-                after = _advanced(after, ahead)
-            return params, state._replace(inner_state=after), report
+                state = _advanced(state, ahead)
+            return params, state, history, report
 
-        return Method(tx, recipe.schedule, jax.jit(end_epoch))
+        return method._replace(end_epoch=jax.jit(end_epoch))
 
 
 def _advanced(state: Any, steps: jax.Array) -> Any:
@@ -213,13 +213,10 @@ class Refreshed(Predictive):
 
 
 @dataclasses.dataclass(frozen=True)
-class while_falling:  # noqa: N801
+class while_falling(pdt_optax.Schedule):  # noqa: N801
     """A schedule: predictions go on while the epochs' values fall, and pause while they rise."""
 
     needs_value = True
-
-    def longest(self, horizon: int) -> int:
-        return horizon
 
     def next(self, pace: Pace, value: jax.Array, jumped: jax.Array) -> Pace:
         del jumped
@@ -247,12 +244,12 @@ class LeafByLeaf(Predictive):
 
     def method(self, recipe: Recipe) -> Method:
         settings = super().settings(recipe)
-        tx = pdt_optax.pdt(recipe.inner(), **settings, dry_run=True)  # the clock and the window
+        predictor = pdt_optax.Predictor(**settings, dry_run=True)  # the clock and the window
         choice = {name: settings[name] for name in ("dynamics", "accept", "horizon")}
 
-        def end_epoch(params: Any, state: Any, value: jax.Array) -> tuple[Any, Any, Any]:
-            epoch, window = state.snapshots_seen - 1, state.snapshots
-            _, state, report = tx.end_epoch(params, state, value=value)
+        def end_epoch(params: Any, state: Any, history: Any, value: jax.Array) -> tuple[Any, ...]:
+            epoch, window = history.clock.snapshots_seen - 1, history.snapshots
+            _, history, report = predictor.end_epoch(params, history, value=value)
 
             def leaf(new: Any, *old: Any) -> Any:
                 moved: Any = pdt_optax.predict_and_mask(old, new, step=epoch, **choice).params
@@ -260,6 +257,7 @@ class LeafByLeaf(Predictive):
 
             params = jax.tree.map(leaf, params, *window)
             copy = jax.tree.map(jnp.copy, params)
-            return params, state._replace(snapshots=(*state.snapshots[:-1], copy)), report
+            return params, state, history._replace(snapshots=(*history.snapshots[:-1], copy)), report
 
-        return Method(tx, recipe.schedule, jax.jit(end_epoch))
+        method = Predictive(self.name, self.given).method(recipe)
+        return method._replace(end_epoch=jax.jit(end_epoch), predictor=predictor)

@@ -168,14 +168,16 @@ def _dry_run(chosen: Sequence[View], args: argparse.Namespace, rules: views.Rule
     from experiments import dry_run, imagenet  # which import what only they need
 
     for config in _one_of_each(chosen, args, rules):
-        workload, tx = config.workload, config.arm.method(config.recipe).tx
-        if isinstance(workload, Siamese) or not isinstance(tx, pdt_optax.PDT):
+        workload, method = config.workload, config.arm.method(config.recipe)
+        if isinstance(workload, Siamese) or method.predictor is None:
             print("  no dry run: it is for classifiers under PDT")
             continue
         assert isinstance(workload, Resized)
         count = args.devices if workload.data == imagenet.NAME else 1
         spec = imagenet.spec(workload.batch_size, workload.image_size)
-        told = dry_run.dry_run(lambda rngs, w=workload: w.model(rngs), tx, spec, devices=count)
+        told = dry_run.dry_run(
+            lambda rngs, w=workload: w.model(rngs), method.tx, method.predictor, spec, devices=count
+        )
         print(textwrap.indent(str(told), "  "))
 
 

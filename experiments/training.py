@@ -100,12 +100,16 @@ class Config:
 
 
 class _State(NamedTuple):
-    """What a run carries from step to step: weights, optimizer state, the rest of the model, summed loss."""
+    """What a run carries: weights, optimizer state, the rest of the model, summed loss.
+
+    And what its arm keeps between epochs, such as a history of snapshots: None while steps run.
+    """
 
     params: Any
     opt_state: Any
     rest: Any
     losses: jax.Array
+    kept: Any = None
 
 
 class _Program(NamedTuple):
@@ -116,7 +120,7 @@ class _Program(NamedTuple):
     step: Callable[..., _State]
     refresh: Callable[..., _State]
     evaluate: Callable[..., jax.Array]
-    evaluated: Callable[[Any, Any], Any]
+    evaluated: Callable[[Any, Any, Any], Any]
     features: Callable[[Any, Any, jax.Array], jax.Array] | None
 
 
@@ -128,11 +132,12 @@ def _program(config: Config, devices: Devices = ONE_DEVICE) -> _Program:
     def init(key: jax.Array) -> _State:
         _, params, rest = nnx.split(workload.model(nnx.Rngs(key)), nnx.Param, ...)
         params, rest, losses = devices.weights((params, rest, jnp.zeros(())))
-        opt_state = method.tx.init(params) if devices.mesh is None else jax.jit(start)(params)
-        return _State(params, opt_state, rest, losses)
+        opt_state, kept = start(params) if devices.mesh is None else jax.jit(start)(params)
+        return _State(params, opt_state, rest, losses, kept)
 
     def start(params: Any) -> Any:
-        return devices.weights(method.tx.init(params))
+        opt_state = method.tx.init(params)
+        return devices.weights((opt_state, method.begin(params, opt_state) if method.begin else None))
 
     def losses(params: Any, rest: Any, x: jax.Array, y: jax.Array, key: Any = None) -> Any:
         model = nnx.merge(graph, params, rest, copy=True)  # the model may change the rest
@@ -165,7 +170,7 @@ def _program(config: Config, devices: Devices = ONE_DEVICE) -> _Program:
         assert workload.features is not None
         return devices.everywhere(workload.features(nnx.merge(graph, params, rest, copy=True), x))
 
-    evaluated = jax.jit(method.evaluated) if method.evaluated else lambda params, _: params
+    evaluated = jax.jit(method.evaluated) if method.evaluated else lambda params, *_: params
     step, refresh = (jax.jit(f, donate_argnums=0) for f in (step, refresh))
     probed = jax.jit(features) if workload.features else None
     return _Program(method, init, step, refresh, jax.jit(evaluate), evaluated, probed)
@@ -212,7 +217,7 @@ def train(
     model_key, order_key, dropout_key = jax.random.split(jax.random.key(config.seed), 3)
     state = program.init(model_key)
     epochs: list[dict[str, Any]] = []
-    if checkpoints and (saved := checkpoints.latest(state, method.tx)):
+    if checkpoints and (saved := checkpoints.latest(state, method.predictor)):
         state, epochs = saved.state, saved.epochs
         order_key, dropout_key = (_key(saved.position[name]) for name in ("order_key", "dropout_key"))
     yield from epochs
@@ -224,31 +229,19 @@ def train(
     training = _evaluation_batches(dataset.train, devices) if program.features else None
     probe = _evaluation_batches(dataset.train.first(workload.probe_examples), devices)
 
-    # What the steps do not need stays out of their way between two epochs' ends.
-    def detach(state: _State) -> tuple[_State, Any]:
-        if not isinstance(method.tx, pdt_optax.PDT):
-            return state, None
-        opt_state, detached = pdt_optax.detach(state.opt_state)
-        return state._replace(opt_state=opt_state), detached
-
-    def attach(state: _State, detached: Any) -> _State:
-        return state._replace(opt_state=pdt_optax.attach(state.opt_state, detached)) if detached else state
-
-    def end_epoch(state: _State, detached: Any, order: tuple[jax.Array, jax.Array]) -> tuple[Any, ...]:
+    def end_epoch(state: _State, kept: Any, order: tuple[jax.Array, jax.Array]) -> tuple[Any, ...]:
         value, report = state.losses / steps, None
         if method.end_epoch is not None:
-            state = attach(state, detached)
-            judged = jnp.asarray(evaluate(state)["validation_loss"]) if method.validates else value
-            params, opt_state, report = method.end_epoch(state.params, state.opt_state, judged)
+            judged = jnp.asarray(evaluate(state, kept)["validation_loss"]) if method.validates else value
+            params, opt_state, kept, report = method.end_epoch(state.params, state.opt_state, kept, judged)
             state = state._replace(params=params, opt_state=opt_state)
             if method.refreshes and report.predicted:
                 for index, key in zip(*order, strict=True):
                     state = program.refresh(state, *batches(index), key)
-        state, detached = detach(state._replace(losses=jnp.zeros_like(value)))
-        return state, detached, value, report
+        return state._replace(losses=jnp.zeros_like(value)), kept, value, report
 
-    def evaluate(state: _State) -> dict[str, float]:
-        weights = program.evaluated(state.params, state.opt_state)
+    def evaluate(state: _State, kept: Any) -> dict[str, float]:
+        weights = program.evaluated(state.params, state.opt_state, kept)
         loss, accuracy = _means(program.evaluate, weights, state.rest, validation)
         if program.features:
             x, x_test = (
@@ -267,16 +260,16 @@ def train(
         return order[:steps], jax.random.split(jax.random.fold_in(dropout_key, epoch), steps)
 
     watched = watch.Watch(config.watch, config.epochs, state.params, {} if arrays is None else arrays)
-    state, detached = detach(state)
+    state, kept = state._replace(kept=None), state.kept  # out of the steps' way
 
     # One rehearsal on copies compiles everything.
     started = time.perf_counter()
     order = epoch_order(0)
-    copy, detached_copy = jax.tree.map(jnp.copy, (state, detached))
-    rehearsal = program.step(copy, *batches(order[0][0]), order[1][0])
-    rehearsal, *_ = end_epoch(rehearsal, detached_copy, order)
-    evaluate(rehearsal)
-    del rehearsal, copy, detached_copy
+    rehearsal, kept_copy = jax.tree.map(jnp.copy, (state, kept))
+    rehearsal = program.step(rehearsal, *batches(order[0][0]), order[1][0])
+    rehearsal, kept_copy, *_ = end_epoch(rehearsal, kept_copy, order)
+    evaluate(rehearsal, kept_copy)
+    del rehearsal, kept_copy
     compile_seconds = time.perf_counter() - started
 
     for epoch in range(len(epochs), config.epochs):
@@ -288,12 +281,12 @@ def train(
         trained = time.perf_counter()
         before = watched.before_end(state.params)
         began = time.perf_counter()
-        state, detached, value, report = jax.block_until_ready(end_epoch(state, detached, order))
+        state, kept, value, report = jax.block_until_ready(end_epoch(state, kept, order))
         ended = time.perf_counter()
         record = {
             "epoch": epoch + 1,
             "train_loss": float(value),
-            **evaluate(state),
+            **evaluate(state, kept),
             "learning_rate": _rate(method.schedule, (epoch + 1) * steps - 1),
             "train_seconds": trained - started,
             "pdt_seconds": ended - began if method.end_epoch is not None else 0.0,
@@ -313,7 +306,7 @@ def train(
                 "dropout_key": _numbers(dropout_key),
             }
             last = epoch + 1 == config.epochs
-            checkpoints.save(epoch + 1, Saved(attach(state, detached), position, epochs), last)
+            checkpoints.save(epoch + 1, Saved(state._replace(kept=kept), position, epochs), last)
         yield record
 
 
@@ -347,11 +340,11 @@ class _Batches:
 
 def memory(config: Config) -> pdt_optax.Memory | None:
     """What the run will hold besides data, gradients and activations; None if its arm is not PDT."""
-    tx = config.arm.method(config.recipe).tx
-    if not isinstance(tx, pdt_optax.PDT):
+    method = config.arm.method(config.recipe)
+    if method.predictor is None:
         return None
     model = nnx.eval_shape(lambda: config.workload.model(nnx.Rngs(0)))
-    return pdt_optax.memory(nnx.as_pure(nnx.state(model, nnx.Param)), tx)
+    return pdt_optax.memory(method.predictor, nnx.state(model, nnx.Param), optimizer=method.tx)
 
 
 def operations(config: Config) -> dict[str, float]:
@@ -367,7 +360,7 @@ def operations(config: Config) -> dict[str, float]:
         "step": flops(
             lambda s, x, y, k: program.step(s, x, y, None, k), state, inputs, targets, jax.random.key(0)
         ),
-        "boundary": flops(end, state.params, state.opt_state, state.losses) if end else 0.0,
+        "boundary": flops(end, state.params, state.opt_state, state.kept, state.losses) if end else 0.0,
     }
 
 

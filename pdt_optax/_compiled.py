@@ -46,27 +46,26 @@ def end_apart(
         return after._replace(window=(*after.window[:-1], newest)), report
     *older, newest = storage.pushed(after.window)
     if not storage.host:  # whose window is a copy already
-        newest = _own(newest, spent[-1], older[0] if older else [value] * len(newest), now)
+        seen = now.clock.snapshots_seen > 0
+        newest = own(newest, spent[-1], older[0] if older else [value] * len(newest), seen)
     # In the order of the arguments, or their buffers would be swapped, and before
     # the report: with CUDA, an open XLA bug corrupts donated buffers otherwise.
     return after._replace(window=(*older, newest)), report
 
 
-def _own(new: Column, over: Column, after: Sequence[jax.Array], now: Moment) -> Column:
+def own(new: Column, over: Column, after: Sequence[jax.Array], true: jax.Array) -> Column:
     """A copy of `new` for the window, or it and the weights would share buffers.
 
     Written over `over` once `after` are known, by a select whose condition
     hangs on them. XLA's CPU backend has one thread for a copy and all of them
     for this; and where `after` are made from `over`, it would save a copy of it
-    from being overwritten too early. The condition is always true, which XLA
-    cannot know: it reads a counter.
+    from being overwritten too early. `true` is true, and XLA cannot know it.
     """
-    true = now.clock.snapshots_seen > 0
 
-    def own(x: jax.Array, y: jax.Array, a: jax.Array) -> jax.Array:
+    def leaf(x: jax.Array, y: jax.Array, a: jax.Array) -> jax.Array:
         return jnp.where((a == 0) | true, x, y)
 
-    return [own(*leaf) for leaf in zip(new, over, after, strict=True)]
+    return [leaf(*xs) for xs in zip(new, over, after, strict=True)]
 
 
 class Epoch(NamedTuple):

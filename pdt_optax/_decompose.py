@@ -1,5 +1,6 @@
 """The Koopman modes of a window, for people who study dynamics."""
 
+import itertools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -13,6 +14,9 @@ from pdt_optax._predict import check_model
 from pdt_optax._reduce import widest_float
 from pdt_optax.accept import everything
 from pdt_optax.dynamics import dmd, in_coordinates
+
+
+_EXACT = dmd(rank=None, modes="exact")
 
 
 class Modes(NamedTuple):
@@ -41,13 +45,13 @@ class Modes(NamedTuple):
     reconstruction_error: float
 
 
-def decompose(snapshots: Sequence[optax.Params], *, dynamics: dmd = dmd(rank=None, modes="exact")) -> Modes:
+def decompose(snapshots: Sequence[optax.Params], *, dynamics: dmd = _EXACT) -> Modes:
     """Koopman modes of the training dynamics (Eqs. 3 to 5), by Dynamic Mode Decomposition.
 
     Args:
       snapshots: at least two trees like the parameters, oldest to newest, such
         as `pdt_optax.snapshots(tx, opt_state)` or `Recorder.history()`.
-      dynamics: how many modes, and which: `dmd(...)`.
+      dynamics: how many modes, and which: `dmd(...)`; by default all exact ones.
 
     Returns:
       `Modes`, in NumPy arrays.
@@ -82,7 +86,7 @@ def decompose(snapshots: Sequence[optax.Params], *, dynamics: dmd = dmd(rank=Non
             for i, tree in enumerate(snapshots)
         ]
         leaves = [
-            jnp.stack([w[-1], *(new - old for old, new in zip(w, w[1:], strict=False))], axis=-1)
+            jnp.stack([w[-1], *(new - old for old, new in itertools.pairwise(w))], axis=-1)
             for w in zip(*columns, strict=True)
         ]
         # Orthonormal coordinates by QR, leaf by leaf: a Gram matrix would square the

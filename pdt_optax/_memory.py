@@ -3,6 +3,7 @@
 from typing import Any, NamedTuple
 
 import jax
+import optax
 
 from pdt_optax import _layout
 from pdt_optax._predict import predict, stacks
@@ -64,13 +65,15 @@ def _bytes(tree: Any) -> int:
     return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree) if hasattr(x, "dtype"))
 
 
-def memory(made: PDT | Predictor, params: Any) -> Memory:
+def memory(
+    made: PDT | Predictor, params: Any, *, optimizer: optax.GradientTransformation | None = None
+) -> Memory:
     """What training with PDT will hold, from the shapes of the parameters alone.
 
     Args:
-      made: what `pdt(...)` returned, or a `Predictor`; beside that, neither the
-        optimizer's state nor a guard's copy of it is known.
+      made: what `pdt(...)` returned, or a `Predictor`.
       params: the parameters, or `jax.ShapeDtypeStruct`s in their place.
+      optimizer: the one beside a `Predictor`, whose state is then told, too.
 
     Returns:
       A `Memory`. Gradients and activations are not in it.
@@ -92,11 +95,13 @@ def memory(made: PDT | Predictor, params: Any) -> Memory:
     predictor = predictor_of(made)
     settings = predictor.settings
     if isinstance(made, Predictor):
-        opt_state: Any = () if settings.guard else None
-        optimizer, history = 0, jax.eval_shape(lambda p: made.init(p, opt_state), params)
+        init = (lambda params: ()) if optimizer is None else optimizer.init
+        opt_state: Any = jax.eval_shape(init, params)
+        kept = opt_state if settings.guard else None
+        history = jax.eval_shape(lambda params, kept: made.init(params, kept), params, kept)
     else:
         state: Any = jax.eval_shape(made.init, params)
-        optimizer, history = _bytes(state.inner_state), state.history
+        opt_state, history = state.inner_state, state.history
     weights = _layout.take(history.snapshots[-1], params)
     window = tuple(map(jax.tree.leaves, history.snapshots))
     prediction = jax.eval_shape(
@@ -117,7 +122,7 @@ def memory(made: PDT | Predictor, params: Any) -> Memory:
     snapshots = _bytes(history.snapshots)
     return Memory(
         params=_bytes(params),
-        optimizer=optimizer,
+        optimizer=_bytes(opt_state),
         snapshots=snapshots,
         snapshots_on_host=settings.storage.host,
         backup=_bytes(history.backup),

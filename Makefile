@@ -69,7 +69,7 @@ LIBRARY = pdt_optax $(addprefix tests/test_, accept.py checkpoint.py errors.py o
 # Old versions warn of what newer ones beneath them will drop: here that is no error.
 MIN = $(VENV)-min
 test-min: $(MIN)/.test
-	$(MIN)/bin/python -m pytest --numprocesses 2 -W default $(LIBRARY)
+	$(MIN)/bin/python -m pytest --numprocesses 2 -m "not slow" -W default $(LIBRARY)
 
 $(MIN)/.test: pyproject.toml
 	$(PYTHON) -m venv --clear $(MIN)

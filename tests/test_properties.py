@@ -19,7 +19,7 @@ from hypothesis import given
 import pdt_optax
 from tests import oracle
 
-QUICK = hypothesis.settings(max_examples=30, deadline=None, derandomize=True, database=None)
+QUICK = hypothesis.settings(max_examples=20, deadline=None, derandomize=True, database=None)
 hypothesis.settings.register_profile("quick", QUICK)
 hypothesis.settings.register_profile("thorough", QUICK, max_examples=1000, derandomize=False, print_blob=True)
 PROFILE = os.environ.get("HYPOTHESIS_PROFILE", "quick")

@@ -139,7 +139,7 @@ class ScanVit:
             updates, opt_state = self.tx.update(grads, opt_state, params)
             return (optax.apply_updates(params, updates), opt_state), value
 
-        def epoch(carry: Any, _: None) -> Any:
+        def epoch(carry: Any, _: Any) -> Any:
             params, opt_state, history = carry
             (params, opt_state), values = jax.lax.scan(step, (params, opt_state), size * jnp.arange(steps))
             if predictor is not None:
@@ -147,7 +147,7 @@ class ScanVit:
             return (params, opt_state, history), values.mean()
 
         self.program = jax.jit(lambda carry: jax.lax.scan(epoch, carry, length=epochs)[1])
-        history = None if predictor is None else predictor.init(self.params)
+        history: Any = None if predictor is None else predictor.init(self.params)
         self.carry = (self.params, self.tx.init(self.params), history)
 
     def __call__(self) -> Any:

@@ -1,4 +1,4 @@
-"""PDT in a Flax nnx loop: an `nnx.Optimizer`, and a jitted step that updates model and optimizer in place.
+"""PDT beside a Flax nnx loop: an `nnx.Optimizer`, and a jitted step that updates model and optimizer in place.
 
 python examples/nnx_digits.py
 """
@@ -47,18 +47,6 @@ def train_step(model: MLP, optimizer: nnx.Optimizer, x: jax.Array, y: jax.Array)
     return value
 
 
-def end_epoch(
-    tx: pdt_optax.PDT, model: MLP, optimizer: nnx.Optimizer, value: jax.Array
-) -> pdt_optax.PDTReport:
-    """`tx.end_epoch` takes and returns plain arrays: out of the Variables, and back into them."""
-    params = nnx.as_pure(nnx.state(model, nnx.Param))
-    state = nnx.as_pure(optimizer.opt_state)
-    params, state, report = tx.end_epoch(params, state, value=value, donate=True)
-    nnx.update(model, params)
-    nnx.update(optimizer.opt_state, nnx.state(state))
-    return report
-
-
 def main(epochs: int = 20) -> list[Epoch]:
     """Trains on 1,437 handwritten digits, and tests on the other 360."""
     images, labels = load_digits(return_X_y=True)
@@ -68,14 +56,18 @@ def main(epochs: int = 20) -> list[Epoch]:
 
     # The loop.
     model = MLP(nnx.Rngs(0))
-    tx = pdt_optax.pdt(optax.adamw(2e-3))
-    optimizer = nnx.Optimizer(model, tx, wrt=nnx.Param)
+    optimizer = nnx.Optimizer(model, optax.adamw(2e-3), wrt=nnx.Param)
+    predictor = pdt_optax.Predictor()
+    snapshots = predictor.init(nnx.state(model, nnx.Param))
     for epoch in range(epochs):
         order = jax.random.permutation(jax.random.key(epoch), len(x))
         batches = order[: len(x) // BATCH_SIZE * BATCH_SIZE].reshape(-1, BATCH_SIZE)
         losses = [train_step(model, optimizer, x[batch], y[batch]) for batch in batches]
         loss = jnp.stack(losses).mean()
-        report = end_epoch(tx, model, optimizer, value=loss)
+        params, snapshots, report = predictor.end_epoch(
+            nnx.state(model, nnx.Param), snapshots, value=loss, donate=True
+        )
+        nnx.update(model, params)
         accuracy = (model(x_test).argmax(-1) == y_test).mean()
         history.append(Epoch(float(loss), float(accuracy), float(report.accepted_share)))
         print(f"epoch {epoch:2}: " + "  ".join(f"{k} {v:.4f}" for k, v in history[-1]._asdict().items()))

@@ -9,10 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from pdt_optax._storage import Storage
 
 import pdt_optax
 from pdt_optax import _pdt, _predict
-from pdt_optax._storage import Storage
 from pdt_optax.accept import random_subset
 from tests.test_wrapper import make_params, run, step
 

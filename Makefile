@@ -28,7 +28,7 @@ demo: $(VENV)/.demo
 test: $(VENV)/.test lint
 	$(VENV)/bin/python -m pytest --numprocesses 2 -m "not slow" --cov --cov-report=term-missing:skip-covered
 
-# No flags: as users compile. The others would find neither a defect of XLA's optimisations nor one that they hide.
+# Without XLA flags, as users compile: `make test` cannot see what XLA's optimizations break.
 test-all: export HYPOTHESIS_PROFILE = thorough
 test-all: $(VENV)/.test $(VENV)/.browser lint
 	XLA_FLAGS= $(VENV)/bin/python -m pytest --numprocesses 2

@@ -16,7 +16,7 @@ _CACHE = Path(__file__).parents[1] / ".cache" / "jax" / version("jax")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_CACHE))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
-# Optimising takes longer than it saves here. `make test-all` compiles as users do: it sets no flags.
+# Optimizing takes longer than it saves here. `make test-all` compiles as users do: it sets no flags.
 os.environ.setdefault(
     "XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 )

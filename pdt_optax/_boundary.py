@@ -153,14 +153,19 @@ def _taken_back(now: Moment, value: jax.Array, settings: Settings) -> tuple[Mome
     assert settings.guard is not None
     assert now.backup is not None
     before = now.backup
-    weights, opt_state = jax.tree.leaves(before.weights_before), jax.tree.leaves(before.optimizer_before)
+    weights, kept = jax.tree.leaves(before.weights_before), jax.tree.leaves(before.optimizer_before)
+    # Some optimizers change a type at their first update, as Adam does that of an integer leaf's moments.
+    opt_state = [
+        b if b.dtype == n.dtype else b.astype(n.dtype) for b, n in zip(kept, now.opt_state, strict=True)
+    ]
     # The newest snapshot is the weights after the jump: the optimizer's own take its place.
     window = settings.storage.replace_newest(now.window, _chosen(weights, settings))
     clock = now.clock._replace(
         pace=settings.guard.after(now.clock.pace), plain_epochs=jnp.ones_like(now.clock.plain_epochs)
     )
     report = no_report(len(window), sum(settings.predicted), value)._replace(rolled_back=jnp.array(True))
-    return Moment(weights, window, opt_state, before._replace(armed=jnp.array(False)), clock), report
+    spent = before._replace(armed=jnp.array(False), optimizer_before=opt_state)
+    return Moment(weights, window, opt_state, spent, clock), report
 
 
 def _predict_if_due(

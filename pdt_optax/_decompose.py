@@ -15,7 +15,6 @@ from pdt_optax._reduce import widest_float
 from pdt_optax.accept import everything
 from pdt_optax.dynamics import dmd, in_coordinates
 
-
 _EXACT = dmd(rank=None, modes="exact")
 
 

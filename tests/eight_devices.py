@@ -28,7 +28,7 @@ from experiments.checkpoints import Saving
 from experiments.devices import check_batch, devices
 from experiments.training import Config, _program
 from experiments.training import train as train_run
-from pdt_optax import _pdt
+from pdt_optax._predictor import lower
 from tests.test_bench import tiny
 
 SPECS = {
@@ -138,7 +138,7 @@ def test_a_split_window_predicts_what_one_device_does(name: str, kind: str, ende
     assert_same(got, want, trees[-1])
     np.testing.assert_allclose(report.accepted_share, expected.accepted_share, rtol=1e-6)
     np.testing.assert_allclose(report.accepted_share_per_leaf, expected.accepted_share_per_leaf, rtol=1e-6)
-    for column in (got, *state.snapshots):
+    for column in (got, *state.history.snapshots):
         assert_split(column, on, {n: spec for n, (_, spec) in SPECS.items()})
 
 
@@ -189,7 +189,7 @@ def test_collectives(name: str, layout: str, kind: str, within: bool) -> None:
     on = mesh(kind)
     with jax.set_mesh(on) if within else contextlib.nullcontext():
         params = {n: jax.device_put(x, NamedSharding(on, LAYOUTS[layout][n])) for n, x in walk(1)[0].items()}
-        text = _pdt._lower_end_epoch(tx, params).compile().as_text()
+        text = lower(pdt_optax.Predictor(**SETTINGS[name]), params).compile().as_text()
     assert all_reduced(text) == ([] if layout == "replicated" else [REDUCED[name], 2 * len(SPECS)])
 
 
@@ -247,7 +247,7 @@ def test_training_in_jit_keeps_the_shardings(kind: str, initialised: str) -> Non
     assert max(expected) > 0
     np.testing.assert_allclose(shares, expected, rtol=1e-5)
     chex.assert_trees_all_close(got, want, rtol=2e-5, atol=2e-6)
-    for column in (got, *state.snapshots):
+    for column in (got, *state.history.snapshots):
         assert_split(column, on, {n: spec for n, (_, spec) in SPECS.items()})
 
 
@@ -281,7 +281,7 @@ def test_in_an_nnx_optimizer(kind: str) -> None:
     with jax.set_mesh(on):
         got, state = train(lambda params: type(params)(put(dict(params), on)))
     chex.assert_trees_all_close(got, want, rtol=2e-5, atol=2e-6)
-    for column in (got, *state.snapshots):
+    for column in (got, *state.history.snapshots):
         assert_split(column, on, {n: spec for n, (_, spec) in SPECS.items()})
 
 
@@ -360,7 +360,7 @@ def test_a_checkpoint_goes_on_on_another_mesh(move: str, kind: str, tmp_path: An
     layout, devices, new_layout, new_devices = MOVES[move]
     on, start = place(layout, devices)
     saved, _ = train(on, start, range(4))  # ends in a jump that is still to be judged
-    assert saved["opt_state"].backup.armed
+    assert saved["opt_state"].history.backup.armed
     want, expected = train(on, saved, range(4, 8))
     with ocp.CheckpointManager(tmp_path) as manager:
         manager.save(3, args=ocp.args.StandardSave(saved))
@@ -373,7 +373,7 @@ def test_a_checkpoint_goes_on_on_another_mesh(move: str, kind: str, tmp_path: An
     assert max(expected) > 0
     np.testing.assert_allclose(shares, expected, rtol=1e-5)
     chex.assert_trees_all_close(got["params"], want["params"], rtol=2e-5, atol=2e-6)
-    for column in (restored["params"], *got["opt_state"].snapshots):
+    for column in (restored["params"], *got["opt_state"].history.snapshots):
         assert_split(column, other, LAYOUTS[new_layout])
 
 
@@ -387,7 +387,7 @@ def test_shapes_of_the_state_know_where_it_will_lie(kind: str) -> None:
         shardings = jax.tree.map(lambda x: x.sharding, jax.eval_shape(tx.init, params))
     else:
         shardings = jax.jit(tx.init).lower(params).compile().output_shardings
-    for snapshot in shardings.snapshots:
+    for snapshot in shardings.history.snapshots:
         for leaf, x in params.items():
             spec = NamedSharding(on, snapshot[leaf].spec)
             assert spec.is_equivalent_to(x.sharding, x.ndim), leaf
@@ -422,7 +422,7 @@ def test_the_trainer_on_a_mesh(pair: str, spread: str, tmp_path: Any) -> None:
     split = {x.sharding.spec for x in jax.tree.leaves(state.params)}
     assert ("model" in str(split)) == ("model" in spread)
     assert ("fsdp" in str(split)) == ("fsdp" in spread)
-    for snapshot in state.opt_state.snapshots:
+    for snapshot in state.opt_state.history.snapshots:
         for x, s in zip(jax.tree.leaves(state.params), jax.tree.leaves(snapshot), strict=True):
             assert s.sharding.is_equivalent_to(x.sharding, x.ndim)
 

@@ -66,7 +66,7 @@ def test_pdt_is_added_to_and_removed_from_a_checkpoint_in_one_line() -> None:
     alone, expected = step(inner, params, trained_without, 3)
     chex.assert_trees_all_equal(via_pdt, alone)
     chex.assert_trees_all_equal(after.inner_state, expected)  # and so it is removed again
-    chex.assert_trees_all_equal(added.snapshots[-1], jax.tree.map(jnp.asarray, params))
+    chex.assert_trees_all_equal(added.history.snapshots[-1], jax.tree.map(jnp.asarray, params))
 
 
 def test_a_run_that_takes_up_pdt_late_knows_its_epoch() -> None:

@@ -41,7 +41,7 @@ def test_the_papers_largest_runs_are_lowered_for_three_devices(
     (result,), (parameters, teraflops) = results, EXPECTED[name]
     assert result.parameters == parameters
     assert result.memory.params == 4 * parameters
-    assert result.memory.snapshots == 5 * 4 * parameters
+    assert result.memory.history.snapshots == 5 * 4 * parameters
     assert result.operations / 1e12 == pytest.approx(teraflops, rel=0.1)
     text = result.step.as_text()
     assert "mhlo.num_partitions = 3" in text

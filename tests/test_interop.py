@@ -124,7 +124,7 @@ def test_burn_in_is_bitwise_the_inner_optimizer(name: str, every: int | None) ->
             params, state, report = tx.end_epoch(params, state)
             assert_same(params, trained)
             assert not report.predicted
-    assert state.snapshots_seen == 5
+    assert state.history.clock.snapshots_seen == 5
 
 
 def takes_factor() -> optax.GradientTransformationExtraArgs:
@@ -167,7 +167,7 @@ def trained(name: str, donate: bool) -> Any:
         old = buffers((params, state))
         params, state = train(params, state)
         assert [x.is_deleted() for x in old] == [donate] * len(old)
-        old, oldest = buffers((params, state)), buffers((params, state.snapshots[0]))
+        old, oldest = buffers((params, state)), buffers((params, state.history.snapshots[0]))
         params, state, report = tx.end_epoch(params, state, donate=donate)
         assert all(x.is_deleted() for x in oldest) if donate else not any(x.is_deleted() for x in old)
         return params, state, bool(report.predicted)
@@ -199,7 +199,7 @@ def test_low_precision_is_kept(name: str) -> None:
     new, state, reports = run(tx, tx, 3, params)
     assert predicted(reports) == [False, False, True]
     assert types(new) == types(params)
-    assert types(state.snapshots) == types((params, params))
+    assert types(state.history.snapshots) == types((params, params))
     plain, inner_state = run_plain(inner, 3, params)
     assert types(state.inner_state) == types(inner_state)
     assert differs(new, plain)
@@ -238,7 +238,7 @@ def test_every_outside_jit_does_not_recompile() -> None:
     with jax.no_tracing():
         for _ in range(3):
             params, state = train(params, state)
-    assert state.snapshots_seen == 3
+    assert state.history.clock.snapshots_seen == 3
 
 
 def test_equal_wrappers_share_compiled_code() -> None:
@@ -271,7 +271,7 @@ def test_the_wrapper_is_an_optax_transformation() -> None:
 
 def test_init_under_jit_and_eval_shape() -> None:
     for every in (None, 3):
-        tx: Any = pdt_optax.pdt(optax.adam(0.05), every=every, labels=lambda path: path == "v", **SMALL)
+        tx: Any = pdt_optax.pdt(optax.adam(0.05), every=every, exclude=lambda path: path == "v", **SMALL)
         state = tx.init(make_params())
         shapes = jax.eval_shape(tx.init, make_params())
         assert jax.tree.structure(shapes) == jax.tree.structure(state)
@@ -294,7 +294,7 @@ def test_chain() -> None:
     expected, whole_state, _ = run(whole, whole)
     assert predicted(reports) == PREDICTED
     assert_same(params, expected)
-    assert_same(state[1].snapshots, whole_state.snapshots)
+    assert_same(state[1].history.snapshots, whole_state.history.snapshots)
     assert jax.tree.structure(state) == jax.tree.structure(tx.init(params))
     assert pdt_optax.leaf_paths(state) == ["v", "w"]
     assert differs(params, run_plain(optax.chain(clip, optax.adam(0.05)), 6)[0])
@@ -373,7 +373,7 @@ def test_multi_steps_outside_counts_optimizer_steps() -> None:
     for g in grads:
         updates, state = train(g, state, params)
         params = apply_updates(params, updates)
-        seen.append(int(state.inner_opt_state.snapshots_seen))
+        seen.append(int(state.inner_opt_state.history.clock.snapshots_seen))
     assert seen == [1 + n // 6 for n in range(1, 37)]
     expected, own = make_params(), nested.init(make_params())
     for i in range(0, 36, 3):
@@ -381,7 +381,7 @@ def test_multi_steps_outside_counts_optimizer_steps() -> None:
         updates, own = update(nested, mean, own, expected)
         expected = apply_updates(expected, updates)
     assert_close(params, expected)
-    assert state.inner_opt_state.predictions_made == 2
+    assert state.inner_opt_state.history.clock.predictions_made == 2
 
 
 @pytest.mark.parametrize("as_transformation", [False, True])
@@ -459,12 +459,12 @@ def test_value_and_grad_from_state(every: int | None) -> None:
     ids=["no labels", "a function", "a tree"],
 )
 def test_map_params(labels: Any) -> None:
-    tx: Any = pdt_optax.pdt(optax.adam(0.05), labels=labels, **SMALL)
+    tx: Any = pdt_optax.pdt(optax.adam(0.05), exclude=labels, **SMALL)
     params = make_params()
     state: Any = tx.init(params)
     mapped: Any = optax.tree.map_params(tx, lambda x: x + 1, state)
     assert jax.tree.structure(mapped) == jax.tree.structure(state)
-    assert_same(mapped.snapshots, jax.tree.map(lambda x: x + 1, state.snapshots))
+    assert_same(mapped.history.snapshots, jax.tree.map(lambda x: x + 1, state.history.snapshots))
     assert_same(mapped.inner_state[0].mu, jax.tree.map(jnp.ones_like, params))
     counters = ("snapshots_seen", "plain_epochs", "predictions_made", "updates_seen", "value_sum")
     for name in counters:
@@ -488,8 +488,11 @@ def test_end_epoch_under_jit() -> None:
         reports.append(report._replace(mean_value=expected_reports[0].mean_value))
     assert epoch._cache_size() == 1
     assert_close(params, expected)
-    assert (state.pace.value_before, state.pace.value_before_that) == (0.5, 0.5)  # the reference has none
-    assert_close(state._replace(pace=expected_state.pace), expected_state)
+    assert (state.history.clock.pace.value_before, state.history.clock.pace.value_before_that) == (
+        0.5,
+        0.5,
+    )  # the reference has none
+    assert_close(state._replace(pace=expected_state.history.clock.pace), expected_state)
     assert_close(reports, expected_reports)
 
 
@@ -655,7 +658,7 @@ def nnx_reference(tx: Any, end: bool) -> Any:
     ids=["all, donated", "labels"],
 )
 def test_nnx_optimizer(labels: Any, donate: bool) -> None:
-    tx: Any = pdt_optax.pdt(optax.sgd(0.1), labels=labels, **SMALL)
+    tx: Any = pdt_optax.pdt(optax.sgd(0.1), exclude=labels, **SMALL)
     model = Model(nnx.Rngs(0))
     optimizer = nnx.Optimizer(model, tx, wrt=nnx.Param)
     kinds = jax.tree.structure(optimizer.opt_state)
@@ -671,12 +674,12 @@ def test_nnx_optimizer(labels: Any, donate: bool) -> None:
     assert predicted(reports) == PREDICTED
     assert jax.tree.structure(optimizer.opt_state) == kinds
     state: Any = nnx.as_pure(optimizer.opt_state)
-    assert state.snapshots_seen == 7
+    assert state.history.clock.snapshots_seen == 7
     new = nnx.as_pure(nnx.state(model, nnx.Param))
     leaves = jax.tree.leaves(new)
     if labels is not None:
         leaves = [x for path, x in jax.tree_util.tree_leaves_with_path(new) if "norm" not in str(path)]
-    assert_same(jax.tree.leaves(state.snapshots[-1]), leaves)
+    assert_same(jax.tree.leaves(state.history.snapshots[-1]), leaves)
     assert_close(new, nnx_reference(tx, True), rtol=1e-4, atol=1e-5)
     assert differs(new, nnx_reference(optax.sgd(0.1), False))
 
@@ -697,7 +700,7 @@ def test_nnx_optimizer_with_every() -> None:
 def test_nnx_paths_are_those_of_the_model() -> None:
     """The same names at `init`, where nnx hands over Variables, and afterwards."""
     seen = []
-    tx: Any = pdt_optax.pdt(optax.sgd(0.1), labels=lambda path: bool(seen.append(path)), **SMALL)
+    tx: Any = pdt_optax.pdt(optax.sgd(0.1), exclude=lambda path: bool(seen.append(path)), **SMALL)
     optimizer = nnx.Optimizer(Model(nnx.Rngs(0)), tx, wrt=nnx.Param)
     pure = pdt_optax.leaf_paths(nnx.as_pure(optimizer.opt_state))
     assert "hidden/kernel" in pure

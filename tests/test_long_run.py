@@ -68,8 +68,8 @@ def test_2000_epochs(settings: dict[str, Any]) -> None:
     assert live[1] <= live[0]
     assert memory[1] - memory[0] < 20e6  # 1,900 epochs that kept a copy of the weights would be 15 MB a kind
     taken_back = "guard" in settings
-    assert int(state.snapshots_seen) == EPOCHS + 1 or taken_back
-    assert int(state.predictions_made) == jumps
+    assert int(state.history.clock.snapshots_seen) == EPOCHS + 1 or taken_back
+    assert int(state.history.clock.predictions_made) == jumps
     assert jumps > EPOCHS // 4 or taken_back
     assert float(value) < 0.02
     assert np.isfinite(np.asarray(params["w"])).all()

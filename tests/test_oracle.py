@@ -373,7 +373,7 @@ def test_pydmd_has_the_same_modes_and_eigenvalues(rank, exact):
     So its modes and eigenvalues go into Eq. 5, which must give our prediction: that fixes eigenvalues,
     span and the pairing of the two.
     """
-    snapshots = [oracle.flatten(w).astype(np.float64) for w in case("early").snapshots]
+    snapshots = [oracle.flatten(w).astype(np.float64) for w in case("early").history.snapshots]
     params = oracle.flatten(case("early").params).astype(np.float64)
     modes_kind = "exact" if exact else "projected"
     dynamics = pdt_optax.dmd(rank=rank, modes=modes_kind, fit="past", displacement=False)

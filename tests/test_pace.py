@@ -125,7 +125,7 @@ def test_schedules_do_in_every_case_what_they_say():
     fixed = pdt_optax.fixed()
     values = itertools.product((1.0, 2.0, 3.0), repeat=3)
     for horizon, (value, before, before_that) in itertools.product(range(1, 7), values):
-        pace = Pace.start(horizon, 7)._replace(
+        pace = pdt_optax.fixed(horizon=horizon, interval=7).start()._replace(
             value_before=jnp.float32(before), value_before_that=jnp.float32(before_that)
         )
 
@@ -146,12 +146,12 @@ def test_schedules_do_in_every_case_what_they_say():
 
 
 def test_a_pace_starts_as_given_and_knows_no_value():
-    pace = Pace.start(3, 4)
+    pace = pdt_optax.fixed(horizon=3, interval=4).start()
     assert [x.dtype for x in pace] == [jnp.int32, jnp.int32, jnp.float32, jnp.float32]
     np.testing.assert_array_equal([float(x) for x in pace], [3, 4, math.nan, math.nan])
     assert not any(x.weak_type for x in pace)  # or a user's step would compile twice
-    assert pdt_optax.adaptive(longest_horizon=3).longest(3) == pdt_optax.adaptive(1).longest(1) + 2 == 3
-    assert pdt_optax.fixed().longest(4) == pdt_optax.released_schedule().longest(4) == 4
+    assert pdt_optax.adaptive(longest_horizon=3).longest == pdt_optax.adaptive(longest_horizon=1).longest + 2 == 3
+    assert pdt_optax.fixed(horizon=4).longest == pdt_optax.released_schedule(horizon=4).longest == 4
 
 
 def epochs(tx: Any, values: Any, every: int | None) -> Any:
@@ -178,7 +178,10 @@ def test_released_schedule_follows_the_losses(every):
             horizon, interval = next_in_the_released_code(horizon, interval, values[: t + 1])
         elif t == 1:
             horizon, interval = next_in_the_released_code(horizon, interval, [math.inf, *values[:2]])
-        assert (int(state.pace.horizon_now), int(state.pace.interval_now)) == (horizon, interval), t
+        assert (int(state.history.clock.pace.horizon_now), int(state.history.clock.pace.interval_now)) == (
+            horizon,
+            interval,
+        ), t
         due = t >= 3 and (made == 0 or plain >= interval)
         assert bool(report.predicted) == due, t
         assert int(report.horizon) == (horizon if due else 0)
@@ -200,7 +203,7 @@ def test_adaptive_schedule_looks_further_after_good_jumps_and_less_far_after_bad
     seen = []
     for t, (state, report) in enumerate(epochs(tx, values, every)):
         if report.predicted:
-            seen.append((t, int(report.horizon), int(state.pace.interval_now)))
+            seen.append((t, int(report.horizon), int(state.history.clock.pace.interval_now)))
     assert seen == [
         (3, 2, 1),
         (5, 3, 1),  # 5 <= 6: further
@@ -241,7 +244,7 @@ def guarded(**changes: Any) -> Any:
     return pdt_optax.pdt(
         optax.adam(0.1),
         **(SETTINGS | {"guard": pdt_optax.rollback(tolerance=0.5)} | changes),
-        labels=lambda path: path == "frozen",
+        exclude=lambda path: path == "frozen",
     )
 
 
@@ -299,9 +302,9 @@ def test_a_failed_jump_is_taken_back_to_the_last_bit(failing, donate):
     np.testing.assert_array_equal(report.mean_value, np.float32(failing))
     chex.assert_trees_all_equal(params, expected)
     chex.assert_trees_all_equal(state.inner_state, expected_state.inner_state)
-    chex.assert_trees_all_equal(state.snapshots, expected_state.snapshots)
-    assert state.snapshots_seen == expected_state.snapshots_seen
-    assert (int(state.pace.horizon_now), int(state.pace.interval_now)) == (2, 2)
+    chex.assert_trees_all_equal(state.history.snapshots, expected_state.history.snapshots)
+    assert state.history.clock.snapshots_seen == expected_state.history.clock.snapshots_seen
+    assert (int(state.history.clock.pace.horizon_now), int(state.history.clock.pace.interval_now)) == (2, 2)
 
     # Training goes on: two plain epochs with the one before, then a prediction half as long. No jump, no judgement.
     for predicted in (False, True):
@@ -350,14 +353,16 @@ def test_a_horizon_of_one_is_not_halved():
         params, state = train(tx, params, state)
         params, state, report = tx.end_epoch(params, state, value=value)
     assert report.rolled_back
-    assert (int(state.pace.horizon_now), int(state.pace.interval_now)) == (1, 2)
+    assert (int(state.history.clock.pace.horizon_now), int(state.history.clock.pace.interval_now)) == (1, 2)
 
 
 def test_the_guard_copies_what_it_may_bring_back():
     tx = guarded()
     state: Any = tx.init(start())
     for kept, live in zip(
-        jax.tree.leaves(state.backup.optimizer_before), jax.tree.leaves(state.inner_state), strict=True
+        jax.tree.leaves(state.history.backup.optimizer_before),
+        jax.tree.leaves(state.inner_state),
+        strict=True,
     ):
         assert kept.unsafe_buffer_pointer() != live.unsafe_buffer_pointer()
 
@@ -366,7 +371,7 @@ def test_what_is_no_array_in_an_optimizers_state_stays_so():
     init: Any = lambda params: {"name": "mine"}  # noqa: E731
     inner = optax.GradientTransformation(init, optax.identity().update)
     tx: Any = pdt_optax.pdt(inner, guard=pdt_optax.rollback())
-    assert tx.init(start()).backup.optimizer_before == {"name": "mine"}
+    assert tx.init(start()).history.backup.optimizer_before == {"name": "mine"}
 
 
 def test_the_guard_inside_update_takes_back_within_an_ulp():
@@ -379,7 +384,7 @@ def test_the_guard_inside_update_takes_back_within_an_ulp():
     expected, expected_state = plain_epochs(4)
     chex.assert_trees_all_close(params, expected, rtol=3e-7, atol=3e-7)
     chex.assert_trees_all_equal(state.inner_state, expected_state.inner_state)
-    chex.assert_trees_all_equal(state.snapshots[-1]["w"], params["w"])
+    chex.assert_trees_all_equal(state.history.snapshots[-1]["w"], params["w"])
 
 
 def test_a_rule_made_to_fail_ends_where_the_optimizer_does():
@@ -432,7 +437,7 @@ untyped: Any = pdt_optax  # what a type checker would already refuse
         (TypeError, lambda: untyped.pdt(optax.sgd(0.1), schedule=pdt_optax.fixed), "`schedule` must be"),
         (
             ValueError,
-            lambda: pdt_optax.adaptive(0),
+            lambda: pdt_optax.adaptive(longest_horizon=0),
             r"`longest_horizon` must be a whole number >= 1: a prediction looks at least one snapshot ahead\. .*0",
         ),
         (

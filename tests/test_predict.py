@@ -19,7 +19,7 @@ OLDER, NEWEST, TRAINED = np.array([[1.0, 5.0], [3.0, 4.0], [6.0, 8.0]])
 
 
 @dataclasses.dataclass(frozen=True)
-class Echo:
+class Echo(pdt_optax.Dynamics):
     """Expects no motion, and answers with what it was told."""
 
     fit: ClassVar[Fit] = "past"
@@ -151,7 +151,7 @@ def test_a_rule_is_told_the_epoch_and_the_leaf(together: bool) -> None:
         if together:
             told: Any = pdt_optax.predict_and_mask(snapshots, params, **settings, **given)
         else:
-            told = _predict._predict(tuple(snapshots), params, step, **settings, together=False)
+            told = _predict.predict(tuple(snapshots), params, step, **settings, together=False)
         for leaf, mask in enumerate(told.mask):
             np.testing.assert_array_equal(mask, np.full(2, (4 * step + leaf) / 64))
         # Weighed between what training made of them and the prediction, which is the newest snapshot.

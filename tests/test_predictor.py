@@ -280,7 +280,7 @@ def test_under_jit_the_report_says_that_no_value_came() -> None:
 
 def test_a_window_kept_otherwise_is_refused() -> None:
     history = pdt_optax.Predictor(**SMALL).init(make_params())
-    with pytest.raises(ValueError, match="`snapshot_dtype` differs.*bfloat16.*float32"):
+    with pytest.raises(ValueError, match=r"`snapshot_dtype` differs.*bfloat16.*float32"):
         pdt_optax.Predictor(**SMALL, snapshot_dtype="bfloat16").end_epoch(make_params(), history)
 
 

@@ -179,10 +179,10 @@ def test_the_wrapper_is_the_machine(
             chex.assert_trees_all_equal(params, trained)
         machine.take(params, bool(report.predicted))
         chex.assert_trees_all_equal(
-            jax.tree.leaves(state.snapshots[-1]),
+            jax.tree.leaves(state.history.snapshots[-1]),
             [x for x in jax.tree.leaves(params) if jnp.issubdtype(jnp.asarray(x).dtype, jnp.floating)],
         )
-    assert int(state.snapshots_seen) == epochs + 1
+    assert int(state.history.clock.snapshots_seen) == epochs + 1
 
 
 def check_prediction(

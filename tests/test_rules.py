@@ -136,7 +136,7 @@ def test_a_model_for_every_leaf_is_a_prediction_of_each_alone():
         new = optax.apply_updates(new, updates)
     for name in ("w", "b"):
         alone: Any = pdt_optax.predict_and_mask(
-            [w[name] for w in plain.snapshots],
+            [w[name] for w in plain.history.snapshots],
             new[name],
             dynamics=dict(given)["dynamics"],
             accept=dict(given)["accept"],
@@ -145,4 +145,4 @@ def test_a_model_for_every_leaf_is_a_prediction_of_each_alone():
         )
         assert float(alone.accepted_share) == 1
         np.testing.assert_allclose(params[name], alone.params, rtol=1e-6)
-        np.testing.assert_array_equal(params[name], state.snapshots[-1][name])
+        np.testing.assert_array_equal(params[name], state.history.snapshots[-1][name])

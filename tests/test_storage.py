@@ -9,10 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from pdt_optax._storage import Storage
 
 import pdt_optax
-from pdt_optax import _pdt, _predict
+from pdt_optax import _predict
+from pdt_optax._predictor import lower
+from pdt_optax._saved import predictor_of
+from pdt_optax._window import Storage
 from pdt_optax.accept import random_subset
 from tests.test_wrapper import make_params, run, step
 
@@ -26,10 +28,10 @@ def leaves(tree: Any) -> list[np.ndarray]:
 def test_differences_are_rounded_and_the_newest_snapshot_is_whole() -> None:
     history = run(pdt_optax.pdt(optax.sgd(0.1), snapshot_dtype="bfloat16", **SETTINGS), 9)
     for epoch in history:
-        *older, newest = epoch.state.snapshots
+        *older, newest = epoch.state.history.snapshots
         assert {x.dtype for x in jax.tree.leaves(older)} == {jnp.dtype(jnp.bfloat16)}
         chex.assert_trees_all_equal(newest, epoch.params)
-        before = epoch.before.snapshots[-1]
+        before = epoch.before.history.snapshots[-1]
         expected = jax.tree.map(lambda n, b: (n - b).astype(jnp.bfloat16), newest, before)
         chex.assert_trees_all_equal(older[-1], expected)
 
@@ -58,8 +60,6 @@ def test_snapshots_are_the_weights_of_the_last_epochs(kept: dict[str, str]) -> N
         rtol = 0 if i == 3 or "snapshot_dtype" not in kept else 1e-3
         jax.tree.map(lambda x, y, r=rtol: np.testing.assert_allclose(x, y, rtol=r), snapshot, epoch.params)
     assert {x.sharding.memory_kind for x in jax.tree.leaves(found)} == {jnp.ones(1).sharding.memory_kind}
-    with pytest.raises(ValueError, match=r"not in this state: .*attach.* Got 0 snapshots"):
-        pdt_optax.snapshots(tx, pdt_optax.detach(history[-1].state)[0])
 
 
 @pytest.mark.parametrize("dtype", [None, "bfloat16"])
@@ -95,7 +95,7 @@ def test_what_is_donated_is_gone(guard: Any, donate: bool) -> None:
     tx: Any = pdt_optax.pdt(optax.sgd(0.1), guard=guard)
     params = make_params()
     state = tx.init(params)
-    oldest = jax.tree.leaves(state.snapshots[0])
+    oldest = jax.tree.leaves(state.history.snapshots[0])
     tx.end_epoch(params, state, value=1.0, donate=donate)
     assert {x.is_deleted() for x in (*jax.tree.leaves(params), *oldest)} == {donate}
 
@@ -130,10 +130,10 @@ def test_a_prediction_is_made_from_the_rounded_differences(every: int | None) ->
             continue
         jumps += 1
         for old, w, new, *differences in zip(
-            leaves(before.snapshots[-1]),
+            leaves(before.history.snapshots[-1]),
             leaves(trained),
             leaves(params),
-            *map(leaves, before.snapshots[1:-1]),
+            *map(leaves, before.history.snapshots[1:-1]),
             strict=True,
         ):
             velocity = (sum(differences) + (w - old)) / (len(differences) + 1)
@@ -148,7 +148,7 @@ def test_a_bfloat16_window_is_3_copies_instead_of_5() -> None:
 
     def size(dtype: str | None) -> int:
         state: Any = pdt_optax.pdt(optax.sgd(0.1), snapshot_dtype=dtype).init(params)
-        return sum(x.nbytes for x in jax.tree.leaves(state.snapshots))
+        return sum(x.nbytes for x in jax.tree.leaves(state.history.snapshots))
 
     assert (size(None), size("bfloat16")) == (20_000, 12_000)
 
@@ -171,7 +171,7 @@ def test_host_memory_changes_no_bit(dtype: str | None, guard: Any) -> None:
     here, there = train(None), train("host")
     for a, b in zip(here, there, strict=True):
         chex.assert_trees_all_equal(a, b)
-    kinds = {x.sharding.memory_kind for x in jax.tree.leaves(there[-1][1].snapshots)}
+    kinds = {x.sharding.memory_kind for x in jax.tree.leaves(there[-1][1].history.snapshots)}
     assert kinds == {jax.device_put(jnp.ones(2), jax.memory.Space.Host).sharding.memory_kind}
     assert kinds != {jnp.ones(2).sharding.memory_kind}
     assert any(bool(report.predicted) for _, _, report in here)
@@ -187,8 +187,8 @@ def test_a_boundary_allocates_no_more_than_its_mask(name: str, dtype: str | None
     size = 2**22
     tx = pdt_optax.pdt(optax.identity(), **pdt_optax.presets.named(name), snapshot_dtype=dtype)
     params = {"w": jax.ShapeDtypeStruct((size,), jnp.float32)}
-    memory = _pdt._lower_end_epoch(tx, params).compile().memory_analysis()
-    assert memory.temp_size_in_bytes <= pdt_optax.memory(params, tx).boundary + 2**18
+    memory = lower(predictor_of(tx), params).compile().memory_analysis()
+    assert memory.temp_size_in_bytes <= pdt_optax.memory(tx, params).boundary + 2**18
     assert memory.alias_size_in_bytes >= 2 * 4 * size  # the weights and the oldest snapshot
 
 
@@ -196,8 +196,8 @@ def test_copies_of_small_leaves_are_counted() -> None:
     """Thirty vectors that are predicted together: XLA's account of their boundary is what `memory` says."""
     params = {f"w{i}": jax.ShapeDtypeStruct((40_000,), jnp.float32) for i in range(30)}
     tx = pdt_optax.pdt(optax.identity())
-    told = pdt_optax.memory(params, tx).boundary
-    memory = _pdt._lower_end_epoch(tx, params).compile().memory_analysis()
+    told = pdt_optax.memory(tx, params).boundary
+    memory = lower(predictor_of(tx), params).compile().memory_analysis()
     assert 0.7 * told < memory.temp_size_in_bytes < told + 2**18
 
 
@@ -208,7 +208,7 @@ def test_copies_of_small_leaves_are_counted() -> None:
         ({"snapshot_dtype": "bfloat16", "accept": pdt_optax.shrink()}, (1048, 2100, 3144, False, 0, 1048)),
         ({"snapshot_device": "host"}, (1048, 2100, 5240, True, 0, 262 + 5240)),
         ({"guard": pdt_optax.rollback()}, (1048, 2100, 5240, False, 1048 + 2100 + 1, 262)),
-        ({"labels": lambda path: "bias" in path}, (1048, 2100, 5200, False, 0, 260)),
+        ({"exclude": lambda path: "bias" in path}, (1048, 2100, 5200, False, 0, 260)),
     ],
 )
 def test_memory_is_told_before_anything_is_allocated(settings: dict[str, Any], expected: Any) -> None:
@@ -216,7 +216,7 @@ def test_memory_is_told_before_anything_is_allocated(settings: dict[str, Any], e
         "kernel": jax.ShapeDtypeStruct((26, 10), jnp.float32),
         "bias": jax.ShapeDtypeStruct((2,), jnp.float32),
     }
-    got = pdt_optax.memory(params, pdt_optax.pdt(optax.adam(1e-3), **settings))
+    got = pdt_optax.memory(pdt_optax.pdt(optax.adam(1e-3), **settings), params)
     assert got == expected
     host = got.snapshots if got.snapshots_on_host else 0
     assert got.host == host
@@ -226,8 +226,8 @@ def test_memory_is_told_before_anything_is_allocated(settings: dict[str, Any], e
     real: Any = pdt_optax.pdt(optax.adam(1e-3), **settings).init(
         jax.tree.map(lambda x: jnp.zeros(x.shape), params)
     )
-    assert sum(x.nbytes for x in jax.tree.leaves(real.snapshots)) == got.snapshots
-    assert sum(x.nbytes for x in jax.tree.leaves(real.backup)) == got.backup
+    assert sum(x.nbytes for x in jax.tree.leaves(real.history.snapshots)) == got.snapshots
+    assert sum(x.nbytes for x in jax.tree.leaves(real.history.backup)) == got.backup
 
 
 @pytest.mark.parametrize("accept", [pdt_optax.shrink(), random_subset(0.5)])
@@ -236,10 +236,10 @@ def test_small_leaves_that_are_alike_are_computed_together(accept: Any) -> None:
     shapes = [(3,), (2, 2), (3,), (70_000,), (), (3,), (2, 2), ()]
     rng = np.random.default_rng(0)
     *snapshots, params = ([jnp.asarray(rng.normal(size=s), jnp.float32) for s in shapes] for _ in range(5))
-    assert sorted(map(len, _predict._stacks(params, together=True))) == [1, 2, 2, 3]
+    assert sorted(map(len, _predict.stacks(params, together=True))) == [1, 2, 2, 3]
     settings: Any = {"dynamics": pdt_optax.drift(), "accept": accept, "horizon": 3}
     together = pdt_optax.predict_and_mask(snapshots, params, **settings)
-    alone = _predict._predict(tuple(snapshots), params, 0, **settings, together=False)
+    alone = _predict.predict(tuple(snapshots), params, 0, **settings, together=False)
     assert 0.05 < float(alone.accepted_share) < 0.9
     chex.assert_trees_all_equal(together.mask, alone.mask)
     chex.assert_trees_all_equal(together.params, alone.params)
@@ -252,7 +252,7 @@ def test_a_small_leaf_costs_no_kernel_of_the_prediction() -> None:
     def reductions(leaves: int) -> int:
         params = {f"w{i}": jax.ShapeDtypeStruct((64,), jnp.float32) for i in range(leaves)}
         tx = pdt_optax.pdt(optax.identity())
-        return _pdt._lower_end_epoch(tx, params).compile().as_text().count(" reduce(")
+        return lower(predictor_of(tx), params).compile().as_text().count(" reduce(")
 
     assert 0 < reductions(40) <= reductions(20)
 
@@ -290,45 +290,6 @@ def test_an_ordinary_step_copies_no_snapshot(in_scan: bool) -> None:
         assert not re.search(copy, parts[path])
     (boundary,) = re.findall(loop, parts[path])
     assert re.search(copy, parts[boundary])
-
-
-@pytest.mark.parametrize("settings", [{}, {"guard": pdt_optax.rollback(), "snapshot_device": "host"}])
-def test_detached_snapshots_change_no_bit(settings: Any) -> None:
-    """Chained, jitted; and no array of the size of the weights is left for the steps but the optimizer's."""
-    pdt_tx = pdt_optax.pdt(optax.sgd(0.1), **(SETTINGS | settings))
-    tx = optax.chain(optax.clip(1.0), pdt_tx)
-
-    def train(detaches: bool) -> list[Any]:
-        params: Any = make_params()
-        state, history, detached = tx.init(params), [], None
-        for i in range(9):
-            if detaches:
-                state, detached = pdt_optax.detach(state)
-                assert max(x.size for x in jax.tree.leaves(state)) == 1
-            params, state = step(tx, params, state, i)
-            if detached is not None:
-                state = pdt_optax.attach(state, detached)
-            loss = 100.0 if i == 5 else 1.0
-            params, state, report = pdt_optax.end_epoch(pdt_tx, params, state, value=loss)
-            history.append((params, state, report))
-        return history
-
-    chex.assert_trees_all_equal(train(False), train(True))
-
-
-def test_detaching_at_the_wrong_time() -> None:
-    params = make_params()
-    tx = pdt_optax.pdt(optax.sgd(0.1))
-    state = tx.init(params)
-    lean, detached = pdt_optax.detach(state)
-    with pytest.raises(ValueError, match=r"detached already. Got a state with 0 snapshots"):
-        pdt_optax.detach(lean)
-    with pytest.raises(ValueError, match=r"must be back.*pdt_optax.attach.*0 snapshots"):
-        tx.end_epoch(params, lean)
-    with pytest.raises(ValueError, match=r"Nothing is detached.*5 snapshots"):
-        pdt_optax.attach(state, detached)
-    with pytest.raises(ValueError, match="not for a wrapper that ends its epochs inside `update`"):
-        pdt_optax.detach(pdt_optax.pdt(optax.sgd(0.1), every=3).init(params))
 
 
 @pytest.mark.parametrize(

@@ -124,8 +124,8 @@ def test_schedule(window: int, start: int | None, interval: int) -> None:
     history = run(pdt_optax.pdt(optax.sgd(0.1), **settings), 13)
     assert [outcome(epoch.report) for epoch in history] == expected
     for n, epoch in enumerate(history, start=1):
-        assert epoch.state.snapshots_seen == n + 1
-        assert epoch.state.predictions_made == expected[:n].count("predict")
+        assert epoch.state.history.clock.snapshots_seen == n + 1
+        assert epoch.state.history.clock.predictions_made == expected[:n].count("predict")
 
     if interval == 1 or start is None:  # half of them inside `update`, too
         calls = run_every(pdt_optax.pdt(optax.sgd(0.1), every=1, **settings), 13)
@@ -134,8 +134,10 @@ def test_schedule(window: int, start: int | None, interval: int) -> None:
 
 def test_every_counts_calls_of_update() -> None:
     calls = run_every(pdt_optax.pdt(optax.sgd(0.1), every=3, **SMALL), 18)
-    assert [int(state.snapshots_seen) for _, state in calls] == [1 + n // 3 for n in range(1, 19)]
-    assert [int(state.updates_seen) for _, state in calls] == [n % 3 for n in range(1, 19)]
+    assert [int(state.history.clock.snapshots_seen) for _, state in calls] == [
+        1 + n // 3 for n in range(1, 19)
+    ]
+    assert [int(state.this_epoch.updates_seen) for _, state in calls] == [n % 3 for n in range(1, 19)]
     # The report stays until the next epoch ends.
     epochs = [outcome(state.last_report) for _, state in calls[2::3]]
     assert epochs == scheduled(2, 2, 1, 6)
@@ -151,12 +153,12 @@ def test_every_counts_calls_of_update() -> None:
 def test_snapshots_are_the_assembled_weights_oldest_to_newest(steps: int) -> None:
     tx: Any = pdt_optax.pdt(optax.adam(0.05), window=3, horizon=2)
     weights = [make_params()] * 3  # until `window` were taken, the oldest repeat the initial weights
-    assert_same(tx.init(make_params()).snapshots, tuple(weights))
+    assert_same(tx.init(make_params()).history.snapshots, tuple(weights))
     moved = 0
     for epoch in run(tx, 8, steps=steps):
-        assert_same(epoch.before.snapshots, tuple(weights[-3:]))
+        assert_same(epoch.before.history.snapshots, tuple(weights[-3:]))
         weights.append(epoch.params)
-        assert_same(epoch.state.snapshots, tuple(weights[-3:]))
+        assert_same(epoch.state.history.snapshots, tuple(weights[-3:]))
         moved += differs(epoch.params, epoch.trained)
     assert moved == 3  # the snapshots of three predictions are among them
 
@@ -169,7 +171,7 @@ def test_snapshots_inside_update_are_the_assembled_weights() -> None:
         if n % 2 == 0:
             weights.append(params)
             predictions += bool(state.last_report.predicted)
-        assert_same(state.snapshots, tuple(weights[-3:]))
+        assert_same(state.history.snapshots, tuple(weights[-3:]))
     assert predictions == 3
 
 
@@ -204,8 +206,8 @@ def test_burn_in_is_the_inner_optimizer(every: int | None, jit: bool) -> None:
                 params, state, report = tx.end_epoch(params, state)
                 assert not report.predicted
                 assert_same(params, trained)
-    assert state.snapshots_seen == 4
-    assert_same(state.snapshots[-1], params)
+    assert state.history.clock.snapshots_seen == 4
+    assert_same(state.history.snapshots[-1], params)
 
 
 # --- what a prediction does -------------------------------------------------------------------------------
@@ -222,12 +224,12 @@ def test_end_epoch_is_predict_and_mask(name: str) -> None:
             assert_same(epoch.params, epoch.trained)
             continue
         prediction = pdt_optax.predict_and_mask(
-            epoch.before.snapshots,
+            epoch.before.history.snapshots,
             epoch.trained,
             dynamics=preset["dynamics"],
             accept=preset["accept"],
             horizon=preset["horizon"],
-            step=epoch.before.snapshots_seen - 1,
+            step=epoch.before.history.clock.snapshots_seen - 1,
         )
         assert_close(epoch.params, prediction.params)
         for new, old, mask in zip(
@@ -276,9 +278,11 @@ def test_every_does_what_end_epoch_does(accept: Any) -> None:
             ulp = np.spacing(np.maximum(np.abs(params[leaf]), np.abs(expected[leaf])))
             assert np.all(np.abs(new[leaf] - expected[leaf]) <= ulp)
         assert_close(state.last_report, report)
-        assert_same(state._replace(last_report=None, snapshots=()), plain._replace(snapshots=()))
-        assert_same(state.snapshots[:-1], plain.snapshots[:-1])
-        assert_same(state.snapshots[-1], new)
+        assert_same(state.inner_state, plain.inner_state)
+        assert_same(state.this_epoch, plain.this_epoch)
+        assert_same(state.history._replace(snapshots=()), plain.history._replace(snapshots=()))
+        assert_same(state.history.snapshots[:-1], plain.history.snapshots[:-1])
+        assert_same(state.history.snapshots[-1], new)
         shares.append(float(report.accepted_share))
         params = new
     predicted = [share for share in shares if share]
@@ -347,7 +351,7 @@ def test_dry_run_changes_nothing_and_reports_the_share(every: int | None) -> Non
     for (params, state, report), (expected, inner_state) in zip(runs, alone, strict=True):
         assert_same(params, expected)
         assert_same(state.inner_state, inner_state)
-        assert_same(state.snapshots[-1], expected)
+        assert_same(state.history.snapshots[-1], expected)
         if report.predicted:
             prediction = pdt_optax.predict_and_mask(
                 before[-3:], params, dynamics=pdt_optax.drift(), accept=pdt_optax.agree(), horizon=2
@@ -376,7 +380,7 @@ def test_dry_run_changes_nothing_and_reports_the_share(every: int | None) -> Non
 def test_labels_keep_leaves_out(labels: Any, every: int | None) -> None:
     params = {"embed": {"in": jnp.ones(3), "out": jnp.full(2, 0.5, jnp.float32)}, "head": make_params()}
     tx: Any = pdt_optax.pdt(
-        optax.sgd(0.1), labels=labels, every=every, accept=pdt_optax.everything(), **SMALL
+        optax.sgd(0.1), exclude=labels, every=every, accept=pdt_optax.everything(), **SMALL
     )
     state = tx.init(params)
     assert pdt_optax.leaf_paths(state) == ["head/b", "head/w"]
@@ -391,14 +395,14 @@ def test_labels_keep_leaves_out(labels: Any, every: int | None) -> None:
     assert report.predicted
     assert report.accepted_share == 1
     assert report.accepted_share_per_leaf.shape == (2,)
-    assert all(snapshot["embed"] == masked for snapshot in state.snapshots)
+    assert all(snapshot["embed"] == masked for snapshot in state.history.snapshots)
     assert_same(new["embed"], alone[-1][0]["embed"])
     assert differs(new["head"], alone[-1][0]["head"])
 
 
 def test_labels_for_all_leaves_at_once() -> None:
     # One bool is a prefix of any tree.
-    tx: Any = pdt_optax.pdt(optax.sgd(0.1), labels=False, **SMALL)
+    tx: Any = pdt_optax.pdt(optax.sgd(0.1), exclude=False, **SMALL)
     assert_same(tx.init(make_params()), pdt_optax.pdt(optax.sgd(0.1), **SMALL).init(make_params()))
 
 
@@ -436,14 +440,14 @@ def test_mixed_trees(every: int | None) -> None:
         assert (new.dtype, new.shape) == (old.dtype, old.shape)
     for leaf in ("count", "flag"):
         np.testing.assert_array_equal(params[leaf], odd_params()[leaf])
-        assert isinstance(state.snapshots[0][leaf], optax.MaskedNode)
+        assert isinstance(state.history.snapshots[0][leaf], optax.MaskedNode)
     for leaf in ("half", "scalar", "w"):
         # drift over two points, two epochs ahead: w + 2 (w - w_before)
         w, w_before = (np.asarray(x[leaf], np.float64) for x in (trained, before))
         expected = w + 2 * (w - w_before)
         eps = float(jnp.finfo(params[leaf].dtype).eps)
         np.testing.assert_allclose(np.asarray(params[leaf], np.float64), expected, rtol=eps)
-        for snapshot in state.snapshots:
+        for snapshot in state.history.snapshots:
             assert snapshot[leaf].dtype == params[leaf].dtype
 
 
@@ -559,7 +563,7 @@ def test_value_with_every() -> None:
 def test_values_are_summed_in_float32(value: Any) -> None:
     tx: Any = pdt_optax.pdt(optax.sgd(0.1), **SMALL)
     params, state = step(tx, make_params(), tx.init(make_params()), 0, value=value)
-    assert state.value_sum.dtype == jnp.float32
+    assert state.this_epoch.value_sum.dtype == jnp.float32
     _, _, report = tx.end_epoch(params, state, value=value)
     assert report.mean_value.dtype == jnp.float32
     assert report.mean_value == 3
@@ -570,9 +574,17 @@ def test_a_state_counts_in_int32() -> None:
     state = tx.init(make_params())
     _, after, _ = tx.end_epoch(*step(tx, make_params(), state, 0, value=1.0))
     for s in (state, after):
-        counters = (s.snapshots_held, s.snapshots_seen, s.plain_epochs, s.predictions_made, s.updates_seen)
-        pace = (s.pace.horizon_now, s.pace.interval_now)
-        assert {x.dtype for x in (*counters, s.values_seen, *pace, s.version)} == {jnp.dtype("int32")}
+        counters = (
+            s.history.clock.snapshots_held,
+            s.history.clock.snapshots_seen,
+            s.history.clock.plain_epochs,
+            s.history.clock.predictions_made,
+            s.this_epoch.updates_seen,
+        )
+        pace = (s.history.clock.pace.horizon_now, s.history.clock.pace.interval_now)
+        assert {x.dtype for x in (*counters, s.this_epoch.values_seen, *pace)} == {
+            jnp.dtype("int32")
+        }
 
 
 def test_an_update_keeps_its_type() -> None:
@@ -684,7 +696,7 @@ def test_a_soft_rule_of_ones_own() -> None:
 
 
 @dataclasses.dataclass(frozen=True)
-class LastStep:
+class LastStep(pdt_optax.Dynamics):
     """A model of one's own: every epoch goes `factor` times as far as the last one seen."""
 
     factor: float = 1.0
@@ -716,7 +728,9 @@ def test_a_frozen_dataclass_is_a_model_of_the_dynamics(fit: str, window: int) ->
     *_, before, last = run(tx, window + 1)
     assert last.report.predicted
     assert last.report.rank == 1
-    newest, older = (last.trained, before.params) if fit == "current" else before.state.snapshots[:-3:-1]
+    newest, older = (
+        (last.trained, before.params) if fit == "current" else before.state.history.snapshots[:-3:-1]
+    )
     for leaf in last.params:
         expected = newest[leaf] + 3 * 2.0 * (newest[leaf] - older[leaf])
         np.testing.assert_allclose(last.params[leaf], expected, rtol=1e-5, atol=1e-6)
@@ -791,7 +805,7 @@ def test_a_pdt_inside_a_pdt_is_refused_at_init(outer: str) -> None:
 @pytest.mark.parametrize("increments", [(2, 4), (3, 5)])
 def test_a_model_that_returns_the_wrong_shape_is_told_so(increments: tuple[int, int]) -> None:
     @dataclasses.dataclass(frozen=True)
-    class Model:
+    class Model(pdt_optax.Dynamics):
         fit: Any = "past"
         minimum_window: int = 2
 

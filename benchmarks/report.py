@@ -62,7 +62,7 @@ STORAGE = (
 READ = {
     "boundary": ("machine", "trees"),
     "peers": ("sizes",),
-    "step": ("vit", "adamw-10M"),
+    "step": ("vit", "vit-nnx", "vit-scan", "adamw-10M"),
     "storage": ("pairs",),
     "huge": ("parameters", "boundary_s", "predicted"),
 }
@@ -102,16 +102,25 @@ def tables(read: dict[str, Any]) -> dict[str, str]:
     step = read["step"]
     arrays = step["vit"]["arrays"]
     taken = (
-        ("AdamW alone, one leaf of 10 M", "`end_epoch`", step["adamw-10M"], "ratio"),
+        ("AdamW alone, one leaf of 10 M", "wrapped", step["adamw-10M"], "ratio_wrapped"),
+        ("small ViT, the bench's", "beside", step["vit"], "ratio_beside"),
         (
-            "small ViT, the bench's",
-            f"`end_epoch`, {arrays['wrapped']} arrays instead of {arrays['unwrapped']}",
+            "the same",
+            f"wrapped, {arrays['wrapped']} arrays instead of {arrays['unwrapped']}",
             step["vit"],
             "ratio_wrapped",
         ),
-        ("the same", f"`end_epoch`, detached: {arrays['detached']} arrays", step["vit"], "ratio_detached"),
-        ("AlexNet, batch 128, 128 x 128", "`every`", step["alexnet-128"], "ratio"),
-        ("AlexNet, batch 128, 224 x 224", "`every`", step["alexnet-224"], "ratio"),
+        ("the same in a Flax nnx loop", "beside", step["vit-nnx"], "ratio_beside"),
+        ("the same in a Flax nnx loop", "wrapped", step["vit-nnx"], "ratio_wrapped"),
+        (
+            f"a scan of {step['vit-scan']['epochs']} epochs of {step['vit-scan']['steps']} steps",
+            "beside, boundaries included",
+            step["vit-scan"],
+            "ratio_beside",
+        ),
+        ("AlexNet, batch 128, 128 x 128", "wrapped", step["alexnet-128"], "ratio_wrapped"),
+        ("the same", "`every`", step["alexnet-128"], "ratio_every"),
+        ("AlexNet, batch 128, 224 x 224", "`every`", step["alexnet-224"], "ratio_every"),
     )
     storage = markdown(
         [
@@ -135,7 +144,7 @@ def steps(rows: Iterable[tuple[str, str, dict[str, Any], str]]) -> str:
     """Ordinary steps as a table. A row: what is trained, in which form, its times, the name of their ratio."""
     return markdown(
         [
-            ["step", "form", "unwrapped, ms", "wrapped / unwrapped"],
+            ["step", "form", "without PDT, ms", "with / without"],
             *(
                 [label, form, f"{of['unwrapped']['median_ms']:.4g}", f"{of[ratio]:.3f}"]
                 for label, form, of, ratio in rows

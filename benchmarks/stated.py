@@ -102,7 +102,7 @@ def _gpu(h100: dict[str, Any], h200: dict[str, Any]) -> Figures:
         ),
         (
             "the same",
-            f"`end_epoch`, detached: {arrays['detached']} arrays",
+            f"`end_epoch`, the snapshots taken out of the state: {arrays['detached']} arrays",
             h100["vit"],
             "ratio_detached",
         ),

@@ -159,7 +159,7 @@ def vit_figures(pairs: int, count: int, epochs: int = 8, steps: int = 24) -> dic
     predictor = pdt_optax.Predictor()
     figures: dict[str, Any] = {}
     jitted = {
-        "bare": Vit(preset(BASELINE)),
+        "unwrapped": Vit(preset(BASELINE)),
         "beside": Vit(preset("recommended")),
         "wrapped": Vit(Wrapped("pdt")),
     }
@@ -167,20 +167,20 @@ def vit_figures(pairs: int, count: int, epochs: int = 8, steps: int = 24) -> dic
     figures["vit"]["arrays"] = {arm: len(jax.tree.leaves(vit.state)) for arm, vit in jitted.items()}
     print("vit", figures["vit"], flush=True)
     inner = optax.adamw(1e-3)
-    loops = {"bare": NnxVit(inner), "beside": NnxVit(inner), "wrapped": NnxVit(pdt_optax.pdt(inner))}
+    loops = {"unwrapped": NnxVit(inner), "beside": NnxVit(inner), "wrapped": NnxVit(pdt_optax.pdt(inner))}
     figures["vit-nnx"] = compared(loops, pairs, count)
     print("vit-nnx", figures["vit-nnx"], flush=True)
-    scans = {"bare": ScanVit(None, epochs, steps), "beside": ScanVit(predictor, epochs, steps)}
+    scans = {"unwrapped": ScanVit(None, epochs, steps), "beside": ScanVit(predictor, epochs, steps)}
     figures["vit-scan"] = compared(scans, pairs, 1) | {"epochs": epochs, "steps": steps}
     print("vit-scan", figures["vit-scan"], flush=True)
     return figures
 
 
 def compared(steps: dict[str, Callable[[], Any]], pairs: int, count: int) -> dict[str, Any]:
-    """Figures of each form, and its ratio to the bare one in the same turns."""
+    """Figures of each form, and its ratio to the unwrapped one in the same turns."""
     figures, seconds = per_step(steps, pairs, count)
-    ratios = {f"ratio_{arm}": measure.median_ratio(s, seconds["bare"]) for arm, s in seconds.items()}
-    del ratios["ratio_bare"]
+    ratios = {f"ratio_{arm}": measure.median_ratio(s, seconds["unwrapped"]) for arm, s in seconds.items()}
+    del ratios["ratio_unwrapped"]
     return figures | ratios
 
 
@@ -224,12 +224,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     end_epoch = pdt_optax.pdt(bare)
     every = pdt_optax.pdt(bare, every=1_000_000)  # so many updates to an epoch that none ends here
     for name, make, txs, pairs in (
-        ("adamw-10M", adamw_10m, {"bare": bare, "wrapped": end_epoch}, args.pairs),
+        ("adamw-10M", adamw_10m, {"unwrapped": bare, "wrapped": end_epoch}, args.pairs),
         *(
             (
                 f"alexnet-{size}",
                 functools.partial(alexnet, image_size=size, batch_size=args.batch_size),
-                {"bare": bare, "wrapped": end_epoch, "every": every},
+                {"unwrapped": bare, "wrapped": end_epoch, "every": every},
                 args.repeats,
             )
             for size in args.image_sizes

@@ -108,7 +108,7 @@ def _rank_one(differences: jax.Array, kind: Kind) -> tuple[jax.Array, jax.Array]
 
 
 @dataclasses.dataclass(frozen=True)
-class difference_dmd:  # noqa: N801
+class difference_dmd(pdt_optax.Dynamics):  # noqa: N801
     """DMD on the differences alone, rank 1: a direction and one eigenvalue.
 
     Attributes:
@@ -132,7 +132,7 @@ class difference_dmd:  # noqa: N801
 
 
 @dataclasses.dataclass(frozen=True)
-class hybrid:  # noqa: N801
+class hybrid(pdt_optax.Dynamics):  # noqa: N801
     """`difference_dmd` where it would have predicted the last difference better than the mean of the others; else drift."""
 
     kind: Kind = "disc"

@@ -137,15 +137,16 @@ def quadratic_path(arm: Arm, steps: int, steps_per_epoch: int):
     method = arm.method(Recipe("sgd", Constant(0.1, steps), steps // steps_per_epoch, steps_per_epoch))
     params = jnp.array([1.0, -2.0])
     state = method.tx.init(params)
+    kept = method.begin(params, state) if method.begin else None
     path, evaluated = [], []
     for i in range(steps):
         updates, state = method.tx.update(params, state, params)
         params = optax.apply_updates(params, updates)
         if (i + 1) % steps_per_epoch == 0:
             if method.end_epoch is not None:
-                params, state, _ = method.end_epoch(params, state, jnp.zeros(()))
+                params, state, kept, _ = method.end_epoch(params, state, kept, jnp.zeros(()))
             if method.evaluated is not None:
-                evaluated.append(np.asarray(method.evaluated(params, state)))
+                evaluated.append(np.asarray(method.evaluated(params, state, kept)))
         path.append(np.asarray(params))
     return np.array(path), np.array(evaluated)
 

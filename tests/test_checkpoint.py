@@ -11,6 +11,7 @@ import orbax.checkpoint as ocp
 import pytest
 
 import pdt_optax
+from tests.states import with_clock
 from tests.test_wrapper import make_params, step
 
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -74,7 +75,7 @@ def test_a_run_that_takes_up_pdt_late_knows_its_epoch() -> None:
     tx = pdt_optax.pdt(optax.adam(0.05), window=3, start=3, horizon=2)
     params: Any = make_params()
     state: Any = tx.init(params)
-    state = state._replace(snapshots_seen=jnp.int32(21))
+    state = with_clock(state, snapshots_seen=jnp.int32(21))
     predicted = [bool(report.predicted) for *_, report in epochs(tx, params, state, range(20, 26))]
     assert predicted == [False, False, True, False, True, False]
 
@@ -116,7 +117,7 @@ def test_a_checkpoint_with_another_window(name: str, windows: tuple[int, int], t
         like = jax.eval_shape(lambda: {"params": initial, "opt_state": new.init(initial)})
         like["opt_state"] = pdt_optax.resize_window(like["opt_state"], windows[0])
         saved = manager.restore(0, args=ocp.args.StandardRestore(like))
-    with pytest.raises(ValueError, match=rf"resize_window\(opt_state, {windows[1]}\)"):
+    with pytest.raises(ValueError, match=rf"resize_window\(state, {windows[1]}\)"):
         pdt_optax.check_saved(new, saved)
     resized = pdt_optax.resize_window(saved["opt_state"], windows[1])
     assert jax.tree.structure(resized) == jax.tree.structure(new.init(initial))

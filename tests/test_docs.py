@@ -42,10 +42,15 @@ def test_quoted_errors_are_the_librarys() -> None:
     assert [text for text in quoted if text not in known] == []
 
 
-# `attach` is in the example of `detach`.
 WITHOUT_EXAMPLE = {
     "PDT",
-    "Detached",
+    "Backup",
+    "Clock",
+    "Epoch",
+    "Guard",
+    "History",
+    "Modes",
+    "Pace",
     "Dynamics",
     "Forecast",
     "Memory",
@@ -53,8 +58,6 @@ WITHOUT_EXAMPLE = {
     "PDTState",
     "Prediction",
     "Rule",
-    "Schedule",
-    "attach",
     "presets",
 }
 
@@ -71,3 +74,19 @@ def test_every_public_function_and_every_picture_has_an_example() -> None:
 def test_every_public_name_is_in_the_reference() -> None:
     named = set(re.findall(r"^::: pdt_optax\.(\w+)", (ROOT / "docs" / "api.md").read_text(), re.MULTILINE))
     assert named == {*pdt_optax.__all__, "plot"}
+
+
+def test_a_snapshots_path_names_what_exists() -> None:
+    """The five lines of CONTRIBUTING: every name in them is a function, method or class of the library."""
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    path = text[text.index("### A snapshot's path") : text.index("## House rules")]
+    assert re.findall(r"^(\d)\. ", path, re.MULTILINE) == list("12345")
+    known = {
+        node.name
+        for file in (ROOT / "pdt_optax").rglob("*.py")
+        for node in ast.walk(ast.parse(file.read_text()))
+        if isinstance(node, ast.FunctionDef | ast.ClassDef)
+    }
+    named = [name for quoted in re.findall(r"`([\w.]+)`", path) for name in quoted.split(".")]
+    assert len(named) > 15
+    assert [n for n in named if n not in {*known, "params", "update", "_boundary"}] == []

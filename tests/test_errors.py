@@ -334,7 +334,13 @@ def other_params() -> list[Any]:
             "Unknown (1 of 3 leaves): 'c'.",
             id="a leaf more",
         ),
-        case(ValueError, end(None), "`params` " + STRUCTURE_RULE, "Missing (2 of 2 leaves): 'b', 'w'.", id="None"),
+        case(
+            ValueError,
+            end(None),
+            "`params` " + STRUCTURE_RULE,
+            "Missing (2 of 2 leaves): 'b', 'w'.",
+            id="None",
+        ),
         case(
             ValueError,
             end(list(PARAMS.values())),

@@ -13,7 +13,7 @@ import pytest
 import pdt_optax
 import pdt_optax.dynamics as dynamics_module
 from pdt_optax._predict import _stays_finite
-from pdt_optax.dynamics import _decompose, _gavish_donoho, _kept, _modulus_order
+from pdt_optax.dynamics import _gavish_donoho, _kept, _modulus_order, factor
 from tests import oracle, training
 
 with warnings.catch_warnings():
@@ -338,7 +338,7 @@ def test_the_hard_threshold_is_the_published_one(beta, omega):
     ],
 )
 def test_ranks(rank, singular_values, epsilon, noise, kept):
-    window = _decompose(jnp.eye(4))._replace(
+    window = factor(jnp.eye(4))._replace(
         singular_values=jnp.array(singular_values, jnp.float32), noise=jnp.float32(noise)
     )
     np.testing.assert_array_equal(_kept(rank, window, 100, epsilon), np.arange(3) < kept)
@@ -354,7 +354,7 @@ def test_without_float64_no_eigenvalues_are_known(monkeypatch):
 
 def test_the_noise_is_relative_to_the_longest_difference():
     for lengths in ((1, 3, 2, 1), (9, 1, 2, 3)):
-        window = _decompose(jnp.diag(jnp.array(lengths, jnp.float32) ** 2))
+        window = factor(jnp.diag(jnp.array(lengths, jnp.float32) ** 2))
         assert float(window.noise) == pytest.approx(64 * 3 * 2.0**-11.5)
 
 
@@ -373,7 +373,7 @@ def test_pydmd_has_the_same_modes_and_eigenvalues(rank, exact):
     So its modes and eigenvalues go into Eq. 5, which must give our prediction: that fixes eigenvalues,
     span and the pairing of the two.
     """
-    snapshots = [oracle.flatten(w).astype(np.float64) for w in case("early").history.snapshots]
+    snapshots = [oracle.flatten(w).astype(np.float64) for w in case("early").snapshots]
     params = oracle.flatten(case("early").params).astype(np.float64)
     modes_kind = "exact" if exact else "projected"
     dynamics = pdt_optax.dmd(rank=rank, modes=modes_kind, fit="past", displacement=False)

@@ -125,8 +125,10 @@ def test_schedules_do_in_every_case_what_they_say():
     fixed = pdt_optax.fixed()
     values = itertools.product((1.0, 2.0, 3.0), repeat=3)
     for horizon, (value, before, before_that) in itertools.product(range(1, 7), values):
-        pace = pdt_optax.fixed(horizon=horizon, interval=7).start()._replace(
-            value_before=jnp.float32(before), value_before_that=jnp.float32(before_that)
+        pace = (
+            pdt_optax.fixed(horizon=horizon, interval=7)
+            .start()
+            ._replace(value_before=jnp.float32(before), value_before_that=jnp.float32(before_that))
         )
 
         def following(
@@ -150,7 +152,11 @@ def test_a_pace_starts_as_given_and_knows_no_value():
     assert [x.dtype for x in pace] == [jnp.int32, jnp.int32, jnp.float32, jnp.float32]
     np.testing.assert_array_equal([float(x) for x in pace], [3, 4, math.nan, math.nan])
     assert not any(x.weak_type for x in pace)  # or a user's step would compile twice
-    assert pdt_optax.adaptive(longest_horizon=3).longest == pdt_optax.adaptive(longest_horizon=1).longest + 2 == 3
+    assert (
+        pdt_optax.adaptive(longest_horizon=3).longest
+        == pdt_optax.adaptive(longest_horizon=1).longest + 2
+        == 3
+    )
     assert pdt_optax.fixed(horizon=4).longest == pdt_optax.released_schedule(horizon=4).longest == 4
 
 

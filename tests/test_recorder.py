@@ -178,7 +178,7 @@ class Boom:
 def write_others(path, recorded: dict[str, Any]) -> None:
     np.savez(path / "other.npz", x=np.ones(3))
     missing = {k: v for k, v in recorded.items() if k != "report/predicted"}
-    newer = recorded | {"format": np.array("pdt_optax.Recorder 2")}
+    newer = recorded | {"format": np.array("pdt_optax.Recorder 3")}
     pickled = recorded | {"report/rank": np.array([Boom()] * 5, dtype=object)}
     for name, arrays in (("missing", missing), ("newer", newer), ("object", pickled)):
         np.savez(path / f"{name}.npz", **arrays)  # pyright: ignore[reportArgumentType]
@@ -214,8 +214,8 @@ def test_mistakes_are_errors() -> None:
     _, state, report = tx.end_epoch({"x": jnp.ones(2)}, tx.init({"x": jnp.ones(2)}))
     with pytest.raises(TypeError, match=r"`report` must be a `PDTReport`.* Got NoneType"):
         recorder.add(None, state)  # pyright: ignore[reportArgumentType]
-    with pytest.raises(ValueError, match=r"`add` comes before `detach`.* Got a state with 0 snapshots"):
-        recorder.add(report, pdt_optax.detach(state)[0])
+    with pytest.raises(ValueError, match="must hold exactly one history of snapshots.* Found 0 in"):
+        recorder.add(report, optax.sgd(0.1).init({"x": jnp.ones(2)}))
     train(recorder, epochs=1)
     with pytest.raises(ValueError, match=r"of one model. Expected the leaves \['b', 'w'\], got \['x'\]"):
         recorder.add(report, state)

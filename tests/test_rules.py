@@ -90,19 +90,21 @@ def test_the_hybrid_takes_what_would_have_predicted_the_last_difference(steps, b
 RECIPE = Recipe("momentum", Cosine(0.1, 80), 40, 2)
 
 
-def trained(arm: Any, epochs: int) -> tuple[Any, Any, Any]:
+def trained(arm: Any, epochs: int) -> tuple[Any, Any, Any, Any]:
+    """The weights, the optimizer's state, the history and the last report."""
     method = arm.method(RECIPE)
     assert method.end_epoch is not None
     params = {"w": jnp.array([1.0, -2.0]), "b": jnp.array([3.0])}
     state, report = method.tx.init(params), None
+    history = method.begin(params, state)
     update: Any = jax.jit(method.tx.update)
     for _ in range(epochs):
         for _ in range(RECIPE.steps_per_epoch):
             updates, state = update(params, state, params)
             params = optax.apply_updates(params, updates)
-        params, state, report = method.end_epoch(params, state, jnp.float32(1))
+        params, state, history, report = method.end_epoch(params, state, history, jnp.float32(1))
     assert report is not None
-    return params, state, report
+    return params, state, history, report
 
 
 GIVEN = predictive("", horizon=2).given
@@ -110,10 +112,10 @@ GIVEN = predictive("", horizon=2).given
 
 @pytest.mark.parametrize("epochs", [5, 6])
 def test_at_a_jump_moments_may_be_reset_and_the_schedule_advanced(epochs):
-    kept, before, report = trained(rules.AtJump("", GIVEN), epochs)
+    kept, before, _, report = trained(rules.AtJump("", GIVEN), epochs)
     assert bool(report.predicted) == (epochs == 6)
-    reset, after, _ = trained(rules.AtJump("", GIVEN, moments="reset"), epochs)
-    _, ahead, _ = trained(rules.AtJump("", GIVEN, advance=3), epochs)
+    reset, after, *_ = trained(rules.AtJump("", GIVEN, moments="reset"), epochs)
+    _, ahead, *_ = trained(rules.AtJump("", GIVEN, advance=3), epochs)
     chex.assert_trees_all_equal(kept, reset)
     moments = optax.tree.get(before, "trace")
     assert all(jnp.any(m != 0) for m in moments.values())
@@ -125,18 +127,16 @@ def test_at_a_jump_moments_may_be_reset_and_the_schedule_advanced(epochs):
 
 def test_a_model_for_every_leaf_is_a_prediction_of_each_alone():
     given = tuple(pdt_optax.presets.released.items())
-    before, _, _ = trained(rules.LeafByLeaf("", given), 5)
-    params, state, report = trained(rules.LeafByLeaf("", given), 6)
+    before, inner, plain, _ = trained(rules.LeafByLeaf("", given), 5)
+    params, _, history, report = trained(rules.LeafByLeaf("", given), 6)
     assert report.predicted
-    _, plain, _ = trained(rules.LeafByLeaf("", given), 5)
-    inner: Any = plain.inner_state
     new: Any = before
     for _ in range(RECIPE.steps_per_epoch):
         updates, inner = RECIPE.inner().update(new, inner, new)
         new = optax.apply_updates(new, updates)
     for name in ("w", "b"):
         alone: Any = pdt_optax.predict_and_mask(
-            [w[name] for w in plain.history.snapshots],
+            [w[name] for w in plain.snapshots],
             new[name],
             dynamics=dict(given)["dynamics"],
             accept=dict(given)["accept"],
@@ -145,4 +145,4 @@ def test_a_model_for_every_leaf_is_a_prediction_of_each_alone():
         )
         assert float(alone.accepted_share) == 1
         np.testing.assert_allclose(params[name], alone.params, rtol=1e-6)
-        np.testing.assert_array_equal(params[name], state.history.snapshots[-1][name])
+        np.testing.assert_array_equal(params[name], history.snapshots[-1][name])

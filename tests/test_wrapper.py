@@ -582,9 +582,7 @@ def test_a_state_counts_in_int32() -> None:
             s.this_epoch.updates_seen,
         )
         pace = (s.history.clock.pace.horizon_now, s.history.clock.pace.interval_now)
-        assert {x.dtype for x in (*counters, s.this_epoch.values_seen, *pace)} == {
-            jnp.dtype("int32")
-        }
+        assert {x.dtype for x in (*counters, s.this_epoch.values_seen, *pace)} == {jnp.dtype("int32")}
 
 
 def test_an_update_keeps_its_type() -> None:

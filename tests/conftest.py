@@ -4,7 +4,6 @@ The environment is set before anything imports jax, and every process that a tes
 """
 
 import os
-from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 
@@ -18,21 +17,10 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 # Optimizing takes longer than it saves here. `make test-all` compiles as users do: it sets no flags.
 os.environ.setdefault(
-    "XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+    "XLA_FLAGS",
+    "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true "
+    "--xla_cpu_use_fusion_emitters=false",
 )
-
-
-@pytest.fixture
-def uncached() -> Iterator[None]:
-    """For tests that compare how long compiling takes: within one, programs come from no cache on disk."""
-    import jax
-    from jax.experimental.compilation_cache import compilation_cache
-
-    jax.config.update("jax_enable_compilation_cache", False)
-    compilation_cache.reset_cache()  # or the answer to whether there is one would stay as it was
-    yield
-    jax.config.update("jax_enable_compilation_cache", True)
-    compilation_cache.reset_cache()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

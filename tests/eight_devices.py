@@ -185,7 +185,6 @@ def all_reduced(text: str) -> list[int]:
 )
 def test_collectives(name: str, layout: str, kind: str, within: bool) -> None:
     """One small all-reduce before the assembly and one after, of the accepted counts; no other traffic."""
-    tx = pdt_optax.pdt(optax.identity(), **SETTINGS[name])
     on = mesh(kind)
     with jax.set_mesh(on) if within else contextlib.nullcontext():
         params = {n: jax.device_put(x, NamedSharding(on, LAYOUTS[layout][n])) for n, x in walk(1)[0].items()}

@@ -12,6 +12,8 @@ from pydmd import DMD
 import pdt_optax
 from tests.training import epoch_weights
 
+DRIFT: Any = pdt_optax.drift()
+
 
 def flat(tree: Any) -> np.ndarray:
     return np.concatenate([np.asarray(x).ravel() for x in jax.tree.leaves(tree)])
@@ -30,7 +32,7 @@ def test_pydmd_finds_the_same_modes(run: list[Any], rank: int, modes: Any) -> No
     data = np.stack([flat(w) for w in run], axis=1)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # PyDMD says that the snapshots are nearly parallel
-        want = DMD(svd_rank=rank, exact=modes == "exact").fit(data)
+        want: Any = DMD(svd_rank=rank, exact=modes == "exact").fit(data)
     order = np.argsort(-abs(want.eigs), kind="stable")
     np.testing.assert_allclose(got.eigenvalues, want.eigs[order], rtol=0, atol=1e-9)
     ours, theirs = np.stack([flat(m) for m in got.modes], axis=1), want.modes[:, order]
@@ -76,7 +78,7 @@ def test_modes_have_the_type_of_the_weights() -> None:
 @pytest.mark.parametrize(
     ("error", "call", "message"),
     [
-        (TypeError, lambda w: pdt_optax.decompose(w, dynamics=pdt_optax.drift()), "must be `dmd"),
+        (TypeError, lambda w: pdt_optax.decompose(w, dynamics=DRIFT), "must be `dmd"),
         (ValueError, lambda w: pdt_optax.decompose(w[:1]), "`window` must be at least 2"),
         (ValueError, lambda w: pdt_optax.decompose([w[0]] * 3), "must differ"),
         (ValueError, lambda w: pdt_optax.decompose([*w, {"w": w[0]["w"] * np.nan}]), "must be finite"),

@@ -236,7 +236,7 @@ def test_rank_of_dmd(rank: Any) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class UnhashableModel(pdt_optax.Dynamics):
-    fit: str = "current"
+    fit: Any = "current"
     minimum_window: int = 2
     weights: Any = dataclasses.field(default_factory=lambda: [1.0])
 

@@ -22,8 +22,8 @@ OLDER, NEWEST, TRAINED = np.array([[1.0, 5.0], [3.0, 4.0], [6.0, 8.0]])
 class Echo(pdt_optax.Dynamics):
     """Expects no motion, and answers with what it was told."""
 
-    fit: ClassVar[Fit] = "past"
-    minimum_window: ClassVar[int] = 1
+    fit: Fit = "past"
+    minimum_window: int = 1
 
     def __call__(
         self, gram: jax.Array, horizon: int, *, size: int, epsilon: float, epoch: jax.Array

@@ -214,7 +214,7 @@ def test_mistakes_are_errors() -> None:
     _, state, report = tx.end_epoch({"x": jnp.ones(2)}, tx.init({"x": jnp.ones(2)}))
     with pytest.raises(TypeError, match=r"`report` must be a `PDTReport`.* Got NoneType"):
         recorder.add(None, state)  # pyright: ignore[reportArgumentType]
-    with pytest.raises(ValueError, match="must hold exactly one history of snapshots.* Found 0 in"):
+    with pytest.raises(ValueError, match=r"must hold exactly one history of snapshots.* Found 0 in"):
         recorder.add(report, optax.sgd(0.1).init({"x": jnp.ones(2)}))
     train(recorder, epochs=1)
     with pytest.raises(ValueError, match=r"of one model. Expected the leaves \['b', 'w'\], got \['x'\]"):

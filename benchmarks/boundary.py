@@ -21,10 +21,10 @@ import numpy as np
 
 import pdt_optax
 from benchmarks import measure, trees
+from benchmarks.lowered import lower
 from experiments import command
 from pdt_optax._compiled import own
 from pdt_optax._passes import assemble, gram_matrix
-from pdt_optax._predictor import lower
 from pdt_optax._reduce import widest_float
 from pdt_optax._window import WHOLE
 

@@ -28,8 +28,8 @@ from rich.progress import track
 
 import pdt_optax
 from benchmarks import measure
+from benchmarks.lowered import lower
 from experiments import command
-from pdt_optax._predictor import lower
 
 PRESETS = ("recommended", "released")
 LAYOUTS = ("fsdp", "replicated")

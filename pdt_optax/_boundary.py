@@ -4,7 +4,6 @@ Everything here works on lists of leaves and is traced: inside `end_epoch`'s own
 jit, inside `update`, or inside whatever the caller compiles.
 """
 
-import dataclasses
 from typing import NamedTuple
 
 import jax
@@ -15,37 +14,23 @@ from jax import lax
 from pdt_optax._layout import Column
 from pdt_optax._predict import predict
 from pdt_optax._report import PDTReport, no_report
-from pdt_optax._window import Storage, Window
-from pdt_optax.accept import Rule
-from pdt_optax.dynamics import Dynamics
-from pdt_optax.guard import Guard
+from pdt_optax._settings import Settings
+from pdt_optax._window import Window
 from pdt_optax.schedule import Pace, Schedule
 
 
-@dataclasses.dataclass(frozen=True)
-class Settings:
-    """All that a boundary depends on; hashable, so that equal predictors share compiled code.
+class Plan(NamedTuple):
+    """What of a boundary is known before it is compiled.
 
     Attributes:
-      together: see `predict`.
+      settings: of the predictor.
       predicted: for each of the weights at hand, whether it is one of the snapshots' leaves.
+      together: see `predict`.
     """
 
-    dynamics: Dynamics
-    accept: Rule
-    window: int
-    start: int
-    schedule: Schedule
-    guard: Guard | None
-    dry_run: bool
-    storage: Storage
-    together: bool = False
-    predicted: tuple[bool, ...] = ()
-
-    @property
-    def needs_value(self) -> bool:
-        """Whether the epochs' values are needed."""
-        return self.schedule.needs_value or self.guard is not None
+    settings: Settings
+    predicted: tuple[bool, ...]
+    together: bool
 
 
 class Clock(NamedTuple):
@@ -109,14 +94,14 @@ class Moment(NamedTuple):
     clock: Clock
 
 
-def end(now: Moment, value: jax.Array, missing: jax.Array, settings: Settings) -> tuple[Moment, PDTReport]:
+def end(now: Moment, value: jax.Array, missing: jax.Array, plan: Plan) -> tuple[Moment, PDTReport]:
     """Ends an epoch.
 
     Args:
       now: after the epoch, before its snapshot.
       value: (), float32, the epoch's value.
       missing: (), bool; whether it was needed and none came.
-      settings: of the predictor.
+      plan: which of the weights are predicted, and how.
 
     Returns:
       The moment after it, with the epoch's snapshot taken; or, where the guard
@@ -125,32 +110,32 @@ def end(now: Moment, value: jax.Array, missing: jax.Array, settings: Settings) -
     """
 
     def go_on() -> tuple[Moment, PDTReport]:
-        trained = _chosen(now.weights, settings)
-        new, clock, report = _predict_if_due(now.window, trained, now.clock, value, settings)
+        trained = _chosen(now.weights, plan)
+        new, clock, report = _predict_if_due(now.window, trained, now.clock, value, plan)
         remaining = iter(new)
-        weights = [next(remaining) if p else w for w, p in zip(now.weights, settings.predicted, strict=True)]
-        window = settings.storage.push(now.window, new)
+        weights = [next(remaining) if p else w for w, p in zip(now.weights, plan.predicted, strict=True)]
+        window = plan.settings.storage.push(now.window, new)
         backup = None
-        if settings.guard is not None:
-            backup = Backup(report.predicted & (not settings.dry_run), now.weights, now.opt_state)
+        if plan.settings.guard is not None:
+            backup = Backup(report.predicted & (not plan.settings.dry_run), now.weights, now.opt_state)
         return Moment(weights, window, now.opt_state, backup, clock), report
 
-    if settings.guard is None or now.backup is None:
+    if plan.settings.guard is None or now.backup is None:
         after, report = go_on()
     else:
-        failed = settings.guard.failed(value, now.clock.pace.value_before)
+        failed = plan.settings.guard.failed(value, now.clock.pace.value_before)
         take_back = now.backup.armed & failed & ~missing
-        after, report = lax.cond(take_back, lambda: _taken_back(now, value, settings), go_on)
+        after, report = lax.cond(take_back, lambda: _taken_back(now, value, plan), go_on)
     return after, report._replace(value_missing=missing)
 
 
-def _chosen(weights: Column, settings: Settings) -> Column:
-    return [w for w, p in zip(weights, settings.predicted, strict=True) if p]
+def _chosen(weights: Column, plan: Plan) -> Column:
+    return [w for w, p in zip(weights, plan.predicted, strict=True) if p]
 
 
-def _taken_back(now: Moment, value: jax.Array, settings: Settings) -> tuple[Moment, PDTReport]:
+def _taken_back(now: Moment, value: jax.Array, plan: Plan) -> tuple[Moment, PDTReport]:
     """The moment after the epoch that ended in the last jump, had there been none."""
-    assert settings.guard is not None
+    assert plan.settings.guard is not None
     assert now.backup is not None
     before = now.backup
     weights, kept = jax.tree.leaves(before.weights_before), jax.tree.leaves(before.optimizer_before)
@@ -159,42 +144,46 @@ def _taken_back(now: Moment, value: jax.Array, settings: Settings) -> tuple[Mome
         b if b.dtype == n.dtype else b.astype(n.dtype) for b, n in zip(kept, now.opt_state, strict=True)
     ]
     # The newest snapshot is the weights after the jump: the optimizer's own take its place.
-    window = settings.storage.replace_newest(now.window, _chosen(weights, settings))
+    window = plan.settings.storage.replace_newest(now.window, _chosen(weights, plan))
     clock = now.clock._replace(
-        pace=settings.guard.after(now.clock.pace), plain_epochs=jnp.ones_like(now.clock.plain_epochs)
+        pace=plan.settings.guard.after(now.clock.pace), plain_epochs=jnp.ones_like(now.clock.plain_epochs)
     )
-    report = no_report(len(window), sum(settings.predicted), value)._replace(rolled_back=jnp.array(True))
+    report = no_report(len(window), sum(plan.predicted), value)._replace(rolled_back=jnp.array(True))
     spent = before._replace(armed=jnp.array(False), optimizer_before=opt_state)
     return Moment(weights, window, opt_state, spent, clock), report
 
 
 def _predict_if_due(
-    window: Window, trained: Column, clock: Clock, value: jax.Array, settings: Settings
+    window: Window, trained: Column, clock: Clock, value: jax.Array, plan: Plan
 ) -> tuple[Column, Clock, PDTReport]:
     """The new weights, the clock after this epoch, and its report."""
     epoch = clock.snapshots_seen - 1  # counted from 0; the snapshot of `init` came before it
     jumped = (clock.predictions_made > 0) & (clock.plain_epochs == 0)
-    pace = settings.schedule.next(clock.pace, value, jumped)
+    pace = plan.settings.schedule.next(clock.pace, value, jumped)
     pace = pace._replace(value_before=value, value_before_that=clock.pace.value_before)
     rested = (clock.predictions_made == 0) | (clock.plain_epochs >= pace.interval_now)
-    due = (epoch >= settings.start) & (clock.snapshots_held >= settings.window) & rested
+    due = (
+        (epoch >= (plan.settings.start or plan.settings.window))
+        & (clock.snapshots_held >= plan.settings.window)
+        & rested
+    )
     nothing = no_report(len(window), len(trained), value)
 
     def predicted(trained: Column) -> tuple[Column, PDTReport]:
         prediction = predict(
-            settings.storage.at_hand(window),
+            plan.settings.storage.at_hand(window),
             trained,
             epoch,
-            dynamics=settings.dynamics,
-            accept=settings.accept,
-            horizon=settings.schedule.longest,
-            reach=None if settings.schedule.steady and settings.guard is None else pace.horizon_now,
-            storage=settings.storage,
-            together=settings.together,
+            dynamics=plan.settings.dynamics,
+            accept=plan.settings.rule,
+            horizon=plan.settings.schedule.longest,
+            reach=None if plan.settings.schedule.steady and plan.settings.guard is None else pace.horizon_now,
+            storage=plan.settings.storage,
+            together=plan.together,
         )
         known = {name: x for name, x in prediction._asdict().items() if name in PDTReport._fields}
         report = nothing._replace(predicted=prediction.finite, horizon=pace.horizon_now, **known)
-        return trained if settings.dry_run else prediction.params, report
+        return trained if plan.settings.dry_run else prediction.params, report
 
     # A loop of zero or one trips, not a conditional: what a loop carries is
     # updated in place, while a conditional's weights would come back in new memory.
@@ -204,7 +193,7 @@ def _predict_if_due(
         (due, trained, nothing),
     )
     clock = Clock(
-        snapshots_held=jnp.minimum(optax.safe_increment(clock.snapshots_held), settings.window),
+        snapshots_held=jnp.minimum(optax.safe_increment(clock.snapshots_held), plan.settings.window),
         snapshots_seen=jnp.asarray(optax.safe_increment(clock.snapshots_seen)),
         plain_epochs=jnp.where(report.predicted, 0, optax.safe_increment(clock.plain_epochs)),
         predictions_made=jnp.where(

@@ -10,13 +10,13 @@ import optax
 from jax import lax
 
 from pdt_optax import _boundary
-from pdt_optax._boundary import Moment, Settings
+from pdt_optax._boundary import Moment, Plan
 from pdt_optax._layout import Column
 from pdt_optax._report import PDTReport
 from pdt_optax._window import Window
 
 
-@functools.partial(jax.jit, static_argnames="settings", donate_argnames="donated")
+@functools.partial(jax.jit, static_argnames="plan", donate_argnames="donated")
 def end_apart(
     donated: Moment | None,
     borrowed: Moment | None,
@@ -24,7 +24,7 @@ def end_apart(
     value: jax.Array,
     missing: jax.Array,
     *,
-    settings: Settings,
+    plan: Plan,
 ) -> tuple[Moment, PDTReport]:
     """A boundary between epochs, compiled by itself.
 
@@ -34,14 +34,14 @@ def end_apart(
     Args:
       donated, borrowed: one of them is what the boundary writes; its window the columns that it replaces.
       kept: the columns of the window that it only reads.
-      value, missing, settings: as for `end`.
+      value, missing, plan: as for `end`.
     """
     now = borrowed if donated is None else donated
     assert now is not None
-    storage, spent = settings.storage, now.window
-    window = spent if settings.guard else storage.join(spent, kept)
-    after, report = _boundary.end(now._replace(window=window), value, missing, settings)
-    if settings.guard:
+    storage, spent = plan.settings.storage, now.window
+    window = spent if plan.settings.guard else storage.join(spent, kept)
+    after, report = _boundary.end(now._replace(window=window), value, missing, plan)
+    if plan.settings.guard:
         newest = jax.tree.map(jnp.copy, after.window[-1])  # or the weights and it would share buffers
         return after._replace(window=(*after.window[:-1], newest)), report
     *older, newest = storage.pushed(after.window)
@@ -96,9 +96,9 @@ def _jump(update: jax.Array, old: jax.Array, trained: jax.Array, new: jax.Array)
     return jnp.where(new == trained, update, jump)
 
 
-@functools.partial(jax.jit, static_argnames=("settings", "every"))
+@functools.partial(jax.jit, static_argnames=("plan", "every"))
 def end_inside(
-    steps: Column, now: Moment, seen: Epoch, report: PDTReport, *, settings: Settings, every: int
+    steps: Column, now: Moment, seen: Epoch, report: PDTReport, *, plan: Plan, every: int
 ) -> tuple[Column, Moment, Epoch, PDTReport]:
     """Ends an epoch inside `update` once `every` updates have passed since the last one.
 
@@ -115,13 +115,13 @@ def end_inside(
         steps, before, seen, _ = carry
         trained: Any = optax.apply_updates(cast(Any, old), steps)
         after, report = _boundary.end(
-            before._replace(weights=trained), seen.mean_value(), jnp.array(False), settings
+            before._replace(weights=trained), seen.mean_value(), jnp.array(False), plan
         )
         steps = jax.tree.map(_jump, steps, old, trained, after.weights)
         # What the caller will have after adding the updates, to the last bit.
         landed: Any = optax.apply_updates(cast(Any, old), steps)
-        newest = [x for x, p in zip(landed, settings.predicted, strict=True) if p]
-        window = settings.storage.replace_newest(after.window, newest)
+        newest = [x for x, p in zip(landed, plan.predicted, strict=True) if p]
+        window = plan.settings.storage.replace_newest(after.window, newest)
         return steps, after._replace(weights=[], window=window), Epoch.start(), report
 
     return lax.while_loop(due, end, (steps, now._replace(weights=[]), seen, report))

@@ -1,19 +1,22 @@
 """The history of a run: its last snapshots, the clock and the guard's backup; and taking up a saved one."""
 
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
 import optax
 
 from pdt_optax import _layout
-from pdt_optax._boundary import Backup, Clock, Moment, Settings
-from pdt_optax._layout import Column
+from pdt_optax._boundary import Backup, Clock, Moment
+from pdt_optax._layout import Column, Tree
+from pdt_optax._settings import Settings
 from pdt_optax.schedule import Pace
 
 # Of what a `History` holds and means; it grows when a saved one could be misread.
 VERSION = 2
+
+Kind = TypeVar("Kind")
 
 _CLOCK = jax.tree.structure(Clock(0, 0, 0, 0, Pace(0, 0, 0, 0)))  # pyright: ignore[reportArgumentType]
 
@@ -69,30 +72,24 @@ class History(NamedTuple):
         return self.snapshots[-1] if self.backup is None else self.backup.weights_before
 
 
-def own_copy(x: Any) -> Any:
+def own_copy(x: Tree) -> Tree:
     return jnp.array(x, copy=True) if isinstance(x, jax.Array) else x
 
 
-def start(
-    params: optax.Params, opt_state: optax.OptState | None, settings: Settings, exclude: _layout.Exclude
-) -> History:
+def start(params: optax.Params, opt_state: optax.OptState | None, settings: Settings) -> History:
     """The history before the first epoch."""
     backup = None
     if settings.guard is not None:
         backup = Backup(jnp.array(False), _layout.snapshot(params), jax.tree.map(own_copy, opt_state))
     return History(
-        snapshots=settings.storage.start(_layout.snapshot(params, exclude), settings.window),
+        snapshots=settings.storage.start(_layout.snapshot(params, settings.exclude), settings.window),
         clock=Clock.start(settings.schedule),
         backup=backup,
         version=jnp.zeros(VERSION, jnp.int8),
     )
 
 
-def is_history(x: Any) -> bool:
-    return isinstance(x, History)
-
-
-def find(tree: Any, kind: type = History) -> Any:
+def find(tree: object, kind: type[Kind]) -> Kind:
     """The one `History` (or `kind`) in a tree, such as an optimizer's state.
 
     Raises:
@@ -107,7 +104,7 @@ def find(tree: Any, kind: type = History) -> Any:
     return found[0]
 
 
-def replaced(tree: Any, kind: type, change: Callable[[Any], Any]) -> Any:
+def replaced(tree: Tree, kind: type[Kind], change: Callable[[Kind], Kind]) -> Tree:
     """`tree` with what `change` makes of each `kind` in it."""
     return jax.tree.map(
         lambda x: change(x) if isinstance(x, kind) else x, tree, is_leaf=lambda x: isinstance(x, kind)

@@ -3,25 +3,27 @@
 import contextlib
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.tree_util import KeyPath
 
 Path = tuple[str, ...]
+Tree = TypeVar("Tree")
 Column = list[jax.Array]  # some leaves of a tree, at one time
 Exclude = Callable[[str], bool] | Any  # of a leaf's path, or a tree of bools
 
 
-def is_masked(x: Any) -> bool:
+def is_masked(x: object) -> bool:
     return isinstance(x, optax.MaskedNode)
 
 
-def is_floating(x: Any) -> bool:
-    return hasattr(x, "dtype") and jnp.issubdtype(x.dtype, jnp.floating)
+def is_floating(x: object) -> bool:
+    return jnp.issubdtype(getattr(x, "dtype", jnp.int32), jnp.floating)
 
 
 def as_array(x: Any) -> Any:
@@ -31,12 +33,12 @@ def as_array(x: Any) -> Any:
 
 def describe(x: Any) -> str:
     """`float32[2, 3]`, the keys of a tree, or the value itself if it is neither."""
-    if hasattr(x, "shape"):
+    if hasattr(x, "shape") and hasattr(x, "dtype"):
         return f"{x.dtype}{list(x.shape)}"
     return repr(x) if x is None or jax.tree_util.all_leaves([x]) else str(jax.tree.structure(x))
 
 
-def _path(keys: Sequence[Any]) -> Path:
+def _path(keys: KeyPath) -> Path:
     """`("layers", "0", "kernel")`.
 
     A Flax nnx Variable is a node with one child, its attribute `value`: a path
@@ -56,12 +58,12 @@ def _paths(treedef: Any) -> tuple[tuple[Path, ...], tuple[Path, ...]]:
     return leaves, tuple(_path(keys) for keys, x in found if is_masked(x))
 
 
-def leaf_names(tree: Any) -> list[str]:
+def leaf_names(tree: object) -> list[str]:
     """The paths of a tree's leaves as text, `"layers/0/kernel"`."""
     return ["/".join(path) for path in _paths(jax.tree.structure(tree))[0]]
 
 
-def floating(tree: Any) -> Any:
+def floating(tree: Tree) -> Tree:
     """`tree` with a `MaskedNode` for each leaf that is no floating-point array."""
     return jax.tree.map(lambda x: x if is_floating(x) else optax.MaskedNode(), tree)
 
@@ -144,7 +146,7 @@ def _positions(like: Any, treedef: Any) -> tuple[tuple[int, ...], list[Path], li
     return tuple(found[path] for path in expected if path in found), missing, extra
 
 
-def _where(like: Any, tree: Any, name: str) -> tuple[int, ...]:
+def _where(like: object, tree: object, name: str) -> tuple[int, ...]:
     where, missing, extra = _positions(jax.tree.structure(like), jax.tree.structure(tree))
     if missing or extra:
         raise ValueError(
@@ -161,7 +163,7 @@ def _first(what: str, paths: list[Path], total: int, most: int = 3) -> str:
     return f" {what} ({len(names)} of {total} leaves): {', '.join(names[:most])}{more}." if names else ""
 
 
-def take(like: Any, tree: Any, name: str = "params", *, types: bool = True) -> Column:
+def take(like: object, tree: object, name: str = "params", *, types: bool = True) -> Column:
     """The leaves of `tree` at those of `like`, found by path.
 
     Raises:
@@ -180,7 +182,7 @@ def take(like: Any, tree: Any, name: str = "params", *, types: bool = True) -> C
     return column
 
 
-def put(like: Any, tree: Any, column: Sequence[Any]) -> Any:
+def put(like: object, tree: Tree, column: Column) -> Tree:
     """`tree` with `column` in place of the leaves that `take` found."""
     leaves, treedef = jax.tree.flatten(tree)
     for i, x in zip(_where(like, tree, "tree"), column, strict=True):
@@ -188,6 +190,6 @@ def put(like: Any, tree: Any, column: Sequence[Any]) -> Any:
     return treedef.unflatten(leaves)
 
 
-def refill(tree: Any, leaves: Any) -> Any:
+def refill(tree: Tree, leaves: object) -> Tree:
     """A tree like `tree`, its containers included, with the leaves of another one in the same order."""
     return jax.tree.unflatten(jax.tree.structure(tree), jax.tree.leaves(leaves))

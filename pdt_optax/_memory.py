@@ -61,7 +61,7 @@ def _readable(size: float) -> str:
     return f"{size / {'GB': 1e9, 'MB': 1e6, 'kB': 1e3, 'B': 1}[unit]:.3g} {unit}"
 
 
-def _bytes(tree: Any) -> int:
+def _bytes(tree: object) -> int:
     return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree) if hasattr(x, "dtype"))
 
 
@@ -93,11 +93,10 @@ def memory(
       at most, on the devices    1.43 GB
     """
     predictor = predictor_of(made)
-    settings = predictor.settings
     if isinstance(made, Predictor):
         init = (lambda params: ()) if optimizer is None else optimizer.init
         opt_state: Any = jax.eval_shape(init, params)
-        kept = opt_state if settings.guard else None
+        kept = opt_state if predictor.guard else None
         history = jax.eval_shape(lambda params, kept: made.init(params, kept), params, kept)
     else:
         state: Any = jax.eval_shape(made.init, params)
@@ -106,13 +105,13 @@ def memory(
     window = tuple(map(jax.tree.leaves, history.snapshots))
     prediction = jax.eval_shape(
         lambda window, weights: predict(
-            settings.storage.at_hand(window),
+            predictor.storage.at_hand(window),
             weights,
             0,
-            dynamics=settings.dynamics,
-            accept=settings.accept,
-            horizon=settings.schedule.longest,
-            storage=settings.storage,
+            dynamics=predictor.dynamics,
+            accept=predictor.rule,
+            horizon=predictor.schedule.longest,
+            storage=predictor.storage,
         ),
         window,
         weights,
@@ -124,7 +123,7 @@ def memory(
         params=_bytes(params),
         optimizer=_bytes(opt_state),
         snapshots=snapshots,
-        snapshots_on_host=settings.storage.host,
+        snapshots_on_host=predictor.storage.host,
         backup=_bytes(history.backup),
-        boundary=_bytes(prediction.mask) + _bytes(copied) + (snapshots if settings.storage.host else 0),
+        boundary=_bytes(prediction.mask) + _bytes(copied) + (snapshots if predictor.storage.host else 0),
     )

@@ -1,12 +1,12 @@
 """The two passes over the weights: one reads every weight, one writes every weight."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.typing import DTypeLike
 
 from pdt_optax import _layout
 from pdt_optax._reduce import over_shards, totals, widest_float
@@ -17,7 +17,7 @@ from pdt_optax.dynamics import Fit, seen_columns
 Points = Sequence[jax.Array]  # a leaf's snapshots, oldest to newest, and its weights
 
 
-def difference_basis(points: Points, storage: Storage, fit: Fit, dtype: Any) -> list[jax.Array]:
+def difference_basis(points: Points, storage: Storage, fit: Fit, dtype: DTypeLike) -> list[jax.Array]:
     """Columns `[reference, *differences]` of a leaf: everything computed from a window combines them."""
     *snapshots, param = points
     reference = (snapshots[-1] if fit == "past" else param).astype(dtype)

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax import lax
+from jax.typing import DTypeLike
 
 from pdt_optax._layout import Column, as_array, floating, put, refill, take
 from pdt_optax._passes import Points, assemble, gram_matrix
@@ -177,7 +178,7 @@ def predict(
             "There is nothing to predict: the snapshots have no floating-point leaf. "
             f"Got {len(window)} snapshots of 0 leaves."
         )
-    points: list[Points] = [(*snapshots, x) for *snapshots, x in zip(*window, weights, strict=True)]
+    points: list[Points] = list(zip(*window, weights, strict=True))
     groups = stacks(weights, together)
     stacked = [tuple(map(_stack, *(points[i] for i in group))) for group in groups]
     small = in_widest_float(functools.partial(_forecast, storage=storage, dynamics=dynamics, horizon=horizon))
@@ -232,7 +233,7 @@ def predict(
 _SMALL = 2**16
 
 
-def stacks(leaves: Sequence[Any], together: bool) -> list[list[int]]:
+def stacks(leaves: Sequence[jax.Array], together: bool) -> list[list[int]]:
     """Indices of the leaves in groups: small ones that are alike together, each of the others alone."""
     groups: dict[Any, list[int]] = {}
     for i, x in enumerate(leaves):
@@ -287,11 +288,11 @@ def _forecast(
     )
 
 
-def _largest(dtype: Any) -> float:
+def _largest(dtype: DTypeLike) -> float:
     return float(jnp.finfo(dtype).max)
 
 
-def _stays_finite(gram: jax.Array, increments: jax.Array, dtype: Any) -> jax.Array:
+def _stays_finite(gram: jax.Array, increments: jax.Array, dtype: DTypeLike) -> jax.Array:
     """Whether every predicted weight is sure to be finite, told from h x h numbers alone.
 
     No element of a column is larger than the column's length, so every partial

@@ -1,30 +1,24 @@
 """`Predictor`: Predictive Differential Training beside any optimizer."""
 
 import dataclasses
-import functools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from pdt_optax import _history, _layout, presets
-from pdt_optax._boundary import Moment, Settings
+from pdt_optax import _history, _layout
+from pdt_optax._boundary import Moment, Plan
 from pdt_optax._compiled import end_apart
 from pdt_optax._history import History
 from pdt_optax._layout import Column
-from pdt_optax._predict import check_model
 from pdt_optax._reduce import on_one_device
 from pdt_optax._report import PDTReport
-from pdt_optax._window import Storage
-from pdt_optax.accept import Accept, Rule, as_rule
-from pdt_optax.dynamics import Dynamics
-from pdt_optax.guard import Guard
-from pdt_optax.schedule import Schedule, count, fixed
+from pdt_optax._settings import Settings
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Predictor:
+class Predictor(Settings):
     """Predictive Differential Training beside any optimizer, in any framework: your step is untouched.
 
     Between epochs, call `end_epoch`: it keeps a snapshot of the weights and, when
@@ -85,73 +79,6 @@ class Predictor:
       Predictive Differential Training Guided by Training Dynamics, Algorithm 1.
     """
 
-    dynamics: Dynamics = presets.recommended["dynamics"]
-    accept: Rule | Accept = presets.recommended["accept"]
-    window: int = presets.recommended["window"]
-    schedule: Schedule = fixed()
-    horizon: dataclasses.InitVar[int | None] = None
-    interval: dataclasses.InitVar[int | None] = None
-    start: int | None = None
-    guard: Guard | None = None
-    exclude: _layout.Exclude = None
-    snapshot_dtype: str | None = None
-    snapshot_device: str | None = None
-    dry_run: bool = False
-
-    def __post_init__(self, horizon: int | None, interval: int | None) -> None:
-        window = count("window", self.window, 2, "a difference takes two snapshots")
-        start = window if self.start is None else count("start", self.start, 1, "it counts epochs")
-        if start < window:
-            raise ValueError(
-                "`start` must be at least `window`: the first prediction needs a full window. "
-                f"Got {start=}, {window=}."
-            )
-        rule = as_rule("accept", self.accept)
-        check_model(self.dynamics, rule, window)
-        if not isinstance(self.schedule, Schedule):
-            raise TypeError(
-                "`schedule` must be an acceleration schedule, such as `fixed()` or `adaptive()` (with its "
-                f"parentheses). Got {self.schedule!r}."
-            )
-        shorthands = {"horizon": horizon, "interval": interval}
-        given = {name: value for name, value in shorthands.items() if value is not None}
-        if self.guard is not None and not isinstance(self.guard, Guard):
-            raise TypeError(f"`guard` must be None or `rollback(...)`. Got {self.guard!r}.")
-        if self.snapshot_dtype not in (None, "bfloat16"):
-            raise ValueError(
-                '`snapshot_dtype` must be None, whole snapshots in the types of the parameters, or "bfloat16", '
-                f"their differences. Got snapshot_dtype={self.snapshot_dtype!r}."
-            )
-        if self.snapshot_device not in (None, "host"):
-            raise ValueError(
-                '`snapshot_device` must be None, beside the parameters, or "host", in host memory between '
-                f"predictions. Got snapshot_device={self.snapshot_device!r}."
-            )
-        for name, value in {
-            "accept": rule,
-            "window": window,
-            "schedule": dataclasses.replace(self.schedule, **given),
-            "start": start,
-            "exclude": _layout.hashable(self.exclude),
-        }.items():
-            object.__setattr__(self, name, value)
-
-    @functools.cached_property
-    def settings(self) -> Settings:
-        """What a boundary depends on."""
-        storage = Storage(self.snapshot_dtype, self.snapshot_device == "host")
-        assert self.start is not None
-        return Settings(
-            self.dynamics,
-            as_rule("accept", self.accept),
-            self.window,
-            self.start,
-            self.schedule,
-            self.guard,
-            self.dry_run,
-            storage,
-        )
-
     def init(self, params: optax.Params, opt_state: optax.OptState | None = None) -> History:
         """The history before the first epoch, with a snapshot of the initial weights.
 
@@ -169,7 +96,7 @@ class Predictor:
           >>> history = predictor.init(params, opt_state=optimizer.init(params))
         """
         self._check_opt_state(opt_state, "init(params, opt_state=opt_state)")
-        return _history.start(params, opt_state, self.settings, self.exclude)
+        return _history.start(params, opt_state, self)
 
     def end_epoch(
         self,
@@ -216,7 +143,7 @@ class Predictor:
                 f"Got {type(history).__name__}."
             )
         self._check_opt_state(opt_state, "end_epoch(params, history, opt_state=opt_state)")
-        if self.settings.needs_value and value is None:
+        if self.needs_value and value is None:
             raise ValueError(self.value_rule("predictor.end_epoch(params, history, value=loss)"))
         mean = jnp.float32(jnp.nan) if value is None else scalar(value)
         leaves = jax.tree.leaves(opt_state)
@@ -249,9 +176,9 @@ def scalar(value: jax.typing.ArrayLike) -> jax.Array:
 
 def at_boundary(
     predictor: Predictor, params: optax.Params, history: History, opt_state: Column
-) -> tuple[Moment, Settings]:
+) -> tuple[Moment, Plan]:
     """What a boundary works on, and under which settings: matched once, and each tree flattened once."""
-    _history.check(history._asdict(), predictor.settings)
+    _history.check(history._asdict(), predictor)
     weights = _layout.take(history.weights, params)
     kept = [] if history.backup is None else jax.tree.leaves(history.backup.optimizer_before)
     if len(kept) != len(opt_state):
@@ -260,12 +187,9 @@ def at_boundary(
             f"Expected {len(kept)}, got {len(opt_state)}."
         )
     known = {*_layout.leaf_names(history.snapshots[-1])}
-    settings = dataclasses.replace(
-        predictor.settings,
-        together=on_one_device(weights),
-        predicted=tuple(name in known for name in _layout.leaf_names(history.weights)),
-    )
-    return history.moment(weights, opt_state), settings
+    predicted = tuple(name in known for name in _layout.leaf_names(history.weights))
+    plan = Plan(predictor.shared, predicted, on_one_device(weights))
+    return history.moment(weights, opt_state), plan
 
 
 def end_with(
@@ -279,23 +203,13 @@ def end_with(
     donate: bool,
 ) -> tuple[optax.Params, History, Column, PDTReport]:
     """`Predictor.end_epoch`, its arguments checked and the optimizer's state as its leaves."""
-    now, settings = at_boundary(predictor, params, history, opt_state)
-    if not any(settings.predicted):
+    now, plan = at_boundary(predictor, params, history, opt_state)
+    if not any(plan.predicted):
         raise ValueError("There is nothing to predict: the history's snapshots have no leaf.")
-    spent, kept = (now.window, ()) if settings.guard else settings.storage.split(now.window)
+    spent, kept = (now.window, ()) if predictor.guard else predictor.storage.split(now.window)
     now = now._replace(window=spent)
     after, report = end_apart(
-        now if donate else None, None if donate else now, kept, value, missing, settings=settings
+        now if donate else None, None if donate else now, kept, value, missing, plan=plan
     )
     new = history.after(after._replace(window=(*kept, *after.window)))
     return _layout.put(history.weights, params, after.weights), new, after.opt_state, report
-
-
-def lower(predictor: Predictor, params: Any) -> Any:
-    """The donated `end_epoch` of a predictor without a guard, lowered for parameters, or for their shapes."""
-    abstract = any(isinstance(x, jax.ShapeDtypeStruct) for x in jax.tree.leaves(params))
-    history: Any = jax.eval_shape(predictor.init, params) if abstract else predictor.init(params)
-    now, settings = at_boundary(predictor, params, history, [])
-    spent, kept = settings.storage.split(now.window)
-    value, missing = jax.ShapeDtypeStruct((), jnp.float32), jax.ShapeDtypeStruct((), jnp.bool_)
-    return end_apart.lower(now._replace(window=spent), None, kept, value, missing, settings=settings)

@@ -68,7 +68,7 @@ class Recorder:
         """The epochs recorded."""
         return len(self._rows)
 
-    def add(self, report: PDTReport, state: Any) -> None:
+    def add(self, report: PDTReport, state: object) -> None:
         """Records an epoch.
 
         Args:
@@ -86,7 +86,7 @@ class Recorder:
                 "`report` must be a `PDTReport`, as `end_epoch` returns it last and `last_report` holds it with "
                 f"`every`. Got {type(report).__name__}."
             )
-        newest = _history.find(state).snapshots[-1]
+        newest = _history.find(state, _history.History).snapshots[-1]
         paths, leaves = _layout.leaf_names(newest), jax.tree.leaves(newest)
         if not self._rows:
             self.paths = paths

@@ -3,7 +3,7 @@
 import contextlib
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +13,7 @@ from jax.custom_batching import custom_vmap
 from jax.experimental.custom_partitioning import ArrayMapping, SdyShardingRule, custom_partitioning
 from jax.sharding import NamedSharding, PartitionSpec
 
+R = TypeVar("R")
 Leaf = Sequence[jax.Array]  # arrays of one shape, split alike
 Measure = Callable[[Sequence[Leaf], Sequence[float]], jax.Array]
 
@@ -39,7 +40,7 @@ def widest_float() -> Iterator[Any]:
         yield jnp.float32
 
 
-def in_widest_float(f: Callable[..., Any]) -> Callable[..., Any]:
+def in_widest_float(f: Callable[..., R]) -> Callable[..., R]:
     """`f(*arrays)`, always traced inside `widest_float`: under `vmap` too.
 
     vmap would otherwise trace `f` anew after the context has ended, when
@@ -47,12 +48,12 @@ def in_widest_float(f: Callable[..., Any]) -> Callable[..., Any]:
     """
 
     @custom_vmap
-    def traced(*args: Any) -> Any:
+    def traced(*args: Any) -> R:
         with widest_float():
             return f(*args)
 
     @traced.def_vmap
-    def _(axis_size: int, batched: Any, *args: Any) -> Any:
+    def _(axis_size: int, batched: Sequence[object], *args: Any) -> tuple[R, object]:
         axes = jax.tree.map(lambda b: 0 if b else None, tuple(batched))
         outputs = in_widest_float(jax.vmap(f, in_axes=axes, axis_size=axis_size))(*args)
         return outputs, jax.tree.map(lambda _: True, outputs)
@@ -77,7 +78,7 @@ def totals(columns: Sequence[jax.Array]) -> list[jax.Array]:
     rows, tail = divmod(columns[0].size, _ROW)
     zeros = tuple(jnp.zeros((), x.dtype) for x in columns)
 
-    def add(a: Any, b: Any) -> Any:
+    def add(a: tuple[jax.Array, ...], b: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
         return tuple(x + y for x, y in zip(a, b, strict=True))
 
     ends = lax.reduce(tuple(x[rows * _ROW :] for x in columns), zeros, add, (0,))
@@ -98,10 +99,10 @@ def total(x: jax.Array) -> jax.Array:
 # Place: on one device, split over a mesh, inside `shard_map`.
 
 
-def on_one_device(tree: Any) -> bool:
+def on_one_device(tree: object) -> bool:
     """Whether it is sure, while tracing too, that no array of a tree is on more than one device."""
 
-    def sure(x: Any) -> bool:
+    def sure(x: object) -> bool:
         if isinstance(x, Tracer):
             return jax.device_count() == 1
         return not isinstance(x, jax.Array) or len(x.sharding.device_set) == 1
@@ -152,19 +153,21 @@ def _axes(spec: PartitionSpec) -> frozenset[str]:
     return frozenset(x for group in names for x in group)
 
 
-def _over_explicit_axes(measure: Measure, leaves: Sequence[Leaf], shardings: Sequence[NamedSharding]) -> Any:
+def _over_explicit_axes(
+    measure: Measure, leaves: Sequence[Leaf], shardings: Sequence[NamedSharding]
+) -> jax.Array:
     mesh = next(s.mesh for s in shardings if _axes(s.spec))
     specs = [tuple(s.spec for _ in leaf) for s, leaf in zip(shardings, leaves, strict=True)]
     split = [_axes(s.spec) for s in shardings]
 
     @jax.shard_map(mesh=mesh, in_specs=(specs,), out_specs=PartitionSpec(), check_vma=False)
-    def reduced(leaves: Any) -> Any:
+    def reduced(leaves: Sequence[Leaf]) -> jax.Array:
         return _reduced(measure, leaves, split, dict(mesh.shape))
 
     return reduced(leaves)
 
 
-def _over_automatic_axes(measure: Measure, leaves: Sequence[Leaf]) -> Any:
+def _over_automatic_axes(measure: Measure, leaves: Sequence[Leaf]) -> jax.Array:
     """How leaves are split is not known before XLA partitions the program: it asks then."""
     lengths = [len(leaf) for leaf in leaves]
 
@@ -198,7 +201,7 @@ def _over_automatic_axes(measure: Measure, leaves: Sequence[Leaf]) -> Any:
     batched = custom_vmap(lambda *arrays: partitioned(*arrays))
 
     @batched.def_vmap
-    def _(axis_size: int, which: Any, *arrays: jax.Array) -> Any:
+    def _(axis_size: int, which: Sequence[bool], *arrays: jax.Array) -> tuple[jax.Array, bool]:
         axes = tuple(0 if b else None for b in which)
         return jax.vmap(whole, in_axes=axes, axis_size=axis_size)(*arrays), True
 

@@ -8,18 +8,19 @@ import jax.numpy as jnp
 
 from pdt_optax import _history, _layout
 from pdt_optax._history import History, find, replaced
+from pdt_optax._layout import Tree
 from pdt_optax._predictor import Predictor
 from pdt_optax._report import PDTReport
 from pdt_optax._transformation import PDT, wrapper_of
 from pdt_optax.schedule import count
 
 
-def predictor_of(made: Any) -> Predictor:
+def predictor_of(made: object) -> Predictor:
     """A `Predictor`, or the one that `pdt(...)` made."""
     return made if isinstance(made, Predictor) else wrapper_of(made).predictor
 
 
-def check_saved(made: PDT | Predictor, saved: Any) -> None:
+def check_saved(made: PDT | Predictor, saved: object) -> None:
     """Checks that a saved state can be taken up: before it is restored, and after.
 
     Args:
@@ -51,15 +52,15 @@ pdt_optax.resize_window(state, 5), or set window=3. Got 3 snapshots, window=5.
             "tx.init(params)._replace(inner_state=saved), or beside a Predictor as it is. "
             f"Found {len(found)} in {type(saved).__name__}."
         )
-    _history.check(found[0], predictor.settings)
+    _history.check(found[0], predictor)
     if made is not predictor:
         for state in _with_fields(tree, {"history", "last_report"}):
             wrapper_of(made).check_report(state["last_report"])
 
 
-def _with_fields(tree: Any, fields: set[str]) -> Iterator[Mapping[str, Any]]:
+def _with_fields(tree: object, fields: set[str]) -> Iterator[Mapping[str, Any]]:
     """The NamedTuples in a tree that have these fields, or the dicts that Orbax makes of them."""
-    tree = tree._asdict() if hasattr(tree, "_asdict") else tree
+    tree = getattr(tree, "_asdict", lambda: tree)()
     if isinstance(tree, Mapping) and fields <= set(tree):
         yield tree
     elif isinstance(tree, Mapping | list | tuple):
@@ -67,7 +68,7 @@ def _with_fields(tree: Any, fields: set[str]) -> Iterator[Mapping[str, Any]]:
             yield from _with_fields(part, fields)
 
 
-def snapshots(made: PDT | Predictor, state: Any) -> tuple[Any, ...]:
+def snapshots(made: PDT | Predictor, state: object) -> tuple[Any, ...]:
     """The window's snapshots as whole weights on the device, however the history keeps them.
 
     For `predict_and_mask` and `pdt_optax.plot`. Right after an epoch's end the
@@ -96,15 +97,15 @@ def snapshots(made: PDT | Predictor, state: Any) -> tuple[Any, ...]:
       >>> [float(w[0]) for w in pdt_optax.snapshots(predictor, history)]
       [1.0, 0.5, 0.25]
     """
-    history = find(state)
-    storage = predictor_of(made).settings.storage
+    history = find(state, History)
+    storage = predictor_of(made).storage
     whole = jax.jit(lambda window: storage.whole(storage.at_hand(window)))(
         tuple(map(jax.tree.leaves, history.snapshots))
     )
     return tuple(_layout.refill(history.snapshots[-1], column) for column in whole)
 
 
-def resize_window(state: Any, window: int) -> Any:
+def resize_window(state: Tree, window: int) -> Tree:
     """The state with a window of another length: for a changed `window`, when a run is resumed.
 
     A shorter window keeps the newest snapshots. A longer one predicts again once
@@ -138,7 +139,7 @@ def resize_window(state: Any, window: int) -> Any:
       >>> params, opt_state, report = tx.end_epoch(params, opt_state)
     """
     window = count("window", window, 2, "a difference takes two snapshots")
-    find(state)
+    find(state, History)
 
     def resized(history: History) -> History:
         held = len(history.snapshots)
@@ -149,7 +150,7 @@ def resize_window(state: Any, window: int) -> Any:
         return history._replace(snapshots=(*older, *history.snapshots[-window:]), clock=clock)
 
     def spectra(report: PDTReport) -> PDTReport:
-        def blank(x: Any) -> Any:
+        def blank(x: jax.Array) -> Any:
             nan = jax.ShapeDtypeStruct((window - 1,), x.dtype)
             return nan if isinstance(x, jax.ShapeDtypeStruct) else jnp.full(nan.shape, jnp.nan, nan.dtype)
 
@@ -160,7 +161,7 @@ def resize_window(state: Any, window: int) -> Any:
     return replaced(replaced(state, History, resized), PDTReport, spectra)
 
 
-def _copy(x: Any) -> Any:
+def _copy(x: jax.Array) -> jax.Array:
     return (
         x
         if isinstance(x, jax.ShapeDtypeStruct)
@@ -168,7 +169,7 @@ def _copy(x: Any) -> Any:
     )
 
 
-def leaf_paths(state: Any) -> list[str]:
+def leaf_paths(state: object) -> list[str]:
     """The paths of the predicted leaves, in the order of `accepted_share_per_leaf`.
 
     Args:
@@ -184,4 +185,4 @@ def leaf_paths(state: Any) -> list[str]:
       >>> pdt_optax.leaf_paths(predictor.init(params))
       ['out/kernel']
     """
-    return _layout.leaf_names(find(state).snapshots[-1])
+    return _layout.leaf_names(find(state, History).snapshots[-1])

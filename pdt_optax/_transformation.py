@@ -1,5 +1,6 @@
 """`pdt`: any Optax optimizer, with a prediction of its weights between epochs."""
 
+import inspect
 from typing import Any, NamedTuple, cast
 
 import jax
@@ -8,15 +9,12 @@ import optax
 from jax import lax
 from jax.core import Tracer
 
-from pdt_optax import _history, _layout, presets
+from pdt_optax import _history, _layout
 from pdt_optax._compiled import Epoch, end_inside
 from pdt_optax._history import History
 from pdt_optax._predictor import Predictor, at_boundary, end_with, scalar
 from pdt_optax._report import PDTReport, no_report
-from pdt_optax.accept import Accept, Rule
-from pdt_optax.dynamics import Dynamics
-from pdt_optax.guard import Guard
-from pdt_optax.schedule import Schedule, count, fixed
+from pdt_optax.schedule import count
 
 _EPOCH = jax.tree.structure(Epoch(0, 0, 0))  # pyright: ignore[reportArgumentType]
 
@@ -52,23 +50,7 @@ class PDT(optax.GradientTransformationExtraArgs):
         return end_epoch(self, params, opt_state, value=value, donate=donate)
 
 
-def pdt(
-    inner: optax.GradientTransformation,
-    *,
-    every: int | None = None,
-    dynamics: Dynamics = presets.recommended["dynamics"],
-    accept: Rule | Accept = presets.recommended["accept"],
-    window: int = presets.recommended["window"],
-    schedule: Schedule = fixed(),
-    horizon: int | None = None,
-    interval: int | None = None,
-    start: int | None = None,
-    guard: Guard | None = None,
-    exclude: _layout.Exclude = None,
-    snapshot_dtype: str | None = None,
-    snapshot_device: str | None = None,
-    dry_run: bool = False,
-) -> PDT:
+def pdt(inner: optax.GradientTransformation, *, every: int | None = None, **settings: Any) -> PDT:
     """Predictive Differential Training around any Optax optimizer.
 
     `update` is `inner`'s and a counter. Between epochs, call `end_epoch`: it
@@ -88,11 +70,9 @@ def pdt(
         on a CPU), under vmap it predicts at each step and selects, and on a GPU
         the host reads a condition at each step (docs/speed.md, "On a GPU"). A
         `scan` over epochs with `end_epoch` inside has none of these costs.
-      dynamics, accept, window, schedule, horizon, interval, start, guard, exclude,
-        snapshot_dtype, dry_run: as for `Predictor`. Where the guard or the
-        schedule needs an epoch's value, the mean of the `value`s that `update`
-        saw serves, or the one given to `end_epoch`.
-      snapshot_device: as for `Predictor`; not with `every`.
+      **settings: those of `Predictor`; `snapshot_device` not with `every`. Where the
+        guard or the schedule needs an epoch's value, the mean of the `value`s that
+        `update` saw serves, or the one given to `end_epoch`.
 
     Returns:
       An `optax.GradientTransformationExtraArgs` with a method `end_epoch`.
@@ -122,20 +102,7 @@ def pdt(
         raise TypeError(
             f"`inner` must be an optax gradient transformation, such as optax.adamw(1e-3). Got {inner!r}.{hint}"
         )
-    predictor = Predictor(
-        dynamics=dynamics,
-        accept=accept,
-        window=window,
-        schedule=schedule,
-        horizon=horizon,
-        interval=interval,
-        start=start,
-        guard=guard,
-        exclude=exclude,
-        snapshot_dtype=snapshot_dtype,
-        snapshot_device=snapshot_device,
-        dry_run=dry_run,
-    )
+    predictor = Predictor(**settings)
     if every is not None:
         every = count("every", every, 1, "it counts calls of `update`")
         if predictor.snapshot_device is not None:
@@ -146,6 +113,11 @@ def pdt(
     wrapper = _Wrapper(optax.with_extra_args_support(inner), predictor, every)
     # Bound methods, so that the settings survive `_replace` and tree maps.
     return PDT(cast(Any, wrapper.init), cast(Any, wrapper.update))
+
+
+# `help(pdt)` and editors show the settings by name, with their defaults.
+_own, _settings = (inspect.signature(f).parameters.values() for f in (pdt, Predictor))
+pdt.__signature__ = inspect.Signature([*[*_own][:-1], *_settings], return_annotation=PDT)  # pyright: ignore[reportFunctionMemberAccess]
 
 
 class _Wrapper:
@@ -165,7 +137,7 @@ class _Wrapper:
                 f"Found {count_}."
             )
         predictor = self.predictor
-        history = _history.start(params, inner_state, predictor.settings, predictor.exclude)
+        history = _history.start(params, inner_state, predictor)
         leaves = len(jax.tree.leaves(history.snapshots[-1]))
         report = None if self.every is None else no_report(predictor.window, leaves)
         return PDTState(inner_state, history, Epoch.start(), report)
@@ -189,7 +161,7 @@ class _Wrapper:
                 f"tx.update(grads, opt_state, params). Got params=None, every={self.every}."
             )
         self.check_report(state.last_report)
-        if value is None and self.predictor.settings.needs_value:
+        if value is None and self.predictor.needs_value:
             raise ValueError(self.predictor.value_rule("tx.update(..., value=loss)"))
         return self._end_if_due(updates, state, params, self.every)
 
@@ -200,20 +172,20 @@ class _Wrapper:
         history = state.history
         guarded = history.backup is not None
         opt_state = jax.tree.leaves(state.inner_state) if guarded else []
-        now, settings = at_boundary(self.predictor, params, history, opt_state)
-        if not any(settings.predicted):
+        now, plan = at_boundary(self.predictor, params, history, opt_state)
+        if not any(plan.predicted):
             return updates, state
         steps = _layout.take(history.weights, updates, "updates", types=False)
         steps = [lax.convert_element_type(u, u.dtype) for u in steps]  # strong types
         assert state.last_report is not None
         steps, now, seen, report = end_inside(
-            steps, now, state.this_epoch, state.last_report, settings=settings, every=every
+            steps, now, state.this_epoch, state.last_report, plan=plan, every=every
         )
         inner_state = _layout.refill(state.inner_state, now.opt_state) if guarded else state.inner_state
         new = PDTState(inner_state, history.after(now), seen, report)
         return _layout.put(history.weights, updates, steps), new
 
-    def check_report(self, report: Any) -> None:
+    def check_report(self, report: object) -> None:
         """Raises ValueError if a state is of a wrapper with another way to end epochs."""
         expected, got = ("with" if x else "without" for x in (self.every is not None, report is not None))
         if expected != got:
@@ -223,11 +195,11 @@ class _Wrapper:
             )
 
 
-def _is_state(x: Any) -> bool:
+def _is_state(x: object) -> bool:
     return isinstance(x, PDTState)
 
 
-def wrapper_of(pdt_tx: Any) -> _Wrapper:
+def wrapper_of(pdt_tx: object) -> _Wrapper:
     """What stands behind a `PDT`, or TypeError."""
     wrapper = getattr(getattr(pdt_tx, "update", None), "__self__", None)
     if not isinstance(wrapper, _Wrapper):
@@ -289,12 +261,12 @@ def end_epoch(
             "`end_epoch` is not for a wrapper that ends its epochs inside `update`: drop the call, or "
             f"make the wrapper without `every`. Got every={wrapper.every}."
         )
-    state: PDTState = _history.find(opt_state, PDTState)
+    state = _history.find(opt_state, PDTState)
     wrapper.check_report(state.last_report)
     guarded = state.history.backup is not None
     seen: Epoch = jax.tree.unflatten(_EPOCH, jax.tree.leaves(state.this_epoch))
     missing = jnp.array(False)
-    if value is None and wrapper.predictor.settings.needs_value:
+    if value is None and wrapper.predictor.needs_value:
         missing = seen.values_seen == 0
         if not isinstance(missing, Tracer) and bool(missing):
             raise ValueError(wrapper.predictor.value_rule("tx.end_epoch(params, opt_state, value=loss)"))

@@ -2,14 +2,15 @@
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax import lax
+from jax.typing import DTypeLike
 
-from pdt_optax._layout import Column
+from pdt_optax._layout import Column, Tree
 
 Window = tuple[Column, ...]  # oldest to newest
 
@@ -37,11 +38,11 @@ class Storage:
         trees = (*(jax.tree.map(older, newest) for _ in range(window - 1)), newest)
         return self.parked(trees)
 
-    def parked(self, window: Any) -> Any:
+    def parked(self, window: Tree) -> Tree:
         """Moved to where the window waits for the next boundary."""
         return jax.device_put(window, jax.memory.Space.Host) if self.host else window
 
-    def at_hand(self, window: Any) -> Any:
+    def at_hand(self, window: Tree) -> Tree:
         """Moved to where one can compute with it."""
         return jax.device_put(window, jax.memory.Space.Device) if self.host else window
 
@@ -90,11 +91,13 @@ class Storage:
         """The columns of a window that the last `push` made."""
         return window[-1:] if self.dtype is None else window[-2:]
 
-    def older_dtype(self, param: Any) -> Any:
+    def older_dtype(self, param: jax.Array) -> np.dtype:
         """The type of a leaf's older snapshots."""
         return param.dtype if self.dtype is None else jnp.dtype(self.dtype)
 
-    def differences(self, snapshots: Sequence[jax.Array], param: jax.Array, dtype: Any) -> list[jax.Array]:
+    def differences(
+        self, snapshots: Sequence[jax.Array], param: jax.Array, dtype: DTypeLike
+    ) -> list[jax.Array]:
         """A leaf's `window` consecutive differences, the last up to `param`, oldest first, in `dtype`.
 
         Consecutive weights are so close that their float32 difference is exact

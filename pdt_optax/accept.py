@@ -22,13 +22,12 @@ import dataclasses
 import functools
 import operator
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from pdt_optax._reduce import over_shards, total, widest_float
+from pdt_optax._reduce import Leaf, over_shards, total, widest_float
 from pdt_optax.dynamics import Dynamics, drift
 
 Accept = Callable[..., jax.Array]  # a rule as a plain function
@@ -72,7 +71,7 @@ class _Function(Rule):
         return repr(self.function)
 
 
-def as_rule(name: str, rule: Any) -> Rule:
+def as_rule(name: str, rule: object) -> Rule:
     """`rule` itself, or a function as a rule; TypeError if it is neither."""
     if isinstance(rule, Rule):
         return rule
@@ -114,7 +113,7 @@ def mean_weights(masks: Sequence[jax.Array], stacked: Sequence[int]) -> tuple[ja
       stacked: how many leaves each stack has.
     """
 
-    def measure(leaves: Any, shares: Sequence[float]) -> jax.Array:
+    def measure(leaves: Sequence[Leaf], shares: Sequence[float]) -> jax.Array:
         counts, sizes = [], []
         for (mask,), share, count in zip(leaves, shares, stacked, strict=True):
             exact = jnp.int32 if mask.dtype == bool and mask.size < 2**31 else wide
@@ -273,7 +272,7 @@ class everything(Rule):  # noqa: N801
         return jnp.ones(step.shape, bool)
 
 
-def _is_number(x: Any) -> bool:
+def _is_number(x: object) -> bool:
     return isinstance(x, int | float) and not isinstance(x, bool)
 
 

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.typing import DTypeLike
 
 from pdt_optax._reduce import has_float64
 
@@ -352,7 +353,7 @@ class drift(Dynamics):  # noqa: N801 - used like a function, printed like a valu
             lax.convert_element_type(eigenvalues, jnp.complex64),
         )
 
-    def _rates(self, epochs: jax.Array, dtype: Any) -> jax.Array:
+    def _rates(self, epochs: jax.Array, dtype: DTypeLike) -> jax.Array:
         """The learning rate in the middle of each epoch; 1 without a schedule."""
         if self.learning_rate is None or self.steps_per_epoch is None:
             return jnp.ones(epochs.shape, dtype)

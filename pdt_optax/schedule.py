@@ -2,16 +2,16 @@
 
 import dataclasses
 import operator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 
-def count(name: str, value: Any, least: int, reason: str) -> int:
+def count(name: str, value: object, least: int, reason: str) -> int:
     """`value` as an int, or ValueError if it is no whole number or less than `least`."""
     try:
-        number = operator.index(value)
+        number = operator.index(value)  # pyright: ignore[reportArgumentType]
     except TypeError:
         number = least - 1
     if isinstance(value, bool) or number < least:
@@ -19,7 +19,7 @@ def count(name: str, value: Any, least: int, reason: str) -> int:
     return number
 
 
-def check_horizon(horizon: Any) -> int:
+def check_horizon(horizon: object) -> int:
     return count("horizon", horizon, 1, "a prediction looks at least one snapshot ahead")
 
 

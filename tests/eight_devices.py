@@ -21,6 +21,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import pdt_optax
+from benchmarks.lowered import lower
 from experiments import records
 from experiments.arms import preset
 from experiments.bench_configs import PAIRS
@@ -28,7 +29,6 @@ from experiments.checkpoints import Saving
 from experiments.devices import check_batch, devices
 from experiments.training import Config, _program
 from experiments.training import train as train_run
-from pdt_optax._predictor import lower
 from tests.test_bench import tiny
 
 SPECS = {
@@ -421,7 +421,7 @@ def test_the_trainer_on_a_mesh(pair: str, spread: str, tmp_path: Any) -> None:
     split = {x.sharding.spec for x in jax.tree.leaves(state.params)}
     assert ("model" in str(split)) == ("model" in spread)
     assert ("fsdp" in str(split)) == ("fsdp" in spread)
-    for snapshot in state.opt_state.history.snapshots:
+    for snapshot in state.kept.snapshots:
         for x, s in zip(jax.tree.leaves(state.params), jax.tree.leaves(snapshot), strict=True):
             assert s.sharding.is_equivalent_to(x.sharding, x.ndim)
 

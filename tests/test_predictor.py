@@ -14,9 +14,9 @@ import pytest
 from flax import nnx
 
 import pdt_optax
+from benchmarks.lowered import lower
 from pdt_optax import presets
 from pdt_optax._compiled import end_apart
-from pdt_optax._predictor import lower
 
 SMALL: dict[str, Any] = {"window": 3, "horizon": 2}
 OPTIMIZER = optax.adam(0.05)

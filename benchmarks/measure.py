@@ -26,13 +26,14 @@ ALLOCATOR = ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "MALLOC_ARENA_M
 def interleaved(calls: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str, list[float]]:
     """Seconds of each call, taken in turns so that a slow spell of the machine meets them all.
 
+    Every second turn goes backwards: none is always the one after another.
     Each call is made once beforehand: to compile, and to touch its memory.
     """
     for call in calls.values():
         jax.block_until_ready(call())
     seconds: dict[str, list[float]] = {name: [] for name in calls}
-    for _ in range(repeats):
-        for name, call in calls.items():
+    for turn in range(repeats):
+        for name, call in [*calls.items()][:: -1 if turn % 2 else 1]:
             started = time.perf_counter()
             jax.block_until_ready(call())
             seconds[name].append(time.perf_counter() - started)

@@ -10,10 +10,11 @@ import numpy as np
 import optax
 
 from pdt_optax import _layout
+from pdt_optax._coordinates import in_coordinates
 from pdt_optax._predict import check_model
 from pdt_optax._reduce import widest_float
 from pdt_optax.accept import everything
-from pdt_optax.dynamics import dmd, in_coordinates
+from pdt_optax.dynamics import dmd
 
 _EXACT = dmd(rank=None, modes="exact")
 

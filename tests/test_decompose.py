@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from pydmd import DMD
 
 import pdt_optax
+from tests.peers import DMD
 from tests.training import epoch_weights
 
 DRIFT: Any = pdt_optax.drift()

@@ -2,7 +2,6 @@
 
 import functools
 import math
-import warnings
 from typing import Any, NamedTuple, cast
 
 import jax
@@ -12,14 +11,11 @@ import pytest
 
 import pdt_optax
 import pdt_optax.dynamics as dynamics_module
+from pdt_optax._coordinates import factor
 from pdt_optax._predict import _stays_finite
-from pdt_optax.dynamics import _gavish_donoho, _kept, _modulus_order, factor
+from pdt_optax.dynamics import _gavish_donoho, _kept, _modulus_order
 from tests import oracle, training
-
-with warnings.catch_warnings():
-    # Its plotting dependencies warn at import on some versions; not ours to fix.
-    warnings.simplefilter("ignore")
-    from pydmd import DMD
+from tests.peers import DMD
 
 WINDOW = 5
 HORIZON = 5

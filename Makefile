@@ -1,6 +1,7 @@
 # make demo   train on embedded real data, with and without PDT, and draw the comparison
-# make test   lint, type-check and test every promise once, and say which lines and branches of pdt_optax no test runs
-# make test-all   every test, long ones included, compiled as users compile, and the interactive notebook in a browser
+# make test   lint, type-check and test every promise once
+# make test-all   every test, long ones included, compiled as users compile; which lines and branches of pdt_optax none
+#             runs; and the interactive notebook in a browser
 # make smoke  all tables and figures of the paper, end to end at a tiny size: runs/smoke/index.html
 # make docs   build the documentation into site/, every warning an error
 # make dist   build sdist and wheel, install each into a fresh environment, and import it
@@ -24,14 +25,14 @@ COMPILED = JAX_COMPILATION_CACHE_DIR="$(CURDIR)/.cache/jax/$$($(VENV)/bin/python
 demo: $(VENV)/.demo
 	$(COMPILED) $(VENV)/bin/python -m experiments.demo
 
-# Below, coverage is of all that `make test` runs: pyproject.toml says how much it must be.
 test: $(VENV)/.test lint
-	$(VENV)/bin/python -m pytest --numprocesses 2 -m "not slow" --cov --cov-report=term-missing:skip-covered
+	$(VENV)/bin/python -m pytest --numprocesses 2 -m "not slow"
 
-# Without XLA flags, as users compile: `make test` cannot see what XLA's optimizations break.
+# Without XLA flags, as users compile: `make test` cannot see what XLA's optimizations break. Coverage costs a sixth of the
+# time; pyproject.toml says how much it must be.
 test-all: export HYPOTHESIS_PROFILE = thorough
 test-all: $(VENV)/.test $(VENV)/.browser lint
-	XLA_FLAGS= $(VENV)/bin/python -m pytest --numprocesses 2
+	XLA_FLAGS= $(VENV)/bin/python -m pytest --numprocesses 2 --cov --cov-report=term-missing:skip-covered
 	$(VENV)/bin/python docs/browser.py runs/browser.png
 
 # Where compiling is most of it.

@@ -42,6 +42,7 @@ def test_the_machine_is_timed_for_as_long_as_asked() -> None:
     assert first > 1
 
 
+@pytest.mark.slow
 def test_it_needs_only_what_its_extra_installs() -> None:
     """The other experiments' packages are large, and the demo does without: here they cannot be imported."""
     absent = ("grain", "tensorboardX", "tensorflow_datasets", "array_record", "nbformat")

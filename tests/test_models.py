@@ -45,7 +45,9 @@ def parameters(model):
         (functools.partial(resnet18, 1000), 11_689_512),
         (functools.partial(resnet50, 1000), 25_557_032),
         (functools.partial(ViT, 1000), 86_567_656),
-        (functools.partial(vit_huge, 1000), 632_045_800 + 1280 * 1281),  # and the pooler
+        pytest.param(  # and the pooler
+            functools.partial(vit_huge, 1000), 632_045_800 + 1280 * 1281, marks=pytest.mark.slow
+        ),
         # the paper's 86.4 M, which is without the classes' own layer
         (functools.partial(vit_base, 1000), 86_389_248 + 769_000),
         (simsiam.SimSiam, 18_516_032),

@@ -100,7 +100,7 @@ def ends_as(whole: Path, folder: Path, arm: str) -> list[dict[str, Any]]:
 
 # The guarded arm's state has all that PDT's can have, the other's is of another kind.
 @pytest.mark.parametrize(
-    "arm", [pytest.param(arm, marks=[pytest.mark.slow] * (arm not in ("guarded", "lawa"))) for arm in ARMS]
+    "arm", [pytest.param(arm, marks=[pytest.mark.slow] * (arm != "guarded")) for arm in ARMS]
 )
 def test_a_run_that_broke_off_goes_on_to_the_last_bit(
     arm: str, whole: Callable[[str], Path], tmp_path: Path
@@ -127,6 +127,7 @@ def test_sigterm_saves_the_epoch_and_ends_the_run(whole: Callable[[str], Path], 
     ends_as(whole("guarded"), tmp_path, "guarded")
 
 
+@pytest.mark.slow
 def test_without_resume_a_run_starts_anew_and_its_checkpoints_go_with_it(tmp_path: Path) -> None:
     c = config("guarded")
     until(records.record(tmp_path, c, DATA, saving=Saving(every=1)), 4)

@@ -288,6 +288,7 @@ def test_batches_of_one_class_reach_the_steps(monkeypatch):
     assert dataclasses.replace(workload, scheme="shuffled") == iid
 
 
+@pytest.mark.slow  # `make smoke` trains it, too
 def test_simsiam_is_trained_on_its_own_loss_and_probed():
     setup = setups.setups("smoke")["simsiam"]._replace(epochs=3)
     epochs = list(training.train(setup.config(Arm(BASELINE), 0), setup.workload.load()))

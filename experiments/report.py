@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from rich import box
 from rich.table import Table
 
@@ -210,6 +211,7 @@ def picture(runs: Sequence[Run], path: Path, title: str) -> None:
         for i, rule in enumerate(dict.fromkeys(run.rule for run in runs)):
             curve(axis, [r for r in runs if r.rule == rule and r.epochs], field, rule, f"C{i}")
         axis.set(xlabel="epoch", ylabel=label)
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         axis.grid(alpha=0.3)
     baselines = [min(e["train_loss"] for e in r.epochs) for r in runs if r.rule == BASELINE and r.epochs]
     if baselines:

@@ -3,6 +3,8 @@
 More cases: HYPOTHESIS_PROFILE=thorough python -m pytest tests/test_properties.py
 """
 
+import functools
+import itertools
 import os
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -24,6 +26,20 @@ hypothesis.settings.register_profile("quick", QUICK)
 hypothesis.settings.register_profile("thorough", QUICK, max_examples=1000, derandomize=False, print_blob=True)
 PROFILE = os.environ.get("HYPOTHESIS_PROFILE", "quick")
 hypothesis.settings.load_profile(PROFILE)
+_examples = itertools.count(1)
+
+
+def forgetful(test: Callable[..., None]) -> Callable[..., None]:
+    """Examples compile programs of their own. A thousand of them are more than a process may map: forget them now and then."""
+
+    @functools.wraps(test)
+    def run(*args: Any, **kwargs: Any) -> None:
+        if next(_examples) % 100 == 0:
+            jax.clear_caches()
+        test(*args, **kwargs)
+
+    return run
+
 
 SHAPES = ((), (1,), (3,), (0,), (2, 3), (4, 1, 2))
 FLOATS = ("float32", "bfloat16", "float16")
@@ -139,6 +155,7 @@ class Machine:
     poisoned=st.lists(st.integers(1, 12), max_size=1),
     every=st.booleans(),
 )
+@forgetful
 def test_the_wrapper_is_the_machine(
     tree: Any,
     seed: int,
@@ -218,6 +235,7 @@ SOME_ORDERS = st.sampled_from([(3, 2, 1, 0), (1, 3, 0, 2)])
     rule=st.sampled_from(RULES),
     power=st.integers(-40, 40),
 )
+@forgetful
 def test_scaling_by_a_power_of_two_scales_the_prediction(tree: Any, seed: int, rule: Any, power: int) -> None:
     """To the last bit."""
     *snapshots, params = walk(tree, 6, seed)
@@ -241,6 +259,7 @@ def test_scaling_by_a_power_of_two_scales_the_prediction(tree: Any, seed: int, r
     rule=st.sampled_from([RULES[0], RULES[-1]] if PROFILE == "quick" else RULES),
     order=SOME_ORDERS if PROFILE == "quick" else st.permutations(range(4)).map(tuple),
 )
+@forgetful
 def test_the_order_of_leaves_does_not_matter(seed: int, rule: Any, order: tuple[int, ...]) -> None:
     """To rounding: sums are added up in another order."""
     shapes = [Shape(shape, "float32") for shape in ((3,), (2, 3), (), (5,))]
@@ -286,6 +305,7 @@ ALL_RULES = [
     rule=st.sampled_from(ALL_RULES),
     horizon=st.sampled_from([1, 50]),
 )
+@forgetful
 def test_finite_in_finite_out_and_nothing_from_what_is_not(
     kind: str, seed: int, rule: Any, horizon: int
 ) -> None:

@@ -312,6 +312,21 @@ def test_wrong_uses(error: Any, call: Any, message: str) -> None:
         call(predictor, predictor.init(make_params()))
 
 
+def test_a_bare_array_has_no_path() -> None:
+    predictor = pdt_optax.Predictor(**SMALL)
+    with pytest.raises(ValueError, match=r"Missing \(1 of 1 leaves\): the root\. Unknown .*: 'w'\."):
+        predictor.end_epoch({"w": jnp.ones(3)}, predictor.init(jnp.ones(3)))
+
+
+def test_a_state_says_its_version_by_a_shape_and_whether_a_guard_made_it() -> None:
+    predictor, params = pdt_optax.Predictor(**SMALL), make_params()
+    history = predictor.init(params)
+    assert (history.version.shape, history.version.dtype) == ((2,), jnp.int8)
+    guarded = dataclasses.replace(predictor, guard=pdt_optax.rollback())
+    with pytest.raises(ValueError, match="Expected the state of a guard; got that of no guard"):
+        guarded.end_epoch(params, history, opt_state=OPTIMIZER.init(params), value=1.0)
+
+
 def test_the_guards_state_must_be_the_one_that_was_kept() -> None:
     predictor = pdt_optax.Predictor(guard=pdt_optax.rollback(), **SMALL)
     params = make_params()

@@ -118,8 +118,8 @@ class released_schedule(Schedule):  # noqa: N801
     """The released code's rule: look less far, or less often, when the loss rises.
 
     When an epoch's value is above the last one's, the horizon shrinks by 1; when it
-    is also above the one before that, by 2. It does not shrink below 3 (one that
-    starts there stays): the interval grows by what is left.
+    is also above the one before that, by 2. It never shrinks below 3: the interval
+    grows by what is left.
 
     Example:
       >>> import jax.numpy as jnp, pdt_optax

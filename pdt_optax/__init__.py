@@ -1,5 +1,6 @@
 """Predictive Differential Training for any Optax optimizer."""
 
+import importlib
 from typing import Any
 
 from pdt_optax import presets
@@ -78,7 +79,5 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     """`pdt_optax.plot`, loaded when it is first used: it needs matplotlib."""
     if name == "plot":
-        import importlib
-
         return importlib.import_module("pdt_optax.plot")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -32,6 +32,10 @@ class Plan(NamedTuple):
     predicted: tuple[bool, ...]
     together: bool
 
+    def chosen(self, weights: Column) -> Column:
+        """Those of the weights that are predicted."""
+        return [w for w, p in zip(weights, self.predicted, strict=True) if p]
+
 
 class Clock(NamedTuple):
     """The counters and the pace: what decides when to predict, and how far.
@@ -55,9 +59,9 @@ class Clock(NamedTuple):
     @classmethod
     def start(cls, schedule: Schedule) -> "Clock":
         """The clock before the first epoch, when the snapshot of the initial weights is taken."""
-        held, seen = (jnp.ones((), jnp.int32) for _ in range(2))  # two arrays, to be donated
-        plain, predictions = (jnp.zeros((), jnp.int32) for _ in range(2))
-        return cls(held, seen, plain, predictions, schedule.start())
+        # Four arrays, not two twice: a history's buffers must all be its own to be donated.
+        held, seen, plain, made = (jnp.full((), start, jnp.int32) for start in (1, 1, 0, 0))
+        return cls(held, seen, plain, made, schedule.start())
 
 
 class Backup(NamedTuple):
@@ -108,82 +112,70 @@ def end(now: Moment, value: jax.Array, missing: jax.Array, plan: Plan) -> tuple[
       takes the last jump back, as after the epoch that ended in it, had there
       been none. And the report.
     """
+    settings = plan.settings
 
     def go_on() -> tuple[Moment, PDTReport]:
-        trained = _chosen(now.weights, plan)
-        new, clock, report = _predict_if_due(now.window, trained, now.clock, value, plan)
+        new, clock, report = _predict_if_due(now, value, plan)
         remaining = iter(new)
         weights = [next(remaining) if p else w for w, p in zip(now.weights, plan.predicted, strict=True)]
-        window = plan.settings.storage.push(now.window, new)
         backup = None
-        if plan.settings.guard is not None:
-            backup = Backup(report.predicted & (not plan.settings.dry_run), now.weights, now.opt_state)
-        return Moment(weights, window, now.opt_state, backup, clock), report
+        if settings.guard is not None:
+            backup = Backup(report.predicted & (not settings.dry_run), now.weights, now.opt_state)
+        return Moment(weights, settings.storage.push(now.window, new), now.opt_state, backup, clock), report
 
-    if plan.settings.guard is None or now.backup is None:
+    if settings.guard is None or now.backup is None:
         after, report = go_on()
     else:
-        failed = plan.settings.guard.failed(value, now.clock.pace.value_before)
+        failed = settings.guard.failed(value, now.clock.pace.value_before)
         take_back = now.backup.armed & failed & ~missing
         after, report = lax.cond(take_back, lambda: _taken_back(now, value, plan), go_on)
     return after, report._replace(value_missing=missing)
 
 
-def _chosen(weights: Column, plan: Plan) -> Column:
-    return [w for w, p in zip(weights, plan.predicted, strict=True) if p]
-
-
 def _taken_back(now: Moment, value: jax.Array, plan: Plan) -> tuple[Moment, PDTReport]:
     """The moment after the epoch that ended in the last jump, had there been none."""
-    assert plan.settings.guard is not None
-    assert now.backup is not None
-    before = now.backup
+    guard, before = plan.settings.guard, now.backup
+    assert guard is not None
+    assert before is not None
     weights, kept = jax.tree.leaves(before.weights_before), jax.tree.leaves(before.optimizer_before)
     # Some optimizers change a type at their first update, as Adam does that of an integer leaf's moments.
-    opt_state = [
-        b if b.dtype == n.dtype else b.astype(n.dtype) for b, n in zip(kept, now.opt_state, strict=True)
-    ]
+    pairs = zip(kept, now.opt_state, strict=True)
+    opt_state = [b if b.dtype == n.dtype else b.astype(n.dtype) for b, n in pairs]
     # The newest snapshot is the weights after the jump: the optimizer's own take its place.
-    window = plan.settings.storage.replace_newest(now.window, _chosen(weights, plan))
-    clock = now.clock._replace(
-        pace=plan.settings.guard.after(now.clock.pace), plain_epochs=jnp.ones_like(now.clock.plain_epochs)
-    )
+    window = plan.settings.storage.replace_newest(now.window, plan.chosen(weights))
+    plain = jnp.ones_like(now.clock.plain_epochs)
+    clock = now.clock._replace(pace=guard.after(now.clock.pace), plain_epochs=plain)
     report = no_report(len(window), sum(plan.predicted), value)._replace(rolled_back=jnp.array(True))
     spent = before._replace(armed=jnp.array(False), optimizer_before=opt_state)
     return Moment(weights, window, opt_state, spent, clock), report
 
 
-def _predict_if_due(
-    window: Window, trained: Column, clock: Clock, value: jax.Array, plan: Plan
-) -> tuple[Column, Clock, PDTReport]:
+def _predict_if_due(now: Moment, value: jax.Array, plan: Plan) -> tuple[Column, Clock, PDTReport]:
     """The new weights, the clock after this epoch, and its report."""
+    settings, window, clock, trained = plan.settings, now.window, now.clock, plan.chosen(now.weights)
     epoch = clock.snapshots_seen - 1  # counted from 0; the snapshot of `init` came before it
     jumped = (clock.predictions_made > 0) & (clock.plain_epochs == 0)
-    pace = plan.settings.schedule.next(clock.pace, value, jumped)
+    pace = settings.schedule.next(clock.pace, value, jumped)
     pace = pace._replace(value_before=value, value_before_that=clock.pace.value_before)
     rested = (clock.predictions_made == 0) | (clock.plain_epochs >= pace.interval_now)
-    due = (
-        (epoch >= (plan.settings.start or plan.settings.window))
-        & (clock.snapshots_held >= plan.settings.window)
-        & rested
-    )
+    due = (epoch >= (settings.start or settings.window)) & (clock.snapshots_held >= settings.window) & rested
     nothing = no_report(len(window), len(trained), value)
 
     def predicted(trained: Column) -> tuple[Column, PDTReport]:
         prediction = predict(
-            plan.settings.storage.at_hand(window),
+            settings.storage.at_hand(window),
             trained,
             epoch,
-            dynamics=plan.settings.dynamics,
-            accept=plan.settings.rule,
-            horizon=plan.settings.schedule.longest,
-            reach=None if plan.settings.schedule.steady and plan.settings.guard is None else pace.horizon_now,
-            storage=plan.settings.storage,
+            dynamics=settings.dynamics,
+            accept=settings.rule,
+            horizon=settings.schedule.longest,
+            reach=None if settings.schedule.steady and settings.guard is None else pace.horizon_now,
+            storage=settings.storage,
             together=plan.together,
         )
         known = {name: x for name, x in prediction._asdict().items() if name in PDTReport._fields}
         report = nothing._replace(predicted=prediction.finite, horizon=pace.horizon_now, **known)
-        return trained if plan.settings.dry_run else prediction.params, report
+        return trained if settings.dry_run else prediction.params, report
 
     # A loop of zero or one trips, not a conditional: what a loop carries is
     # updated in place, while a conditional's weights would come back in new memory.
@@ -192,13 +184,12 @@ def _predict_if_due(
         lambda carry: (jnp.array(False), *predicted(carry[1])),
         (due, trained, nothing),
     )
+    held, seen, plain, made = map(optax.safe_increment, clock[:4])
     clock = Clock(
-        snapshots_held=jnp.minimum(optax.safe_increment(clock.snapshots_held), plan.settings.window),
-        snapshots_seen=jnp.asarray(optax.safe_increment(clock.snapshots_seen)),
-        plain_epochs=jnp.where(report.predicted, 0, optax.safe_increment(clock.plain_epochs)),
-        predictions_made=jnp.where(
-            report.predicted, optax.safe_increment(clock.predictions_made), clock.predictions_made
-        ),
+        snapshots_held=jnp.minimum(held, settings.window),
+        snapshots_seen=jnp.asarray(seen),
+        plain_epochs=jnp.where(report.predicted, 0, plain),
+        predictions_made=jnp.where(report.predicted, made, clock.predictions_made),
         pace=pace,
     )
     return new, clock, report

@@ -61,11 +61,7 @@ def own(new: Column, over: Column, after: Sequence[jax.Array], true: jax.Array) 
     for this; and where `after` are made from `over`, it would save a copy of it
     from being overwritten too early. `true` is true, and XLA cannot know it.
     """
-
-    def leaf(x: jax.Array, y: jax.Array, a: jax.Array) -> jax.Array:
-        return jnp.where((a == 0) | true, x, y)
-
-    return [leaf(*xs) for xs in zip(new, over, after, strict=True)]
+    return [jnp.where((a == 0) | true, x, y) for x, y, a in zip(new, over, after, strict=True)]
 
 
 class Epoch(NamedTuple):
@@ -102,26 +98,20 @@ def end_inside(
 ) -> tuple[Column, Moment, Epoch, PDTReport]:
     """Ends an epoch inside `update` once `every` updates have passed since the last one.
 
-    A loop of zero or one trips, not a conditional: what a loop carries is
-    updated in place, while a conditional's pass-through would copy every
+    A loop of zero or one trips, as in `_boundary`: a conditional would copy every
     snapshot at every step.
     """
-    old = now.weights
-
-    def due(carry: Any) -> jax.Array:
-        return carry[2].updates_seen >= every
+    old, start = now.weights, (steps, now._replace(weights=[]), seen, report)
 
     def end(carry: Any) -> Any:
         steps, before, seen, _ = carry
         trained: Any = optax.apply_updates(cast(Any, old), steps)
-        after, report = _boundary.end(
-            before._replace(weights=trained), seen.mean_value(), jnp.array(False), plan
-        )
+        now = before._replace(weights=trained)
+        after, report = _boundary.end(now, seen.mean_value(), jnp.array(False), plan)
         steps = jax.tree.map(_jump, steps, old, trained, after.weights)
         # What the caller will have after adding the updates, to the last bit.
         landed: Any = optax.apply_updates(cast(Any, old), steps)
-        newest = [x for x, p in zip(landed, plan.predicted, strict=True) if p]
-        window = plan.settings.storage.replace_newest(after.window, newest)
+        window = plan.settings.storage.replace_newest(after.window, plan.chosen(landed))
         return steps, after._replace(weights=[], window=window), Epoch.start(), report
 
-    return lax.while_loop(due, end, (steps, now._replace(weights=[]), seen, report))
+    return lax.while_loop(lambda carry: carry[2].updates_seen >= every, end, start)

@@ -18,8 +18,6 @@ VERSION = 2
 
 Kind = TypeVar("Kind")
 
-_CLOCK = jax.tree.structure(Clock(0, 0, 0, 0, Pace(0, 0, 0, 0)))  # pyright: ignore[reportArgumentType]
-
 
 class History(NamedTuple):
     """What a `Predictor` remembers of a run: a pytree of arrays, to be saved with the parameters.
@@ -59,12 +57,17 @@ class History(NamedTuple):
         if backup is not None:
             (armed,) = jax.tree.leaves(backup.armed)
             backup = Backup(armed, *map(jax.tree.leaves, backup[1:]))
-        clock = jax.tree.unflatten(_CLOCK, jax.tree.leaves(self.clock))
+        held, seen, plain, made, *pace = jax.tree.leaves(self.clock)
+        clock = Clock(held, seen, plain, made, Pace(*pace))
         return Moment(weights, tuple(map(jax.tree.leaves, self.snapshots)), opt_state, backup, clock)
 
     def after(self, moment: Moment) -> "History":
         """This history after a boundary, in the containers that it had before."""
         return _layout.refill(self, History(moment.window, moment.clock, moment.backup, self.version))
+
+    def refill(self, opt_state: Tree, moment: Moment) -> Tree:
+        """The optimizer's state after a boundary, which a guard may have brought back."""
+        return opt_state if self.backup is None else _layout.refill(opt_state, moment.opt_state)
 
     @property
     def weights(self) -> optax.Params:
@@ -95,13 +98,17 @@ def find(tree: object, kind: type[Kind]) -> Kind:
     Raises:
       ValueError: if there is none, or more than one.
     """
-    found = [x for x in jax.tree.leaves(tree, is_leaf=lambda x: isinstance(x, kind)) if isinstance(x, kind)]
+    found = all_of(tree, kind)
     if len(found) != 1:
         raise ValueError(
             "The state must hold exactly one history of snapshots: that of a `Predictor`, or the state of one "
             f"`pdt` wrapper, as `init` returned it. Found {len(found)} in {type(tree).__name__}."
         )
     return found[0]
+
+
+def all_of(tree: object, kind: type[Kind]) -> list[Kind]:
+    return [x for x in jax.tree.leaves(tree, is_leaf=lambda x: isinstance(x, kind)) if isinstance(x, kind)]
 
 
 def replaced(tree: Tree, kind: type[Kind], change: Callable[[Kind], Kind]) -> Tree:
@@ -130,13 +137,11 @@ def check(saved: Mapping[str, Any], settings: Settings) -> None:
             "The state must hold as many snapshots as its predictor's `window`: give it another window by "
             f"pdt_optax.resize_window(state, {window}), or set window={held}. Got {held} snapshots, {window=}."
         )
-    guarded = [
-        "a guard" if x else "no guard" for x in (settings.guard is not None, saved["backup"] is not None)
-    ]
-    if guarded[0] != guarded[1]:
+    expected, got = ("no guard" if x is None else "a guard" for x in (settings.guard, saved["backup"]))
+    if expected != got:
         raise ValueError(
             "The state must come from the `init` of a predictor like this one: it holds a backup only where "
-            f"`guard` is set. Expected the state of {guarded[0]}; got that of {guarded[1]}."
+            f"`guard` is set. Expected the state of {expected}; got that of {got}."
         )
     newest, oldest = (jax.tree.leaves(saved["snapshots"][i])[:1] for i in (-1, 0))
     for new, old in zip(newest, oldest, strict=True):

@@ -1,10 +1,9 @@
 """Which leaves of a tree are predicted, and where they lie in another tree: by path, whatever the containers."""
 
 import contextlib
-import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -91,8 +90,7 @@ def snapshot(params: optax.Params, exclude: Exclude = None) -> optax.Params:
     return treedef.unflatten(copies)
 
 
-@dataclasses.dataclass(frozen=True)
-class ExcludedLeaves:
+class ExcludedLeaves(NamedTuple):
     """A tree of bools, or a prefix of one, in a form that can be hashed."""
 
     excluded: tuple[Any, ...]

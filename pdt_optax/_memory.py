@@ -1,5 +1,6 @@
 """What a configuration will hold in memory, told before anything is allocated."""
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -57,8 +58,8 @@ class Memory(NamedTuple):
 
 
 def _readable(size: float) -> str:
-    unit = next((u for u, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)) if size >= scale), "B")
-    return f"{size / {'GB': 1e9, 'MB': 1e6, 'kB': 1e3, 'B': 1}[unit]:.3g} {unit}"
+    scale, unit = next((x for x in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")) if size >= x[0]), (1, "B"))
+    return f"{size / scale:.3g} {unit}"
 
 
 def _bytes(tree: object) -> int:
@@ -94,28 +95,16 @@ def memory(
     """
     predictor = predictor_of(made)
     if isinstance(made, Predictor):
-        init = (lambda params: ()) if optimizer is None else optimizer.init
-        opt_state: Any = jax.eval_shape(init, params)
-        kept = opt_state if predictor.guard else None
-        history = jax.eval_shape(lambda params, kept: made.init(params, kept), params, kept)
+        opt_state: Any = jax.eval_shape((optimizer or optax.identity()).init, params)
+        history = jax.eval_shape(made.init, params, opt_state if predictor.guard else None)
     else:
         state: Any = jax.eval_shape(made.init, params)
         opt_state, history = state.inner_state, state.history
     weights = _layout.take(history.snapshots[-1], params)
     window = tuple(map(jax.tree.leaves, history.snapshots))
-    prediction = jax.eval_shape(
-        lambda window, weights: predict(
-            predictor.storage.at_hand(window),
-            weights,
-            0,
-            dynamics=predictor.dynamics,
-            accept=predictor.rule,
-            horizon=predictor.schedule.longest,
-            storage=predictor.storage,
-        ),
-        window,
-        weights,
-    )
+    model, rule, storage = predictor.dynamics, predictor.rule, predictor.storage
+    ahead = functools.partial(predict, dynamics=model, accept=rule, horizon=predictor.schedule.longest)
+    result = jax.eval_shape(lambda w, x: ahead(storage.at_hand(w), x, 0, storage=storage), window, weights)
     together = [i for stack in stacks(weights, together=True) if len(stack) > 1 for i in stack]
     copied = [column[i] for column in (*window, weights) for i in together]
     snapshots = _bytes(history.snapshots)
@@ -123,7 +112,7 @@ def memory(
         params=_bytes(params),
         optimizer=_bytes(opt_state),
         snapshots=snapshots,
-        snapshots_on_host=predictor.storage.host,
+        snapshots_on_host=storage.host,
         backup=_bytes(history.backup),
-        boundary=_bytes(prediction.mask) + _bytes(copied) + (snapshots if predictor.storage.host else 0),
+        boundary=_bytes(result.mask) + _bytes(copied) + (snapshots if storage.host else 0),
     )

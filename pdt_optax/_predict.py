@@ -126,23 +126,14 @@ def predict_and_mask(
             "`snapshots` must be a list or tuple of trees like `params`, oldest to newest. "
             f"Got {type(snapshots).__name__}."
         )
-    horizon = check_horizon(horizon)
-    rule = as_rule("accept", accept)
+    horizon, rule = check_horizon(horizon), as_rule("accept", accept)
     check_model(dynamics, rule, len(snapshots))
-    newest = snapshots[-1]
-    like = jax.tree.map(as_array, floating(newest))
+    like = jax.tree.map(as_array, floating(snapshots[-1]))
     window = tuple(take(like, s, f"snapshots[{i}]") for i, s in enumerate(snapshots))
     weights = take(like, params)
-    predicted = predict(
-        window,
-        weights,
-        step,
-        dynamics=dynamics,
-        accept=rule,
-        horizon=horizon,
-        together=on_one_device(weights),
-    )
-    return predicted._replace(params=put(like, params, predicted.params), mask=refill(like, predicted.mask))
+    alone = on_one_device(weights)
+    result = predict(window, weights, step, dynamics=dynamics, accept=rule, horizon=horizon, together=alone)
+    return result._replace(params=put(like, params, result.params), mask=refill(like, result.mask))
 
 
 @functools.partial(jax.jit, static_argnames=("dynamics", "accept", "horizon", "storage", "together"))
@@ -163,8 +154,7 @@ def predict(
     Args:
       window: the snapshots, oldest to newest.
       weights: what the optimizer made of the newest.
-      step: as in `predict_and_mask`.
-      dynamics, accept, horizon: as in `predict_and_mask`, checked.
+      step, dynamics, accept, horizon: as in `predict_and_mask`, checked.
       reach: (), int32, a horizon below the static one.
       storage: how the snapshots are kept.
       together: whether small leaves that are alike may be computed together;
@@ -181,52 +171,32 @@ def predict(
     points: list[Points] = list(zip(*window, weights, strict=True))
     groups = stacks(weights, together)
     stacked = [tuple(map(_stack, *(points[i] for i in group))) for group in groups]
-    small = in_widest_float(functools.partial(_forecast, storage=storage, dynamics=dynamics, horizon=horizon))
-    ahead = jnp.asarray(horizon if reach is None else reach, jnp.int32)
-    increments, displacement, finite, singular_values, rank, eigenvalues = small(
-        stacked, jnp.asarray(step, jnp.int32), ahead
-    )
+    small = in_widest_float(functools.partial(_forecast, storage, dynamics, horizon))
+    far = horizon if reach is None else reach
+    epoch, ahead = jnp.asarray(step, jnp.int32), jnp.asarray(far, jnp.int32)
+    increments, displacement, finite, singular_values, rank, eigenvalues = small(stacked, epoch, ahead)
     # Or XLA would fuse the coefficients' last small steps into the pass over the
     # weights and repeat them for each weight.
     increments, displacement, finite = lax.optimization_barrier((increments, displacement, finite))
 
     def assembled(leaf: jax.Array | int, points: Points) -> tuple[jax.Array, jax.Array]:
-        return assemble(
-            points,
-            storage,
-            dynamics.fit,
-            increments,
-            displacement,
-            accept.at(step, leaf),
-            horizon if reach is None else reach,
-            finite,
-        )
+        rule = accept.at(step, leaf)
+        return assemble(points, storage, dynamics.fit, increments, displacement, rule, far, finite)
 
-    new: list[Any] = [None] * len(weights)
-    mask: list[Any] = [None] * len(weights)
-    masks = []
+    pairs, masks = [], []  # each leaf's new weights and mask; each group's masks
     for group, x in zip(groups, stacked, strict=True):
         if len(group) == 1:
-            new[group[0]], mask[group[0]] = assembled(group[0], x)
-            masks.append(mask[group[0]])
+            news, judged = assembled(group[0], x)
+            pairs.append((news, judged))
         else:
             news, judged = jax.vmap(assembled)(jnp.array(group), x)
-            masks.append(judged)
-            for row, i in enumerate(group):
-                new[i], mask[i] = news[row], judged[row]
+            pairs += [(news[row], judged[row]) for row in range(len(group))]
+        masks.append(judged)
     order = np.argsort([i for group in groups for i in group])
+    new, mask = map(list, zip(*(pairs[i] for i in order), strict=True))
     shares, share = mean_weights(masks, [len(group) for group in groups])
-    return Prediction(
-        params=new,
-        mask=mask,
-        coefficients=increments,
-        singular_values=singular_values,
-        rank=rank,
-        eigenvalues=eigenvalues,
-        accepted_share=share,
-        accepted_share_per_leaf=shares[order],
-        finite=finite,
-    )
+    shares = shares[order]
+    return Prediction(new, mask, increments, singular_values, rank, eigenvalues, share, shares, finite)
 
 
 # Up to so many weights a leaf is small: it costs more to be called for than to be copied.
@@ -247,13 +217,7 @@ def _stack(*leaves: jax.Array) -> jax.Array:
 
 
 def _forecast(
-    points: list[Points],
-    epoch: jax.Array,
-    reach: jax.Array,
-    *,
-    storage: Storage,
-    dynamics: Dynamics,
-    horizon: int,
+    storage: Storage, dynamics: Dynamics, horizon: int, points: list[Points], epoch: jax.Array, far: jax.Array
 ) -> tuple[jax.Array, ...]:
     """The Gram pass and the small algebra; all that runs in the widest float."""
     dtypes = [leaf[-1].dtype for leaf in points]
@@ -267,17 +231,15 @@ def _forecast(
     epsilon = float(jnp.finfo(working).eps)
     forecast = dynamics(model_gram, horizon, size=size, epsilon=epsilon, epoch=epoch)
     window = len(gram)
-    for name, value, shape in (
-        ("increments", forecast.increments, (horizon, window)),
-        ("singular_values", forecast.singular_values, (window - 1,)),
-        ("eigenvalues", forecast.eigenvalues, (window - 1,)),
-    ):
-        if jnp.shape(value) != shape:
+    spectrum = (window - 1,)
+    shapes = {"increments": (horizon, window), "singular_values": spectrum, "eigenvalues": spectrum}
+    for name, shape in shapes.items():
+        if (got := jnp.shape(getattr(forecast, name))) != shape:
             raise ValueError(
                 f"A model of the dynamics must return a `Forecast` whose `{name}` has the shape {shape}, for "
-                f"{horizon=} and {window=}. {dynamics} returned {jnp.shape(value)}."
+                f"{horizon=} and {window=}. {dynamics} returned {got}."
             )
-    increments = jnp.where(jnp.arange(horizon)[:, None] < reach, forecast.increments, 0)
+    increments = jnp.where(jnp.arange(horizon)[:, None] < far, forecast.increments, 0)
     return (
         increments.astype(result),
         jnp.sum(increments, axis=0).astype(result),

@@ -11,7 +11,7 @@ from pdt_optax import _history, _layout
 from pdt_optax._boundary import Moment, Plan
 from pdt_optax._compiled import end_apart
 from pdt_optax._history import History
-from pdt_optax._layout import Column
+from pdt_optax._layout import Column, Tree
 from pdt_optax._reduce import on_one_device
 from pdt_optax._report import PDTReport
 from pdt_optax._settings import Settings
@@ -65,15 +65,10 @@ class Predictor(Settings):
       >>> for epoch in range(8):
       ...     params = params - 0.05 * jax.grad(loss)(params)  # any optimizer
       ...     params, history, report = predictor.end_epoch(params, history, value=loss(params))
-      ...     print(epoch, bool(report.predicted), f"{report.mean_value:.3f}")
-      0 False 4.050
-      1 False 3.280
-      2 False 2.657
-      3 False 2.152
-      4 False 1.743
-      5 True 1.412
-      6 False 0.864
-      7 True 0.700
+      ...     if report.predicted:
+      ...         print(f"Epoch {epoch} ended at {report.mean_value:.3f} and jumped to {loss(params):.3f}.")
+      Epoch 5 ended at 1.412 and jumped to 1.066.
+      Epoch 7 ended at 0.700 and jumped to 0.461.
 
     References:
       Predictive Differential Training Guided by Training Dynamics, Algorithm 1.
@@ -127,8 +122,6 @@ class Predictor(Settings):
           ValueError: if `params` or `history` do not match, or if `value` or `opt_state` is missing.
 
         Example:
-          With a guard:
-
           >>> import jax.numpy as jnp, optax, pdt_optax
           >>> optimizer, predictor = optax.adam(1e-3), pdt_optax.Predictor(guard=pdt_optax.rollback())
           >>> params = {"w": jnp.ones(3)}
@@ -146,10 +139,8 @@ class Predictor(Settings):
         if self.needs_value and value is None:
             raise ValueError(self.value_rule("predictor.end_epoch(params, history, value=loss)"))
         mean = jnp.float32(jnp.nan) if value is None else scalar(value)
-        leaves = jax.tree.leaves(opt_state)
-        params, history, _, report = end_with(
-            self, params, history, leaves, mean, jnp.array(False), donate=donate
-        )
+        missing = jnp.array(False)
+        params, history, _, report = end_with(self, params, history, opt_state, mean, missing, donate=donate)
         return params, history, report
 
     def _check_opt_state(self, opt_state: optax.OptState | None, call: str) -> None:
@@ -175,41 +166,39 @@ def scalar(value: jax.typing.ArrayLike) -> jax.Array:
 
 
 def at_boundary(
-    predictor: Predictor, params: optax.Params, history: History, opt_state: Column
+    predictor: Predictor, params: optax.Params, history: History, opt_state: object
 ) -> tuple[Moment, Plan]:
     """What a boundary works on, and under which settings: matched once, and each tree flattened once."""
     _history.check(history._asdict(), predictor)
     weights = _layout.take(history.weights, params)
-    kept = [] if history.backup is None else jax.tree.leaves(history.backup.optimizer_before)
-    if len(kept) != len(opt_state):
-        raise ValueError(
-            "`opt_state` must have the leaves that it had at `init`. "
-            f"Expected {len(kept)}, got {len(opt_state)}."
-        )
+    leaves: Column = []
+    if history.backup is not None:
+        leaves, kept = map(jax.tree.leaves, (opt_state, history.backup.optimizer_before))
+        if len(kept) != len(leaves):
+            raise ValueError(
+                "`opt_state` must have the leaves that it had at `init`. "
+                f"Expected {len(kept)}, got {len(leaves)}."
+            )
     known = {*_layout.leaf_names(history.snapshots[-1])}
     predicted = tuple(name in known for name in _layout.leaf_names(history.weights))
-    plan = Plan(predictor.shared, predicted, on_one_device(weights))
-    return history.moment(weights, opt_state), plan
+    return history.moment(weights, leaves), Plan(predictor.shared, predicted, on_one_device(weights))
 
 
 def end_with(
     predictor: Predictor,
     params: optax.Params,
     history: History,
-    opt_state: Column,
+    opt_state: Tree,
     value: jax.Array,
     missing: jax.Array,
     *,
     donate: bool,
-) -> tuple[optax.Params, History, Column, PDTReport]:
-    """`Predictor.end_epoch`, its arguments checked and the optimizer's state as its leaves."""
+) -> tuple[optax.Params, History, Tree, PDTReport]:
+    """`Predictor.end_epoch`, its arguments checked, and the optimizer's state."""
     now, plan = at_boundary(predictor, params, history, opt_state)
-    if not any(plan.predicted):
-        raise ValueError("There is nothing to predict: the history's snapshots have no leaf.")
     spent, kept = (now.window, ()) if predictor.guard else predictor.storage.split(now.window)
     now = now._replace(window=spent)
-    after, report = end_apart(
-        now if donate else None, None if donate else now, kept, value, missing, plan=plan
-    )
+    given = (now, None) if donate else (None, now)
+    after, report = end_apart(*given, kept, value, missing, plan=plan)
     new = history.after(after._replace(window=(*kept, *after.window)))
-    return _layout.put(history.weights, params, after.weights), new, after.opt_state, report
+    return _layout.put(history.weights, params, after.weights), new, history.refill(opt_state, after), report

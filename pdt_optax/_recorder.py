@@ -46,8 +46,7 @@ class Recorder:
       >>> recorder = pdt_optax.Recorder(weights_per_leaf=5)
       >>> progress = trange(4, disable=True)
       >>> for epoch in progress:
-      ...     updates, opt_state = tx.update(params, opt_state, params)  # the gradient of |w|^2 / 2
-      ...     params = optax.apply_updates(params, updates)
+      ...     params["w"] *= 0.9  # by training
       ...     params, opt_state, report = tx.end_epoch(params, opt_state)
       ...     recorder.add(report, opt_state)
       ...     progress.set_postfix(recorder.latest())
@@ -91,9 +90,8 @@ class Recorder:
         if not self._rows:
             self.paths = paths
             if self._per_leaf:
-                self.indices = {
-                    path: self._draw(i, x.size) for i, (path, x) in enumerate(zip(paths, leaves, strict=True))
-                }
+                named = enumerate(zip(paths, leaves, strict=True))
+                self.indices = {path: self._draw(i, x.size) for i, (path, x) in named}
         elif paths != self.paths:
             raise ValueError(
                 f"All epochs of a record must be of one model. Expected the leaves {self.paths}, got {paths}."
@@ -154,16 +152,11 @@ class Recorder:
         arrays = {f"report/{name}": x for name, x in self.reports._asdict().items()}
         arrays |= {f"weights/{p}": x for p, x in self.weights.items()}
         arrays |= {f"indices/{p}": x for p, x in self.indices.items()}
-        head = {
-            "format": _FORMAT,
-            "paths": self.paths,
-            "weights_per_leaf": self._per_leaf,
-            "seed": self._seed,
-        }
         path = Path(path)
         unfinished = path.with_name(f"{path.name}.unfinished")
+        most, seed = self._per_leaf, self._seed
         with unfinished.open("wb") as file:
-            np.savez(file, **{name: np.asarray(x) for name, x in head.items()}, **arrays)
+            np.savez(file, format=_FORMAT, paths=self.paths, weights_per_leaf=most, seed=seed, **arrays)
         unfinished.replace(path)
 
     @classmethod

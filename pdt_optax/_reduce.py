@@ -15,7 +15,8 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 R = TypeVar("R")
 Leaf = Sequence[jax.Array]  # arrays of one shape, split alike
-Measure = Callable[[Sequence[Leaf], Sequence[float]], jax.Array]
+Leaves = Sequence[Leaf]
+Measure = Callable[[Leaves, Sequence[float]], jax.Array]
 
 
 # Precision: where float64 is to be had, sums over all weights and the small algebra use it.
@@ -110,7 +111,7 @@ def on_one_device(tree: object) -> bool:
     return all(map(sure, jax.tree.leaves(tree)))
 
 
-def over_shards(measure: Measure, leaves: Sequence[Leaf]) -> jax.Array:
+def over_shards(measure: Measure, leaves: Leaves) -> jax.Array:
     """`measure` of what each device holds, added up by one all-reduce.
 
     Args:
@@ -136,9 +137,7 @@ def over_shards(measure: Measure, leaves: Sequence[Leaf]) -> jax.Array:
     return _over_automatic_axes(measure, leaves)
 
 
-def _reduced(
-    measure: Measure, leaves: Sequence[Leaf], split: Sequence[Any], sizes: dict[Any, int]
-) -> jax.Array:
+def _reduced(measure: Measure, leaves: Leaves, split: Sequence[Any], sizes: dict[Any, int]) -> jax.Array:
     """`measure` over the shards of a device, summed over the axes that any leaf is split over."""
     axes = tuple(sorted({name for names in split for name in names}))
     shares = [1 / math.prod(sizes[name] for name in axes if name not in names) for names in split]
@@ -153,31 +152,26 @@ def _axes(spec: PartitionSpec) -> frozenset[str]:
     return frozenset(x for group in names for x in group)
 
 
-def _over_explicit_axes(
-    measure: Measure, leaves: Sequence[Leaf], shardings: Sequence[NamedSharding]
-) -> jax.Array:
+def _over_explicit_axes(measure: Measure, leaves: Leaves, shardings: Sequence[NamedSharding]) -> jax.Array:
     mesh = next(s.mesh for s in shardings if _axes(s.spec))
     specs = [tuple(s.spec for _ in leaf) for s, leaf in zip(shardings, leaves, strict=True)]
     split = [_axes(s.spec) for s in shardings]
 
     @jax.shard_map(mesh=mesh, in_specs=(specs,), out_specs=PartitionSpec(), check_vma=False)
-    def reduced(leaves: Sequence[Leaf]) -> jax.Array:
+    def reduced(leaves: Leaves) -> jax.Array:
         return _reduced(measure, leaves, split, dict(mesh.shape))
 
     return reduced(leaves)
 
 
-def _over_automatic_axes(measure: Measure, leaves: Sequence[Leaf]) -> jax.Array:
+def _over_automatic_axes(measure: Measure, leaves: Leaves) -> jax.Array:
     """How leaves are split is not known before XLA partitions the program: it asks then."""
-    lengths = [len(leaf) for leaf in leaves]
-
-    def grouped(arrays: Sequence[Any]) -> list[Any]:
-        remaining = iter(arrays)
-        return [tuple(next(remaining) for _ in range(n)) for n in lengths]
+    arrays, treedef = jax.tree.flatten(leaves)
+    grouped: Callable[[Sequence[Any]], list[Any]] = treedef.unflatten
 
     def whole(*arrays: jax.Array) -> jax.Array:
         with widest_float():
-            return measure(grouped(arrays), [1.0] * len(lengths))
+            return measure(grouped(arrays), [1.0] * len(leaves))
 
     def partition(mesh: Any, arguments: Any, result: Any) -> Any:
         del result
@@ -191,9 +185,7 @@ def _over_automatic_axes(measure: Measure, leaves: Sequence[Leaf]) -> jax.Array:
 
     def rule(mesh: Any, arguments: Any, result: Any) -> SdyShardingRule:
         del mesh
-        operands = []
-        for i, leaf in enumerate(grouped(arguments)):
-            operands += [_factors(f"leaf{i}_", leaf[0])] * len(leaf)
+        operands = (_factors(f"leaf{i}_", x) for i, leaf in enumerate(grouped(arguments)) for x in leaf)
         return SdyShardingRule(tuple(operands), (_factors("result_", result[0]),))
 
     partitioned = custom_partitioning(whole)
@@ -205,7 +197,7 @@ def _over_automatic_axes(measure: Measure, leaves: Sequence[Leaf]) -> jax.Array:
         axes = tuple(0 if b else None for b in which)
         return jax.vmap(whole, in_axes=axes, axis_size=axis_size)(*arrays), True
 
-    return batched(*(x for leaf in leaves for x in leaf))
+    return batched(*arrays)
 
 
 def _factors(prefix: str, array: Any) -> ArrayMapping:

@@ -99,9 +99,8 @@ def snapshots(made: PDT | Predictor, state: object) -> tuple[Any, ...]:
     """
     history = find(state, History)
     storage = predictor_of(made).storage
-    whole = jax.jit(lambda window: storage.whole(storage.at_hand(window)))(
-        tuple(map(jax.tree.leaves, history.snapshots))
-    )
+    window = tuple(map(jax.tree.leaves, history.snapshots))
+    whole = jax.jit(lambda window: storage.whole(storage.at_hand(window)))(window)
     return tuple(_layout.refill(history.snapshots[-1], column) for column in whole)
 
 
@@ -111,12 +110,9 @@ def resize_window(state: Tree, window: int) -> Tree:
     A shorter window keeps the newest snapshots. A longer one predicts again once
     as many snapshots were taken as it holds; until then copies of the oldest fill it.
 
-    Also takes the shapes of a state, so that a checkpoint with another window
-    can be restored: see the example.
-
     Args:
       state: a `History`, the state of `pdt`, or a tree around either; its
-        leaves may be `jax.ShapeDtypeStruct`s.
+        leaves may be `jax.ShapeDtypeStruct`s, to restore a checkpoint into.
       window: snapshots that it shall hold, >= 2.
 
     Returns:
@@ -154,19 +150,16 @@ def resize_window(state: Tree, window: int) -> Tree:
             nan = jax.ShapeDtypeStruct((window - 1,), x.dtype)
             return nan if isinstance(x, jax.ShapeDtypeStruct) else jnp.full(nan.shape, jnp.nan, nan.dtype)
 
-        return report._replace(
-            singular_values=blank(report.singular_values), eigenvalues=blank(report.eigenvalues)
-        )
+        values, eigenvalues = map(blank, (report.singular_values, report.eigenvalues))
+        return report._replace(singular_values=values, eigenvalues=eigenvalues)
 
     return replaced(replaced(state, History, resized), PDTReport, spectra)
 
 
 def _copy(x: jax.Array) -> jax.Array:
-    return (
-        x
-        if isinstance(x, jax.ShapeDtypeStruct)
-        else jax.device_put(x, getattr(x, "sharding", None), may_alias=False)
-    )
+    if isinstance(x, jax.ShapeDtypeStruct):
+        return x
+    return jax.device_put(x, getattr(x, "sharding", None), may_alias=False)
 
 
 def leaf_paths(state: object) -> list[str]:

@@ -44,8 +44,7 @@ class Settings:
                 "`schedule` must be an acceleration schedule, such as `fixed()` or `adaptive()` (with its "
                 f"parentheses). Got {self.schedule!r}."
             )
-        shorthands = {"horizon": horizon, "interval": interval}
-        given = {name: value for name, value in shorthands.items() if value is not None}
+        given = {name: x for name, x in (("horizon", horizon), ("interval", interval)) if x is not None}
         if self.guard is not None and not isinstance(self.guard, Guard):
             raise TypeError(f"`guard` must be None or `rollback(...)`. Got {self.guard!r}.")
         if self.snapshot_dtype not in (None, "bfloat16"):
@@ -58,12 +57,9 @@ class Settings:
                 '`snapshot_device` must be None, beside the parameters, or "host", in host memory between '
                 f"predictions. Got snapshot_device={self.snapshot_device!r}."
             )
-        for name, value in {
-            "window": window,
-            "schedule": dataclasses.replace(self.schedule, **given),
-            "start": start,
-            "exclude": _layout.hashable(self.exclude),
-        }.items():
+        schedule, exclude = dataclasses.replace(self.schedule, **given), _layout.hashable(self.exclude)
+        known = {"window": window, "start": start, "schedule": schedule, "exclude": exclude}
+        for name, value in known.items():
             object.__setattr__(self, name, value)
 
     @property
@@ -84,6 +80,5 @@ class Settings:
     @functools.cached_property
     def shared(self) -> "Settings":
         """Those that a compiled boundary depends on: which leaves are out is known from the snapshots."""
-        known: dict[str, Any] = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        known["exclude"] = None
+        known: Any = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "exclude"}
         return Settings(**known)

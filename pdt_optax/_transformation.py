@@ -1,5 +1,6 @@
 """`pdt`: any Optax optimizer, with a prediction of its weights between epochs."""
 
+import dataclasses
 import inspect
 from typing import Any, NamedTuple, cast
 
@@ -15,8 +16,6 @@ from pdt_optax._history import History
 from pdt_optax._predictor import Predictor, at_boundary, end_with, scalar
 from pdt_optax._report import PDTReport, no_report
 from pdt_optax.schedule import count
-
-_EPOCH = jax.tree.structure(Epoch(0, 0, 0))  # pyright: ignore[reportArgumentType]
 
 
 class PDTState(NamedTuple):
@@ -53,9 +52,8 @@ class PDT(optax.GradientTransformationExtraArgs):
 def pdt(inner: optax.GradientTransformation, *, every: int | None = None, **settings: Any) -> PDT:
     """Predictive Differential Training around any Optax optimizer.
 
-    `update` is `inner`'s and a counter. Between epochs, call `end_epoch`: it
-    keeps a snapshot of the weights and, when it is time, predicts and moves those
-    whose own last step agrees. The state holds the snapshots; where a step's
+    `update` is `inner`'s and a counter. Between epochs, call `end_epoch`: it does
+    what `Predictor` describes. The state holds the snapshots; where a step's
     arrays should not carry them, use a `Predictor` beside the optimizer.
 
     Args:
@@ -120,26 +118,24 @@ _own, _settings = (inspect.signature(f).parameters.values() for f in (pdt, Predi
 pdt.__signature__ = inspect.Signature([*[*_own][:-1], *_settings], return_annotation=PDT)  # pyright: ignore[reportFunctionMemberAccess]
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
 class _Wrapper:
     """The two functions of the transformation and what they close over."""
 
-    def __init__(self, inner: optax.GradientTransformationExtraArgs, predictor: Predictor, every: int | None):
-        self.inner = inner
-        self.predictor = predictor
-        self.every = every
+    inner: optax.GradientTransformationExtraArgs
+    predictor: Predictor
+    every: int | None
 
     def init(self, params: optax.Params) -> PDTState:
         inner_state = self.inner.init(params)
-        nested = jax.tree.leaves(inner_state, is_leaf=_is_state)
-        if count_ := sum(map(_is_state, nested)):
+        if nested := _history.all_of(inner_state, PDTState):
             raise ValueError(
                 "`inner` must not hold another `pdt`: their predictions would build on each other's jumps. "
-                f"Found {count_}."
+                f"Found {len(nested)}."
             )
-        predictor = self.predictor
-        history = _history.start(params, inner_state, predictor)
+        history = _history.start(params, inner_state, self.predictor)
         leaves = len(jax.tree.leaves(history.snapshots[-1]))
-        report = None if self.every is None else no_report(predictor.window, leaves)
+        report = None if self.every is None else no_report(self.predictor.window, leaves)
         return PDTState(inner_state, history, Epoch.start(), report)
 
     def update(
@@ -149,9 +145,8 @@ class _Wrapper:
         seen = state.this_epoch
         seen = seen._replace(updates_seen=optax.safe_increment(seen.updates_seen))
         if (value := extra.get("value")) is not None:
-            seen = seen._replace(
-                value_sum=seen.value_sum + scalar(value), values_seen=optax.safe_increment(seen.values_seen)
-            )
+            values_seen = optax.safe_increment(seen.values_seen)
+            seen = seen._replace(value_sum=seen.value_sum + scalar(value), values_seen=values_seen)
         state = state._replace(inner_state=inner_state, this_epoch=seen)
         if self.every is None:
             return updates, state
@@ -160,29 +155,18 @@ class _Wrapper:
                 "`update` needs `params` when `every` is set, to predict them: "
                 f"tx.update(grads, opt_state, params). Got params=None, every={self.every}."
             )
-        self.check_report(state.last_report)
+        history, last = state.history, state.last_report
+        self.check_report(last)
+        assert last is not None
         if value is None and self.predictor.needs_value:
             raise ValueError(self.predictor.value_rule("tx.update(..., value=loss)"))
-        return self._end_if_due(updates, state, params, self.every)
-
-    def _end_if_due(
-        self, updates: optax.Updates, state: PDTState, params: optax.Params, every: int
-    ) -> tuple[optax.Updates, PDTState]:
-        """Ends an epoch inside `update` if `every` updates have passed since the last one."""
-        history = state.history
-        guarded = history.backup is not None
-        opt_state = jax.tree.leaves(state.inner_state) if guarded else []
-        now, plan = at_boundary(self.predictor, params, history, opt_state)
+        now, plan = at_boundary(self.predictor, params, history, inner_state)
         if not any(plan.predicted):
             return updates, state
         steps = _layout.take(history.weights, updates, "updates", types=False)
         steps = [lax.convert_element_type(u, u.dtype) for u in steps]  # strong types
-        assert state.last_report is not None
-        steps, now, seen, report = end_inside(
-            steps, now, state.this_epoch, state.last_report, plan=plan, every=every
-        )
-        inner_state = _layout.refill(state.inner_state, now.opt_state) if guarded else state.inner_state
-        new = PDTState(inner_state, history.after(now), seen, report)
+        steps, now, seen, report = end_inside(steps, now, seen, last, plan=plan, every=self.every)
+        new = PDTState(history.refill(inner_state, now), history.after(now), seen, report)
         return _layout.put(history.weights, updates, steps), new
 
     def check_report(self, report: object) -> None:
@@ -193,10 +177,6 @@ class _Wrapper:
                 "The state must come from the `init` of a wrapper like this one: it holds a report only where "
                 f"`every` is set. Expected the state of a wrapper {expected} `every`; got that of one {got} it."
             )
-
-
-def _is_state(x: object) -> bool:
-    return isinstance(x, PDTState)
 
 
 def wrapper_of(pdt_tx: object) -> _Wrapper:
@@ -233,8 +213,7 @@ def end_epoch(
       opt_state: the state of `pdt_tx` or of the transformation around it.
       value: the epoch's value, usually its mean training loss, for the report;
         by default the mean of the `value`s that `update` saw.
-      donate: update `params` and the history's arrays in place. The caller's
-        `params` and `opt_state` are then no longer valid.
+      donate: as in `Predictor.end_epoch`.
 
     Returns:
       The parameters, the state, and a `PDTReport`.
@@ -263,18 +242,15 @@ def end_epoch(
         )
     state = _history.find(opt_state, PDTState)
     wrapper.check_report(state.last_report)
-    guarded = state.history.backup is not None
-    seen: Epoch = jax.tree.unflatten(_EPOCH, jax.tree.leaves(state.this_epoch))
+    seen = Epoch(*jax.tree.leaves(state.this_epoch))
     missing = jnp.array(False)
     if value is None and wrapper.predictor.needs_value:
         missing = seen.values_seen == 0
         if not isinstance(missing, Tracer) and bool(missing):
             raise ValueError(wrapper.predictor.value_rule("tx.end_epoch(params, opt_state, value=loss)"))
     mean = seen.mean_value() if value is None else scalar(value)
-    leaves = jax.tree.leaves(state.inner_state) if guarded else []
-    params, history, leaves, report = end_with(
-        wrapper.predictor, params, state.history, leaves, mean, missing, donate=donate
+    params, history, inner_state, report = end_with(
+        wrapper.predictor, params, state.history, state.inner_state, mean, missing, donate=donate
     )
-    inner_state = _layout.refill(state.inner_state, leaves) if guarded else state.inner_state
     new = PDTState(inner_state, history, _layout.refill(state.this_epoch, Epoch.start()), None)
     return params, _history.replaced(opt_state, PDTState, lambda _: new), report

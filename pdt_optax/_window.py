@@ -35,8 +35,7 @@ class Storage:
         def older(x: jax.Array) -> jax.Array:
             return jnp.copy(x) if self.dtype is None else lax.full_like(x, 0, self.dtype)
 
-        trees = (*(jax.tree.map(older, newest) for _ in range(window - 1)), newest)
-        return self.parked(trees)
+        return self.parked((*(jax.tree.map(older, newest) for _ in range(window - 1)), newest))
 
     def parked(self, window: Tree) -> Tree:
         """Moved to where the window waits for the next boundary."""
@@ -58,13 +57,10 @@ class Storage:
         """The window with another newest snapshot."""
         if self.dtype is None:
             return (*window[:-1], self.parked(newest))
-        older = window[:-2]
         last, replaced = self.at_hand(window[-2:])
-        last = [
-            (d.astype(x.dtype) + (x - r)).astype(self.dtype)
-            for d, x, r in zip(last, newest, replaced, strict=True)
-        ]
-        return (*older, *self.parked((last, newest)))
+        columns = zip(last, newest, replaced, strict=True)
+        last = [(d.astype(x.dtype) + (x - r)).astype(self.dtype) for d, x, r in columns]
+        return (*window[:-2], *self.parked((last, newest)))
 
     def whole(self, window: Window) -> Window:
         """Whole snapshots; those that are kept as differences to the precision of these."""

@@ -16,21 +16,24 @@ bit, 1 takes the prediction, anything between mixes the two in proportion.
 
 Rules read `increments` and `differences` row by row where they can: XLA then
 fuses the whole rule into one pass and never writes the stacks to memory.
+
+The three weights of each example: one moves steadily, one slows down, one turns around.
 """
 
 import dataclasses
 import functools
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import jax
 import jax.numpy as jnp
-from jax import lax
+from jax import Array, lax
 
 from pdt_optax._reduce import Leaf, over_shards, total, widest_float
 from pdt_optax.dynamics import Dynamics, drift
+from pdt_optax.schedule import is_number
 
-Accept = Callable[..., jax.Array]  # a rule as a plain function
+Accept = Callable[..., Array]  # a rule as a plain function
 
 
 class Rule:
@@ -42,19 +45,14 @@ class Rule:
         """Raises ValueError if the rule makes no sense for predictions of `dynamics`."""
         del dynamics
 
-    def at(self, epoch: jax.Array | int, leaf: jax.Array | int) -> Accept:
+    def at(self, epoch: Array | int, leaf: Array | int) -> Accept:
         """The rule for one leaf of one prediction, for rules that differ between them."""
         del epoch, leaf
         return self
 
     def __call__(
-        self,
-        increments: jax.Array,
-        step: jax.Array,
-        differences: jax.Array,
-        reference: jax.Array,
-        horizon: int | jax.Array,
-    ) -> jax.Array:
+        self, increments: Array, step: Array, differences: Array, reference: Array, horizon: int | Array
+    ) -> Array:
         raise NotImplementedError
 
 
@@ -62,7 +60,7 @@ class Rule:
 class _Function(Rule):
     """A plain function as a rule."""
 
-    function: Callable[..., jax.Array]
+    function: Callable[..., Array]
 
     def __call__(self, increments, step, differences, reference, horizon):
         return self.function(increments, step, differences, reference, horizon)
@@ -83,29 +81,27 @@ def as_rule(name: str, rule: object) -> Rule:
     return _Function(rule)  # pyright: ignore[reportArgumentType]
 
 
-def _total(rows: jax.Array) -> jax.Array:
+def _total(rows: Iterable[Array]) -> Array:
     return functools.reduce(operator.add, list(rows))
 
 
-def moves_far_enough(increments: jax.Array, step: jax.Array, horizon: int | jax.Array) -> jax.Array:
+def moves_far_enough(increments: Array, step: Array, horizon: int | Array) -> Array:
     """Eq. 6: the jump is at least `horizon` optimizer steps long."""
     return jnp.abs(_total(increments)) >= horizon * jnp.abs(step)
 
 
-def moves_not_too_far(increments: jax.Array, step: jax.Array, horizon: int | jax.Array) -> jax.Array:
+def moves_not_too_far(increments: Array, step: Array, horizon: int | Array) -> Array:
     """Eq. 8: the jump is at most `horizon` optimizer steps long."""
     return jnp.abs(_total(increments)) <= horizon * jnp.abs(step)
 
 
-def every_step_agrees(increments: jax.Array, step: jax.Array, horizon: int | jax.Array) -> jax.Array:
+def every_step_agrees(increments: Array, step: Array, horizon: int | Array) -> Array:
     """Eq. 7: every predicted step has the sign of the optimizer's step."""
-    agrees = [
-        (jnp.sign(increment) == jnp.sign(step)) | (k >= horizon) for k, increment in enumerate(increments)
-    ]
+    agrees = [(jnp.sign(row) == jnp.sign(step)) | (k >= horizon) for k, row in enumerate(increments)]
     return functools.reduce(operator.and_, agrees)
 
 
-def mean_weights(masks: Sequence[jax.Array], stacked: Sequence[int]) -> tuple[jax.Array, jax.Array]:
+def mean_weights(masks: Sequence[Array], stacked: Sequence[int]) -> tuple[Array, Array]:
     """The accepted shares of leaves, and of all together: (leaves,) and (), float32.
 
     Args:
@@ -113,7 +109,7 @@ def mean_weights(masks: Sequence[jax.Array], stacked: Sequence[int]) -> tuple[ja
       stacked: how many leaves each stack has.
     """
 
-    def measure(leaves: Sequence[Leaf], shares: Sequence[float]) -> jax.Array:
+    def measure(leaves: Sequence[Leaf], shares: Sequence[float]) -> Array:
         counts, sizes = [], []
         for (mask,), share, count in zip(leaves, shares, stacked, strict=True):
             exact = jnp.int32 if mask.dtype == bool and mask.size < 2**31 else wide
@@ -127,7 +123,7 @@ def mean_weights(masks: Sequence[jax.Array], stacked: Sequence[int]) -> tuple[ja
         return shares.astype(jnp.float32), (counts.sum() / jnp.maximum(sizes.sum(), 1)).astype(jnp.float32)
 
 
-def mean_weight(mask: jax.Array) -> jax.Array:
+def mean_weight(mask: Array) -> Array:
     """The accepted share of one leaf: (), float32."""
     return mean_weights([mask], [1])[1]
 
@@ -143,8 +139,7 @@ class paper_rule(Rule):  # noqa: N801
 
     Example:
       >>> import jax.numpy as jnp, pdt_optax
-      >>> steady, slowing, turning = [0.0, 1.0, 2.0, 3.0], [0.0, 2.0, 3.0, 3.5], [0.0, 2.0, 3.0, 2.5]
-      >>> *snapshots, params = list(jnp.array([steady, slowing, turning]).T)
+      >>> *snapshots, params = jnp.array([[0, 0, 0], [1, 2, 2], [2, 3, 3], [3, 3.5, 2.5]])
       >>> pdt_optax.predict_and_mask(
       ...     snapshots, params, dynamics=pdt_optax.drift(), accept=pdt_optax.paper_rule(), horizon=2).mask
       Array([ True,  True, False], dtype=bool)
@@ -163,8 +158,7 @@ class bounded_rule(Rule):  # noqa: N801
 
     Example:
       >>> import jax.numpy as jnp, pdt_optax
-      >>> steady, slowing, turning = [0.0, 1.0, 2.0, 3.0], [0.0, 2.0, 3.0, 3.5], [0.0, 2.0, 3.0, 2.5]
-      >>> *snapshots, params = list(jnp.array([steady, slowing, turning]).T)
+      >>> *snapshots, params = jnp.array([[0, 0, 0], [1, 2, 2], [2, 3, 3], [3, 3.5, 2.5]])
       >>> pdt_optax.predict_and_mask(
       ...     snapshots, params, dynamics=pdt_optax.drift(), accept=pdt_optax.bounded_rule(), horizon=2).mask
       Array([ True, False, False], dtype=bool)
@@ -183,8 +177,7 @@ class released_rule(Rule):  # noqa: N801
 
     Example:
       >>> import jax.numpy as jnp, pdt_optax
-      >>> steady, slowing, turning = [0.0, 1.0, 2.0, 3.0], [0.0, 2.0, 3.0, 3.5], [0.0, 2.0, 3.0, 2.5]
-      >>> *snapshots, params = list(jnp.array([steady, slowing, turning]).T)
+      >>> *snapshots, params = jnp.array([[0, 0, 0], [1, 2, 2], [2, 3, 3], [3, 3.5, 2.5]])
       >>> pdt_optax.predict_and_mask(
       ...     snapshots, params, dynamics=pdt_optax.drift(), accept=pdt_optax.released_rule(), horizon=2).mask
       Array([ True,  True, False], dtype=bool)
@@ -203,8 +196,7 @@ class agree(Rule):  # noqa: N801
 
     Example:
       >>> import jax.numpy as jnp, pdt_optax
-      >>> steady, slowing, turning = [0.0, 1.0, 2.0, 3.0], [0.0, 2.0, 3.0, 3.5], [0.0, 2.0, 3.0, 2.5]
-      >>> *snapshots, params = list(jnp.array([steady, slowing, turning]).T)
+      >>> *snapshots, params = jnp.array([[0, 0, 0], [1, 2, 2], [2, 3, 3], [3, 3.5, 2.5]])
       >>> pdt_optax.predict_and_mask(
       ...     snapshots, params, dynamics=pdt_optax.drift(), accept=pdt_optax.agree(), horizon=2).mask
       Array([ True,  True, False], dtype=bool)
@@ -225,8 +217,7 @@ class shrink(Rule):  # noqa: N801
 
     Example:
       >>> import jax.numpy as jnp, pdt_optax
-      >>> steady, slowing, turning = [0.0, 1.0, 2.0, 3.0], [0.0, 2.0, 3.0, 3.5], [0.0, 2.0, 3.0, 2.5]
-      >>> *snapshots, params = list(jnp.array([steady, slowing, turning]).T)
+      >>> *snapshots, params = jnp.array([[0, 0, 0], [1, 2, 2], [2, 3, 3], [3, 3.5, 2.5]])
       >>> pdt_optax.predict_and_mask(
       ...     snapshots, params, dynamics=pdt_optax.drift(), accept=pdt_optax.shrink(), horizon=2).mask
       Array([1.       , 0.8888889, 0.       ], dtype=float32)
@@ -250,8 +241,7 @@ class shrink(Rule):  # noqa: N801
         moved = mean != 0
         unit = jnp.where(moved, mean, 1)
         # In units of the mean, or squares of tiny velocities would underflow.
-        squares = [((difference - mean) / unit) ** 2 for difference in differences]
-        variance = functools.reduce(operator.add, squares) / (count - 1)
+        variance = _total([((difference - mean) / unit) ** 2 for difference in differences]) / (count - 1)
         return jnp.where(moved, jnp.maximum(0, 1 - variance / count), 0)
 
 
@@ -261,8 +251,7 @@ class everything(Rule):  # noqa: N801
 
     Example:
       >>> import jax.numpy as jnp, pdt_optax
-      >>> steady, slowing, turning = [0.0, 1.0, 2.0, 3.0], [0.0, 2.0, 3.0, 3.5], [0.0, 2.0, 3.0, 2.5]
-      >>> *snapshots, params = list(jnp.array([steady, slowing, turning]).T)
+      >>> *snapshots, params = jnp.array([[0, 0, 0], [1, 2, 2], [2, 3, 3], [3, 3.5, 2.5]])
       >>> pdt_optax.predict_and_mask(
       ...     snapshots, params, dynamics=pdt_optax.drift(), accept=pdt_optax.everything(), horizon=2).mask
       Array([ True,  True,  True], dtype=bool)
@@ -270,10 +259,6 @@ class everything(Rule):  # noqa: N801
 
     def __call__(self, increments, step, differences, reference, horizon):
         return jnp.ones(step.shape, bool)
-
-
-def _is_number(x: object) -> bool:
-    return isinstance(x, int | float) and not isinstance(x, bool)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -304,7 +289,7 @@ class random_subset(Rule):  # noqa: N801
                 "`random_subset` takes its share either from `ratio` or from the rule `like`: give "
                 f"exactly one. Got ratio={self.ratio}, like={self.like}."
             )
-        if self.ratio is not None and not (_is_number(self.ratio) and 0 <= self.ratio <= 1):
+        if self.ratio is not None and not (is_number(self.ratio) and 0 <= self.ratio <= 1):
             raise ValueError(f"`ratio` must be a share, a number between 0 and 1. Got ratio={self.ratio!r}.")
         if self.like is not None:
             as_rule("like", self.like)
@@ -319,7 +304,7 @@ class random_subset(Rule):  # noqa: N801
         if self.like is not None:
             as_rule("like", self.like).check(dynamics)
 
-    def at(self, epoch: jax.Array | int, leaf: jax.Array | int) -> Accept:
+    def at(self, epoch: Array | int, leaf: Array | int) -> Accept:
         key = jax.random.fold_in(jax.random.fold_in(jax.random.key(self.seed), epoch), leaf)
 
         def draw(increments, step, differences, reference, horizon):

@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import lax
+from jax import Array, lax
 from jax.typing import DTypeLike
 
 from pdt_optax._coordinates import Window, factor
@@ -35,10 +35,10 @@ class Forecast(NamedTuple):
         and where the platform has no eigenvalue solver (TPU).
     """
 
-    increments: jax.Array
-    singular_values: jax.Array
-    rank: jax.Array
-    eigenvalues: jax.Array
+    increments: Array
+    singular_values: Array
+    rank: Array
+    eigenvalues: Array
 
 
 class Dynamics:
@@ -55,9 +55,7 @@ class Dynamics:
     minimum_window: int = 2
     needs_gram: ClassVar[bool] = True
 
-    def __call__(
-        self, gram: jax.Array, horizon: int, *, size: int, epsilon: float, epoch: jax.Array
-    ) -> Forecast:
+    def __call__(self, gram: Array, horizon: int, *, size: int, epsilon: float, epoch: Array) -> Forecast:
         """Forecasts from the (window, window) Gram matrix of the difference basis.
 
         Args:
@@ -89,7 +87,7 @@ def seen_columns(window: int, fit: Fit) -> list[int]:
 Rank = Literal["gavish-donoho"] | int | float | None
 
 
-def _gavish_donoho(singular_values: jax.Array, size: int) -> jax.Array:
+def _gavish_donoho(singular_values: Array, size: int) -> Array:
     """Gavish and Donoho (2014), Eq. 5: keep s > omega(beta) * median(s), at least one.
 
     The lower of two middle values serves as the median, as in the released
@@ -102,7 +100,7 @@ def _gavish_donoho(singular_values: jax.Array, size: int) -> jax.Array:
     return (singular_values > omega * median).at[0].set(True)
 
 
-def _kept(rank: Rank, window: Window, size: int, epsilon: float) -> jax.Array:
+def _kept(rank: Rank, window: Window, size: int, epsilon: float) -> Array:
     """Which singular values a rank rule keeps: (window - 1,), bool, a prefix."""
     singular_values = window.singular_values
     # Below the rounding of the weights or of the Gram matrix a singular value
@@ -120,7 +118,7 @@ def _kept(rank: Rank, window: Window, size: int, epsilon: float) -> jax.Array:
     return significant & (order < enough)
 
 
-def _modulus_order(operator: jax.Array, rank: jax.Array) -> jax.Array:
+def _modulus_order(operator: Array, rank: Array) -> Array:
     if not has_float64():
         return jnp.full(operator.shape[0], jnp.nan, jnp.complex64)
     finite = jnp.all(jnp.isfinite(operator))
@@ -192,9 +190,7 @@ class dmd(Dynamics):  # noqa: N801 - used like a function, printed like a value
     def minimum_window(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
         return self.rank + 1 if isinstance(self.rank, int) else 2
 
-    def fitted(
-        self, w: Window, size: int, epsilon: float
-    ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+    def fitted(self, w: Window, size: int, epsilon: float) -> tuple[Array, Array, Array, Array]:
         """The linear map (Eqs. 3 and 4), in coordinates of its modes.
 
         Returns:
@@ -213,9 +209,7 @@ class dmd(Dynamics):  # noqa: N801 - used like a function, printed like a value
         modes = w.newer @ whiten
         return keep, operator, modes, jnp.linalg.pinv(w.coordinates @ modes, rtol=1e-7) @ newest
 
-    def __call__(
-        self, gram: jax.Array, horizon: int, *, size: int, epsilon: float, epoch: jax.Array
-    ) -> Forecast:
+    def __call__(self, gram: Array, horizon: int, *, size: int, epsilon: float, epoch: Array) -> Forecast:
         del epoch
         w = factor(gram)
         keep, operator, modes, amplitudes = self.fitted(w, size, epsilon)
@@ -256,13 +250,12 @@ class drift(Dynamics):  # noqa: N801 - used like a function, printed like a valu
     Example:
       >>> import jax.numpy as jnp, optax, pdt_optax
       >>> snapshots, params = [jnp.array([0.0]), jnp.array([1.0])], jnp.array([2.0])
-      >>> def predict(dynamics):
-      ...     return pdt_optax.predict_and_mask(
-      ...         snapshots, params, dynamics=dynamics, accept=pdt_optax.agree(), horizon=3, step=5).params
-      >>> predict(pdt_optax.drift())
+      >>> rest = {"accept": pdt_optax.agree(), "horizon": 3, "step": 5}
+      >>> pdt_optax.predict_and_mask(snapshots, params, dynamics=pdt_optax.drift(), **rest).params
       Array([5.], dtype=float32)
       >>> halving = optax.exponential_decay(0.1, 10, 0.5)  # per epoch of 10 updates
-      >>> predict(pdt_optax.drift(learning_rate=halving, steps_per_epoch=10))
+      >>> slowing = pdt_optax.drift(learning_rate=halving, steps_per_epoch=10)
+      >>> pdt_optax.predict_and_mask(snapshots, params, dynamics=slowing, **rest).params
       Array([2.875], dtype=float32)
     """
 
@@ -287,9 +280,7 @@ class drift(Dynamics):  # noqa: N801 - used like a function, printed like a valu
         if steps is not None and (isinstance(steps, bool) or not isinstance(steps, int) or steps < 1):
             raise ValueError(f"`steps_per_epoch` must be a whole number >= 1. Got {steps!r}.")
 
-    def __call__(
-        self, gram: jax.Array, horizon: int, *, size: int, epsilon: float, epoch: jax.Array
-    ) -> Forecast:
+    def __call__(self, gram: Array, horizon: int, *, size: int, epsilon: float, epoch: Array) -> Forecast:
         del size, epsilon  # and of the Gram matrix only its size is read
         window = gram.shape[0]
         newest = epoch if self.fit == "current" else epoch - 1  # the last epoch in the window
@@ -299,14 +290,10 @@ class drift(Dynamics):  # noqa: N801 - used like a function, printed like a valu
         per_difference = coming / jnp.where(travelled > 0, travelled, 1)
         increments = jnp.broadcast_to(per_difference[:, None], (horizon, window)).at[:, 0].set(0)
         eigenvalues = jnp.full(window - 1, jnp.nan, jnp.complex64).at[0].set(1)
-        return Forecast(
-            increments,
-            jnp.full(window - 1, jnp.nan),
-            jnp.ones((), jnp.int32),
-            lax.convert_element_type(eigenvalues, jnp.complex64),
-        )
+        eigenvalues = lax.convert_element_type(eigenvalues, jnp.complex64)
+        return Forecast(increments, jnp.full(window - 1, jnp.nan), jnp.ones((), jnp.int32), eigenvalues)
 
-    def _rates(self, epochs: jax.Array, dtype: DTypeLike) -> jax.Array:
+    def _rates(self, epochs: Array, dtype: DTypeLike) -> Array:
         """The learning rate in the middle of each epoch; 1 without a schedule."""
         if self.learning_rate is None or self.steps_per_epoch is None:
             return jnp.ones(epochs.shape, dtype)

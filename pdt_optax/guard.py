@@ -5,7 +5,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from pdt_optax.schedule import Pace
+from pdt_optax.schedule import Pace, is_number
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,9 +18,8 @@ class Guard:
 
     def after(self, pace: Pace) -> Pace:
         """The pace once a jump was taken back: the horizon halves and the interval doubles."""
-        return pace._replace(
-            horizon_now=jnp.maximum(pace.horizon_now // 2, 1), interval_now=2 * pace.interval_now
-        )
+        shorter = jnp.maximum(pace.horizon_now // 2, 1)
+        return pace._replace(horizon_now=shorter, interval_now=2 * pace.interval_now)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,8 +61,7 @@ class rollback(Guard):  # noqa: N801
     tolerance: float = 0.25
 
     def __post_init__(self) -> None:
-        valid = isinstance(self.tolerance, int | float) and not isinstance(self.tolerance, bool)
-        if not (valid and self.tolerance >= 0):
+        if not (is_number(self.tolerance) and self.tolerance >= 0):
             raise ValueError(
                 "`tolerance` must be a number >= 0: it is how much worse than before an epoch may be. "
                 f"Got tolerance={self.tolerance!r}."

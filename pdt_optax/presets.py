@@ -12,34 +12,23 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
-from pdt_optax.accept import agree, paper_rule, released_rule
-from pdt_optax.dynamics import dmd, drift
+from pdt_optax.accept import Rule, agree, paper_rule, released_rule
+from pdt_optax.dynamics import Dynamics, dmd, drift
 
 Preset = Mapping[str, Any]
 
-_EVERY_OTHER_EPOCH = {"window": 5, "start": 5, "interval": 1}
 
-paper: Preset = MappingProxyType(
-    {
-        "dynamics": dmd(rank=None, modes="exact", fit="past", displacement=False),
-        "accept": paper_rule(),
-        "horizon": 5,
-        **_EVERY_OTHER_EPOCH,
-    }
-)
+def _every_other_epoch(dynamics: Dynamics, accept: Rule, horizon: int) -> Preset:
+    parts = {"dynamics": dynamics, "accept": accept, "horizon": horizon}
+    return MappingProxyType({**parts, "window": 5, "start": 5, "interval": 1})
 
-released: Preset = MappingProxyType(
-    {
-        "dynamics": dmd(rank="gavish-donoho", modes="projected", fit="past", displacement=True),
-        "accept": released_rule(),
-        "horizon": 5,
-        **_EVERY_OTHER_EPOCH,
-    }
-)
 
-recommended: Preset = MappingProxyType(
-    {"dynamics": drift(), "accept": agree(), "horizon": 1, **_EVERY_OTHER_EPOCH}
-)
+_paper_dmd = dmd(rank=None, modes="exact", fit="past", displacement=False)
+_released_dmd = dmd(rank="gavish-donoho", modes="projected", fit="past", displacement=True)
+
+paper = _every_other_epoch(_paper_dmd, paper_rule(), horizon=5)
+released = _every_other_epoch(_released_dmd, released_rule(), horizon=5)
+recommended = _every_other_epoch(drift(), agree(), horizon=1)
 
 _BY_NAME = {"paper": paper, "released": released, "recommended": recommended}
 

@@ -19,6 +19,10 @@ def count(name: str, value: object, least: int, reason: str) -> int:
     return number
 
 
+def is_number(x: object) -> bool:
+    return isinstance(x, int | float) and not isinstance(x, bool)
+
+
 def check_horizon(horizon: object) -> int:
     return count("horizon", horizon, 1, "a prediction looks at least one snapshot ahead")
 
@@ -56,11 +60,9 @@ class Schedule:
       ValueError: unless both are whole numbers >= 1.
 
     Example:
-      A schedule that predicts less and less often:
-
       >>> import dataclasses, optax, pdt_optax
       >>> @dataclasses.dataclass(frozen=True)
-      ... class rarer(pdt_optax.Schedule):
+      ... class rarer(pdt_optax.Schedule):  # predicts less and less often
       ...     def next(self, pace, value, jumped):
       ...         return pace._replace(interval_now=pace.interval_now + jumped)
       >>> tx = pdt_optax.pdt(optax.adamw(1e-3), schedule=rarer())
@@ -73,8 +75,8 @@ class Schedule:
     steady = False
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "horizon", check_horizon(self.horizon))
         interval = count("interval", self.interval, 1, "an epoch must be trained between two predictions")
+        object.__setattr__(self, "horizon", check_horizon(self.horizon))
         object.__setattr__(self, "interval", interval)
 
     @property
@@ -115,21 +117,17 @@ class fixed(Schedule):  # noqa: N801 - used like a function, printed like a valu
 class released_schedule(Schedule):  # noqa: N801
     """The released code's rule: look less far, or less often, when the loss rises.
 
-    When an epoch's value is above the last one's and the one before that, the
-    horizon shrinks by 2 (from more than 4), or from 4 to 3 with one more epoch
-    between predictions, or stays and the interval grows by 2. When it is above
-    the last one's only, the horizon shrinks by 1 (from more than 3), or stays
-    and the interval grows by 1.
+    When an epoch's value is above the last one's, the horizon shrinks by 1; when it
+    is also above the one before that, by 2. It never shrinks below 3: the interval
+    grows by what is left.
 
     Example:
-      >>> import jax.numpy as jnp, optax, pdt_optax
-      >>> settings = dict(pdt_optax.presets.released, schedule=pdt_optax.released_schedule())
-      >>> tx = pdt_optax.pdt(optax.sgd(0.1), **settings)
-      >>> params = jnp.ones(2)
-      >>> opt_state = tx.init(params)
+      >>> import jax.numpy as jnp, pdt_optax
+      >>> predictor = pdt_optax.Predictor(schedule=pdt_optax.released_schedule(horizon=5))
+      >>> history = predictor.init(jnp.ones(2))
       >>> for loss in (3.0, 2.0, 2.5):  # rises, but not above the one before
-      ...     params, opt_state, report = tx.end_epoch(params, opt_state, value=loss)
-      >>> int(opt_state.history.clock.pace.horizon_now)
+      ...     params, history, report = predictor.end_epoch(jnp.ones(2), history, value=loss)
+      >>> int(history.clock.pace.horizon_now)
       4
     """
 
@@ -139,26 +137,9 @@ class released_schedule(Schedule):  # noqa: N801
         del jumped
         horizon, interval = pace.horizon_now, pace.interval_now
         rises = value > pace.value_before
-        above_both = rises & (value > pace.value_before_that)
-        above_last = rises & ~above_both
-        shorter = jnp.select(
-            [above_both & (horizon > 4), above_both & (horizon == 4), above_last & (horizon > 3)],
-            [2, 1, 1],
-            0,
-        )
-        longer = jnp.select(
-            [
-                above_both & (horizon == 4),
-                above_both & (horizon < 4),
-                above_last & (horizon <= 3),
-            ],
-            [1, 2, 1],
-            0,
-        )
-        return pace._replace(
-            horizon_now=(horizon - shorter).astype(jnp.int32),
-            interval_now=(interval + longer).astype(jnp.int32),
-        )
+        worse = rises.astype(jnp.int32) + (rises & (value > pace.value_before_that))
+        shorter = jnp.clip(horizon - 3, 0, worse)
+        return pace._replace(horizon_now=horizon - shorter, interval_now=interval + (worse - shorter))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -201,10 +182,6 @@ class adaptive(Schedule):  # noqa: N801
         horizon, interval = pace.horizon_now, pace.interval_now
         paid_off = jumped & (value <= pace.value_before)
         failed = jumped & ~paid_off
-        further = jnp.minimum(horizon + 1, self.longest_horizon)
-        return pace._replace(
-            horizon_now=jnp.where(
-                paid_off, further, jnp.where(failed, jnp.maximum(horizon // 2, 1), horizon)
-            ).astype(jnp.int32),
-            interval_now=jnp.where(failed & (horizon == 1), interval + 1, interval).astype(jnp.int32),
-        )
+        further, shorter = jnp.minimum(horizon + 1, self.longest_horizon), jnp.maximum(horizon // 2, 1)
+        horizon_now = jnp.select([paid_off, failed], [further, shorter], horizon)
+        return pace._replace(horizon_now=horizon_now, interval_now=interval + (failed & (horizon == 1)))

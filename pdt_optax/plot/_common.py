@@ -39,6 +39,5 @@ def whole_epochs(ax: Axes) -> Axes:
 
 def flat(tree: Any) -> np.ndarray:
     """All floating leaves as one float64 vector."""
-    return np.concatenate(
-        [np.asarray(x, np.float64).ravel() for x in jax.tree.leaves(_layout.floating(tree))]
-    )
+    leaves = jax.tree.leaves(_layout.floating(tree))
+    return np.concatenate([np.asarray(x, np.float64).ravel() for x in leaves])

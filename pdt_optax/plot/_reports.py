@@ -31,14 +31,13 @@ def eigenvalues(reports: Reports, ax: Axes | None = None) -> Axes:
 
     Example:
       >>> import jax.numpy as jnp, optax, pdt_optax
-      >>> from pdt_optax import plot
       >>> tx = pdt_optax.pdt(optax.sgd(0.1), dynamics=pdt_optax.dmd(rank=1), window=3)
       >>> params, reports = jnp.array([1.0, 2.0]), []
       >>> opt_state = tx.init(params)
       >>> for epoch in range(6):
       ...     params, opt_state, report = tx.end_epoch(0.8 * params, opt_state)
       ...     reports.append(report)
-      >>> ax = plot.eigenvalues(reports)
+      >>> ax = pdt_optax.plot.eigenvalues(reports)
       >>> [round(float(x), 2) for x, y in ax.collections[0].get_offsets()]
       [0.8, 0.8]
     """
@@ -50,9 +49,7 @@ def eigenvalues(reports: Reports, ax: Axes | None = None) -> Axes:
     ax.add_patch(Circle((0, 0), 1, fill=False, color="black", lw=1))
     ax.axhline(0, color=GREY, lw=0.5, zorder=0)
     ax.axvline(0, color=GREY, lw=0.5, zorder=0)
-    points = ax.scatter(
-        found.real, found.imag, c=time, cmap="cividis", s=30, edgecolors="black", linewidths=0.4
-    )
+    points = ax.scatter(found.real, found.imag, c=time, cmap="cividis", s=30, edgecolors="k", linewidths=0.4)
     colorbar(ax, points, "epoch", ticks=MaxNLocator(integer=True))
     ax.set(aspect="equal", xlabel="real part, per snapshot", ylabel="imaginary part, per snapshot")
     return ax
@@ -74,14 +71,13 @@ def singular_values(reports: Reports, ax: Axes | None = None) -> Axes:
 
     Example:
       >>> import jax.numpy as jnp, optax, pdt_optax
-      >>> from pdt_optax import plot
       >>> tx = pdt_optax.pdt(optax.sgd(0.1), dynamics=pdt_optax.dmd(rank=1), window=3)
       >>> params, reports = jnp.array([3.0, 4.0]), []
       >>> opt_state = tx.init(params)
       >>> for epoch in range(4):
       ...     params, opt_state, report = tx.end_epoch(0.5 * params, opt_state)
       ...     reports.append(report)
-      >>> ax = plot.singular_values(reports)
+      >>> ax = pdt_optax.plot.singular_values(reports)
       >>> round(float(ax.lines[0].get_ydata()[0]), 3)  # |2.5, 1.25|, the window without its newest
       2.795
     """
@@ -115,14 +111,12 @@ def accepted_share(reports: Reports, ax: Axes | None = None) -> Axes:
 
     Example:
       >>> import jax.numpy as jnp, optax, pdt_optax
-      >>> from pdt_optax import plot
-      >>> tx = pdt_optax.pdt(optax.sgd(0.1), window=2)
-      >>> params, reports = jnp.array([1.0, 2.0]), []
+      >>> tx, params, reports = pdt_optax.pdt(optax.sgd(0.1), window=2), jnp.array([1.0, 2.0]), []
       >>> opt_state = tx.init(params)
       >>> for epoch in range(5):
       ...     params, opt_state, report = tx.end_epoch(0.8 * params, opt_state)
       ...     reports.append(report)
-      >>> plot.accepted_share(reports).lines[0].get_xydata()  # epochs count from 1
+      >>> pdt_optax.plot.accepted_share(reports).lines[0].get_xydata()  # epochs count from 1
       array([[3., 1.],
              [5., 1.]])
     """
@@ -132,9 +126,8 @@ def accepted_share(reports: Reports, ax: Axes | None = None) -> Axes:
     # The epoch after a jump finds it bad: its 0-based index is the jump's 1-based number.
     undone = np.isin(epochs, np.flatnonzero(_stacked(reports).rolled_back))
     if undone.any():
-        ax.plot(
-            epochs[undone], r.accepted_share[undone], "x", color=VERMILION, ms=9, mew=2, label="taken back"
-        )
+        shares = r.accepted_share[undone]
+        ax.plot(epochs[undone], shares, "x", color=VERMILION, ms=9, mew=2, label="taken back")
         ax.legend()
     ax.set(xlabel="epoch", ylabel="accepted share of weights", ylim=(-0.02, 1.02))
     return whole_epochs(ax)
@@ -153,7 +146,6 @@ def accepted_share_per_leaf(reports: Reports, paths: Sequence[str], ax: Axes | N
 
     Example:
       >>> import jax.numpy as jnp, optax, pdt_optax
-      >>> from pdt_optax import plot
       >>> tx = pdt_optax.pdt(optax.sgd(0.1), window=2)
       >>> params, reports = {"out": {"bias": jnp.zeros(2), "kernel": jnp.ones(3)}}, []
       >>> opt_state = tx.init(params)
@@ -161,7 +153,7 @@ def accepted_share_per_leaf(reports: Reports, paths: Sequence[str], ax: Axes | N
       ...     params["out"]["kernel"] *= 0.8
       ...     params, opt_state, report = tx.end_epoch(params, opt_state)
       ...     reports.append(report)
-      >>> ax = plot.accepted_share_per_leaf(reports, pdt_optax.leaf_paths(opt_state))
+      >>> ax = pdt_optax.plot.accepted_share_per_leaf(reports, pdt_optax.leaf_paths(opt_state))
       >>> [label.get_text() for label in ax.get_yticklabels()]
       ['out/bias', 'out/kernel']
     """

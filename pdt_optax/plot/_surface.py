@@ -50,10 +50,9 @@ def loss_surface(
       Li et al., Visualizing the loss landscape of neural nets, 2018.
 
     Example:
-      >>> import jax.numpy as jnp
-      >>> from pdt_optax import plot
+      >>> import jax.numpy as jnp, pdt_optax
       >>> run = [jnp.array([0.5**t, 0.3**t, 0.0]) for t in range(6)]
-      >>> plot.loss_surface(lambda w: jnp.sum(w**2), run, points=9).get_xlabel()
+      >>> pdt_optax.plot.loss_surface(lambda w: jnp.sum(w**2), run, points=9).get_xlabel()
       'principal direction 1 (99% of the motion)'
     """
     if plane not in ("principal", "random"):
@@ -74,19 +73,15 @@ def loss_surface(
     ends = np.concatenate(list(places.values()))
     low, high = ends.min(0), ends.max(0)
     reach = margin * np.maximum(high - low, (high - low).max() / 4)
-    x, y = (
-        np.linspace(min(a, -least), max(b, least), points)
-        for a, b in zip(low - reach, high + reach, strict=True)
-    )
+    x, y = np.linspace(np.minimum(low - reach, -least), np.maximum(high + reach, least), points).T
     surface = _losses(loss, center, directions, x, y)
 
     ax = axes(ax)
     finite = surface[np.isfinite(surface)]
     wide = finite.size > 0 and finite.min() > 0 and finite.max() > 10 * finite.min()
     levels: Any = np.geomspace(finite.min(), finite.max(), 16) if wide else 16
-    shades = ax.contourf(
-        x, y, surface, levels=levels, cmap="Greys_r", norm=LogNorm() if wide else None, alpha=0.7
-    )
+    norm = LogNorm() if wide else None
+    shades = ax.contourf(x, y, surface, levels=levels, cmap="Greys_r", norm=norm, alpha=0.7)
     colorbar(ax, shades, "loss", format="%.3g")
     for (name, path), (color, style, marker) in zip(places.items(), itertools.cycle(LINES), strict=False):
         halo = [withStroke(linewidth=3, foreground="white")]
@@ -133,9 +128,8 @@ def _losses(
     ]
 
     def at(place: jax.Array) -> jax.Array:
-        moved = [
-            w + (place[0] * u + place[1] * v).astype(w.dtype) for w, u, v in zip(origin, *planes, strict=True)
-        ]
+        columns = zip(origin, *planes, strict=True)
+        moved = [w + (place[0] * u + place[1] * v).astype(w.dtype) for w, u, v in columns]
         return loss(_layout.put(_layout.floating(center), center, moved))
 
     grid = np.stack(np.meshgrid(x, y), axis=-1)

@@ -32,11 +32,10 @@ def mask(prediction: Prediction, leaf: str, ax: Axes | None = None) -> Axes:
 
     Example:
       >>> import jax.numpy as jnp, pdt_optax
-      >>> from pdt_optax import plot
       >>> run = [{"w": jnp.array([t, -t, t**2, (0.0, 0.0, 4.0, 3.0)[t]])} for t in range(4)]
       >>> prediction = pdt_optax.predict_and_mask(
       ...     run[:3], run[3], dynamics=pdt_optax.drift(), accept=pdt_optax.agree(), horizon=1)
-      >>> plot.mask(prediction, "w").get_title()  # the last weight has just turned
+      >>> pdt_optax.plot.mask(prediction, "w").get_title()  # the last weight has just turned
       'w: 75% accepted'
     """
     accepted = _leaf(prediction.mask, leaf)
@@ -93,25 +92,20 @@ def trajectories(
 
     Example:
       >>> import jax.numpy as jnp, pdt_optax
-      >>> from pdt_optax import plot
       >>> run = [{"w": jnp.array([1.0 * t, 0.5**t])} for t in range(4)]
-      >>> ax = plot.trajectories(run[:3], run[3], dynamics=pdt_optax.drift(),
+      >>> ax = pdt_optax.plot.trajectories(run[:3], run[3], dynamics=pdt_optax.drift(),
       ...     accept=pdt_optax.agree(), horizon=2, leaf="w", weights=[0])
       >>> ax.lines[1].get_ydata()  # now, and one and two epochs ahead
       array([0., 1., 2.])
     """
-    prediction = predict_and_mask(
-        snapshots, params, dynamics=dynamics, accept=accept, horizon=horizon, step=step
-    )
-    run = np.stack(
-        [np.asarray(_leaf(tree, leaf), np.float64).ravel() for tree in [*snapshots, params, *future]]
-    )
+    result = predict_and_mask(snapshots, params, dynamics=dynamics, accept=accept, horizon=horizon, step=step)
+    taken = _leaf(result.mask, leaf).ravel()
+    run = np.stack([flat(_leaf(tree, leaf)) for tree in [*snapshots, params, *future]])
     window = len(snapshots)
     chosen = _choose(run[: window + 1], weights)
-    taken = np.asarray(_leaf(prediction.mask, leaf), np.float64).ravel()[chosen]
-    run, now = run[:, chosen], run[window, chosen]
+    taken, run, now = taken[chosen], run[:, chosen], run[window, chosen]
     newest = -1 if dynamics.fit == "past" else 0  # that the model saw, in epochs from now
-    path = _predicted_path(run[newest + 1 :][:window], prediction) - now
+    path = _predicted_path(run[newest + 1 :][:window], result) - now
 
     ax = axes(ax)
     past = ax.plot(np.arange(len(run)) - window, run - now, ".-", color=GREY, ms=3, lw=1)
@@ -160,9 +154,8 @@ def forecast_error(
 
     Example:
       >>> import jax.numpy as jnp, pdt_optax
-      >>> from pdt_optax import plot
       >>> line = [jnp.array([1.0, 2.0]) * t for t in range(12)]
-      >>> ax = plot.forecast_error(line, dynamics=pdt_optax.drift(), horizon=3)
+      >>> ax = pdt_optax.plot.forecast_error(line, dynamics=pdt_optax.drift(), horizon=3)
       >>> ax.lines[0].get_ydata()
       array([0., 0., 0.])
     """
@@ -199,13 +192,9 @@ def _forecast_errors(
     errors = np.full((len(history) - 1 - window, horizon), np.nan)
     for row, newest in zip(errors, range(window, len(history) - 1), strict=True):
         now = newest + unseen
+        past, params = history[now - window : now], history[now]
         prediction = predict_and_mask(
-            history[now - window : now],
-            history[now],
-            dynamics=dynamics,
-            accept=everything(),
-            horizon=horizon,
-            step=now - 1,
+            past, params, dynamics=dynamics, accept=everything(), horizon=horizon, step=now - 1
         )
         came = run[newest + 1 :][:horizon]
         path = _predicted_path(run[newest + 1 - window : newest + 1], prediction)[1 : len(came) + 1]

@@ -23,7 +23,7 @@ from tests import oracle
 
 QUICK = hypothesis.settings(max_examples=20, deadline=None, derandomize=True, database=None)
 hypothesis.settings.register_profile("quick", QUICK)
-hypothesis.settings.register_profile("thorough", QUICK, max_examples=1000, derandomize=False, print_blob=True)
+hypothesis.settings.register_profile("thorough", QUICK, max_examples=250, derandomize=False, print_blob=True)
 PROFILE = os.environ.get("HYPOTHESIS_PROFILE", "quick")
 hypothesis.settings.load_profile(PROFILE)
 _examples = itertools.count(1)

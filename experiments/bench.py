@@ -37,11 +37,13 @@ from typing import Any, NamedTuple
 import numpy as np
 from rich.console import Console
 
-from experiments import bench_configs as configs
-from experiments import bench_report, checkpoints, command, devices, records, sweep
-from experiments.arms import BASELINE, Arm
-from experiments.bench_configs import Pair
-from experiments.training import Config
+from experiments import command
+from experiments.training import checkpoints, devices, records, sweep
+from experiments.training.arms import BASELINE, Arm
+from experiments.training.trainer import Config
+from experiments.tuned import setups as configs
+from experiments.tuned import tables
+from experiments.tuned.setups import Pair
 
 WIDEST_GRID = 16
 OUT, COMMITTED = Path("runs/bench"), Path(__file__).parent / "results" / "bench"
@@ -291,31 +293,31 @@ def _recorded(plan: Sequence[Entry], out: Path) -> dict[str, dict[str, dict[floa
 
 def read_scores(
     out: Path, arms: Sequence[Arm] = configs.FINAL, seeds: Sequence[int] = configs.REPORTED_SEEDS
-) -> bench_report.Scores:
+) -> tables.Scores:
     """What is recorded of some arms, by default of the final table's."""
     pairs = list(configs.PAIRS.values())
     named = _arms([arm.name for arm in arms])
     plan = _plan(pairs, _tuned_rates(out, pairs), named, seeds, shorter=True)
-    return bench_report.scores(_recorded(plan, out))
+    return tables.scores(_recorded(plan, out))
 
 
 def _show(plan: Sequence[Entry], out: Path, folder: Path, console: Console) -> int:
     """Writes and names the tables and pictures of what is recorded of a plan."""
     pairs = _recorded(plan, out)
-    table = {pair: scored for pair, scored in bench_report.scores(pairs).items() if scored}
+    table = {pair: scored for pair, scored in tables.scores(pairs).items() if scored}
     if not table:
         console.print("Nothing is recorded yet.")
         return 0
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "table.md").write_text(bench_report.page(table, "PDT at tuned learning rates"))
-    bench_report.summary_picture(table, folder / "summary.png")
+    (folder / "table.md").write_text(tables.page(table, "PDT at tuned learning rates"))
+    tables.summary_picture(table, folder / "summary.png")
     if folder.name == "jumps":
         jumps = {key: arm.name for key, arm in configs.JUMPS.items()}
-        bench_report.jumps_picture(pairs, jumps, folder / "jumps.png")
+        tables.jumps_picture(pairs, jumps, folder / "jumps.png")
     else:
         for pair in table:
-            bench_report.pair_picture(pairs[pair], folder / f"{pair}.png", pair)
-    console.print(bench_report.summary_terminal(table))
+            tables.pair_picture(pairs[pair], folder / f"{pair}.png", pair)
+    console.print(tables.summary_terminal(table))
     console.print(f"Look at {folder / 'table.md'}, and the pictures beside it.")
     return 0
 

@@ -22,18 +22,20 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 import pdt_optax
-from experiments import checkpoints, command, data, devices, records, report
-from experiments.arms import BASELINE, preset
-from experiments.optimizers import OPTIMIZERS, SCHEDULES
-from experiments.training import Config, memory
-from experiments.workloads import AlexNetImages
+from experiments import command, report
+from experiments.data import datasets
+from experiments.training import checkpoints, devices, records
+from experiments.training.arms import BASELINE, preset
+from experiments.training.optimizers import OPTIMIZERS, SCHEDULES
+from experiments.training.trainer import Config, memory
+from experiments.training.workloads import AlexNetImages
 
 
 def parser() -> command.Parser:
     """The command line."""
     p = command.Parser("experiments.cifar_alexnet", __doc__)
     source = p.add_argument_group("data")
-    source.add_argument("--data", choices=data.NAMES, default="cifar10", help="data set")
+    source.add_argument("--data", choices=datasets.NAMES, default="cifar10", help="data set")
     source.add_argument(
         "--data-dir",
         type=Path,
@@ -133,7 +135,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def train_all(
     configs: Sequence[Config],
-    dataset: data.Dataset,
+    dataset: datasets.Dataset,
     folder: Path,
     fresh: bool,
     console: Console,

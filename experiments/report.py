@@ -11,8 +11,8 @@ from matplotlib.ticker import MaxNLocator
 from rich import box
 from rich.table import Table
 
-from experiments.arms import BASELINE
-from experiments.records import Record, Run
+from experiments.training.arms import BASELINE
+from experiments.training.records import Record, Run
 
 
 class Crossing(NamedTuple):

@@ -22,11 +22,13 @@ from pathlib import Path
 from rich.console import Console
 
 import pdt_optax
-from experiments import checkpoints, command, devices, loggers, page, records, sweep, training, views
-from experiments.arms import BASELINE, Predictive
-from experiments.setups import SCALES
-from experiments.views import VIEWS, View
-from experiments.workloads import Resized, Siamese
+from experiments import command
+from experiments.paper import page, views
+from experiments.paper.setups import SCALES
+from experiments.paper.views import VIEWS, View
+from experiments.training import checkpoints, devices, loggers, records, sweep, trainer
+from experiments.training.arms import BASELINE, Predictive
+from experiments.training.workloads import Resized, Siamese
 
 OUT, COMMITTED = Path("runs"), Path(__file__).parent / "results"
 
@@ -144,7 +146,7 @@ def _list(chosen: Sequence[View], args: argparse.Namespace, rules: views.Rules) 
 
 def _one_of_each(
     chosen: Sequence[View], args: argparse.Namespace, rules: views.Rules
-) -> Iterator[training.Config]:
+) -> Iterator[trainer.Config]:
     """Of every setup one run, under the first rule, and says which."""
     planned = _plan(chosen, args, rules)
     for folder in dict.fromkeys(p.folder for p in planned):
@@ -156,7 +158,7 @@ def _one_of_each(
 
 def _time(chosen: Sequence[View], args: argparse.Namespace, rules: views.Rules) -> None:
     """What every setup takes here."""
-    from experiments import timing  # which imports what only it needs
+    from experiments.training import timing  # which imports what only it needs
 
     spread = devices.start(args)
     for config in _one_of_each(chosen, args, rules):
@@ -165,7 +167,8 @@ def _time(chosen: Sequence[View], args: argparse.Namespace, rules: views.Rules) 
 
 def _dry_run(chosen: Sequence[View], args: argparse.Namespace, rules: views.Rules) -> None:
     """Model, batch, memory and step of every setup, told from shapes."""
-    from experiments import dry_run, imagenet  # which import what only they need
+    from experiments.data import imagenet
+    from experiments.training import dry_run  # which import what only they need
 
     for config in _one_of_each(chosen, args, rules):
         workload, method = config.workload, config.arm.method(config.recipe)

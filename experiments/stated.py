@@ -11,11 +11,14 @@ from pathlib import Path
 
 import numpy as np
 
-from experiments import bench, bench_configs, claims, page, records, report, views
-from experiments.arms import BASELINE
-from experiments.bench_report import Score, Scores, brief, number, points, saved
+from experiments import bench, report
+from experiments.paper import claims, page, views
+from experiments.paper.views import VIEWS
 from experiments.report import markdown
-from experiments.views import VIEWS
+from experiments.training import records
+from experiments.training.arms import BASELINE
+from experiments.tuned import setups
+from experiments.tuned.tables import Score, Scores, brief, number, points, saved
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -24,14 +27,14 @@ Figures = dict[str, str]
 
 def figures(folder: Path = RESULTS) -> Figures:
     """All figures of a folder of results."""
-    tuning = bench_configs.TUNING_SEEDS
+    tuning = setups.TUNING_SEEDS
     return {
         **_final(bench.read_scores(folder / "bench")),
         **_detached(bench.read_scores(folder / "bench" / "detached")),
-        **_screen(bench.read_scores(folder / "bench", bench_configs.SCREEN, tuning[:1])),
-        **_jumps(bench.read_scores(folder / "bench", tuple(bench_configs.JUMPS.values()), tuning[:1])),
-        **_guard(bench.read_scores(folder / "bench", bench_configs.RUNAWAY, tuning[:1])),
-        **_statistics(bench.read_scores(folder / "bench", bench_configs.STATISTICS, tuning)),
+        **_screen(bench.read_scores(folder / "bench", setups.SCREEN, tuning[:1])),
+        **_jumps(bench.read_scores(folder / "bench", tuple(setups.JUMPS.values()), tuning[:1])),
+        **_guard(bench.read_scores(folder / "bench", setups.RUNAWAY, tuning[:1])),
+        **_statistics(bench.read_scores(folder / "bench", setups.STATISTICS, tuning)),
         **_paper(folder),
         **_paper_size(folder / "h100"),
     }
@@ -63,7 +66,7 @@ def _final(scores: Scores) -> Figures:
         return saved(float(np.median([getattr(score, field) for score in of.values()])))
 
     return {
-        "bench.summary": brief(scores, bench_configs.README_ARMS),
+        "bench.summary": brief(scores, setups.README_ARMS),
         "bench.saved": _range([1 - score.loss_epochs_ratio for score in recommended.values()]),
         "bench.saved-median": median(recommended, "loss_epochs_ratio"),
         "bench.seconds-saved-median": median(recommended, "loss_seconds_ratio"),
@@ -134,7 +137,7 @@ def _screen(scores: Scores) -> Figures:
                 )
             ),
         ]
-        for arm in bench_configs.SCREEN
+        for arm in setups.SCREEN
     ]
     return {"screen.table": markdown([head, *rows])}
 
@@ -143,7 +146,7 @@ def _jumps(scores: Scores) -> Figures:
     of = scores["mlp-sgd"]
 
     def loss(start: int, horizon: int, form: str = ".2f") -> str:
-        return _to_baseline(of[bench_configs.JUMPS[start, horizon].name], of[BASELINE], form)
+        return _to_baseline(of[setups.JUMPS[start, horizon].name], of[BASELINE], form)
 
     return {
         "jumps.long": loss(16, 8),
@@ -163,7 +166,7 @@ def _guard(scores: Scores) -> Figures:
             str(of[arm.name].diverged),
         ]
         for pair, of in scores.items()
-        for arm in bench_configs.RUNAWAY
+        for arm in setups.RUNAWAY
     ]
     loosely = scores["char_lm-adamw"]
     return {
@@ -186,8 +189,8 @@ def _paper(folder: Path) -> Figures:
         judged = [j for f in found if (j := claims.judge(f.runs, rule))]
         return _range([j.saved for j in judged if math.isfinite(j.saved)])
 
-    setups = [records.read_all(of) for of in (folder / "small" / "records").iterdir()]
-    seconds = [statistics.median(_seconds(run) for run in runs) for runs in setups]
+    runs_of = [records.read_all(of) for of in (folder / "small" / "records").iterdir()]
+    seconds = [statistics.median(_seconds(run) for run in runs) for runs in runs_of]
     return {
         "paper.claims": page.claims_table(folder / "small", list(VIEWS)),
         "paper.architectures": range_saved("table1", "recommended"),

@@ -16,7 +16,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import pdt_optax
-from experiments import devices
+from experiments.training import devices
 
 FSDP = {"first": P("data"), "bias": P(), "second": P(None, "data")}
 REPLICATED = {name: P() for name in FSDP}

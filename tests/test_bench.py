@@ -18,13 +18,26 @@ import scipy.stats
 from flax import nnx
 
 import pdt_optax
-from experiments import bench, bench_configs, bench_report, pool, records, text, training
-from experiments.arms import BASELINE, Arm, Ema, Lawa, Lookahead, Predictive, Recipe, ScheduleFree, preset
-from experiments.bench_configs import PAIRS, Pair
-from experiments.devices import ONE_DEVICE
-from experiments.optimizers import Constant, Cosine
-from experiments.training import Config
-from experiments.workloads import Images
+from experiments import bench
+from experiments.data import text
+from experiments.training import pool, records, trainer
+from experiments.training.arms import (
+    BASELINE,
+    Arm,
+    Ema,
+    Lawa,
+    Lookahead,
+    Predictive,
+    Recipe,
+    ScheduleFree,
+    preset,
+)
+from experiments.training.devices import ONE_DEVICE
+from experiments.training.optimizers import Constant, Cosine
+from experiments.training.trainer import Config
+from experiments.training.workloads import Images
+from experiments.tuned import setups, tables
+from experiments.tuned.setups import PAIRS, Pair
 
 TINY_SIZES = {
     "mlp": {"hidden": (16,)},
@@ -69,7 +82,7 @@ def test_every_pair_learns_at_a_tiny_size(name):
     workload = tiny(pair)
     rate = 5e-2 if pair.optimizer in ("sgd", "momentum") else 5e-3
     run = Config(workload, Arm(BASELINE), pair.optimizer, rate, "constant", 3, 0)
-    epochs = list(training.train(run, workload.load()))
+    epochs = list(trainer.train(run, workload.load()))
     assert epochs[-1]["train_loss"] < 0.95 * epochs[0]["train_loss"]
     assert epochs[-1]["validation_loss"] < epochs[0]["validation_loss"]
     assert epochs[-1]["probe_loss"] < epochs[0]["probe_loss"]
@@ -81,7 +94,7 @@ def test_batch_norm_statistics_are_those_of_the_training_batches():
     """One step moves each mean a tenth of the way, 1 - 0.9, to the mean of the batch."""
     workload = tiny(PAIRS["resnet-adamw"])
     run = Config(workload, Arm(BASELINE), "adamw", 1e-3, "constant", 1, 0)
-    program = training._program(run)
+    program = trainer._program(run)
     state = program.init(jax.random.key(0))
     inputs, targets = map(jnp.asarray, workload.load().train)
     index = jnp.arange(32)
@@ -98,9 +111,9 @@ def test_batch_norm_statistics_are_those_of_the_training_batches():
 def test_statistics_refreshed_after_a_jump_are_those_of_its_weights():
     """One pass moves each mean a tenth of the way to that of the batch, and nothing else changes."""
     workload = tiny(PAIRS["resnet-adamw"])
-    arms = bench_configs.STATISTICS
+    arms = setups.STATISTICS
     kept, refreshed = (
-        list(training.train(Config(workload, arm, "adamw", 1e-3, "constant", 7, 0), workload.load()))
+        list(trainer.train(Config(workload, arm, "adamw", 1e-3, "constant", 7, 0), workload.load()))
         for arm in arms
     )
     assert [e["train_loss"] for e in kept] == [e["train_loss"] for e in refreshed]
@@ -108,7 +121,7 @@ def test_statistics_refreshed_after_a_jump_are_those_of_its_weights():
     assert differs == [e["predicted"] or i > 5 for i, e in enumerate(kept)]
     assert any(differs)
 
-    program = training._program(Config(workload, arms[1], "adamw", 1e-3, "constant", 1, 0))
+    program = trainer._program(Config(workload, arms[1], "adamw", 1e-3, "constant", 1, 0))
     state = program.init(jax.random.key(0))
     inputs, targets = map(jnp.asarray, workload.load().train)
     index = jnp.arange(32)
@@ -190,9 +203,9 @@ def test_schedule_free_follows_a_constant_rate_without_momentum():
     assert np.abs(evaluated[-1]).max() < 0.3
 
 
-@pytest.mark.parametrize("arm", [a for a in bench_configs.FINAL if a.name != BASELINE], ids=lambda a: a.name)
+@pytest.mark.parametrize("arm", [a for a in setups.FINAL if a.name != BASELINE], ids=lambda a: a.name)
 def test_every_final_arm_trains(arm):
-    epochs = list(training.train(config(arm, epochs=7), TINY.load()))
+    epochs = list(trainer.train(config(arm, epochs=7), TINY.load()))
     assert epochs[-1]["validation_loss"] < 0.95 * epochs[0]["validation_loss"]
     assert any(e["predicted"] for e in epochs) == isinstance(arm, Predictive)
 
@@ -207,13 +220,13 @@ def test_an_arm_may_depend_on_the_recipe_and_the_key_hashes_what_it_means():
     assert run.key == config(Predictive("aware", aware)).key
     assert run.key != config(Predictive("aware", tuple(pdt_optax.presets.recommended.items()))).key
     assert config(Ema("ema")).key != config(Ema("ema", memory=2.0)).key
-    assert "0x" not in repr([config(arm).settings for arm in bench_configs.ARMS.values()])
+    assert "0x" not in repr([config(arm).settings for arm in setups.ARMS.values()])
 
 
 def test_seeds_share_compiled_code_and_differ():
-    losses = [[e["train_loss"] for e in training.train(config(seed=seed), TINY.load())] for seed in (1, 2, 1)]
+    losses = [[e["train_loss"] for e in trainer.train(config(seed=seed), TINY.load())] for seed in (1, 2, 1)]
     assert losses[0] == losses[2] != losses[1]
-    program: Any = training._program(config(seed=3).program, ONE_DEVICE)
+    program: Any = trainer._program(config(seed=3).program, ONE_DEVICE)
     assert (program.step._cache_size(), program.evaluate._cache_size()) == (1, 2)  # validation, probe
 
 
@@ -238,16 +251,16 @@ def run_of(losses, accuracies, seed=0, rule=BASELINE, seconds=1.0, jumps=()):
 
 def test_paired_interval_is_students():
     values = [0.1, 0.3, -0.2, 0.4, 0.2]
-    mean, half = bench_report.paired_interval(values)
+    mean, half = tables.paired_interval(values)
     low, high = scipy.stats.t.interval(0.95, 4, loc=np.mean(values), scale=scipy.stats.sem(values))
     assert (mean - half, mean + half) == (pytest.approx(low), pytest.approx(high))
-    assert bench_report.paired_interval([0.5]) == (0.5, math.inf)
+    assert tables.paired_interval([0.5]) == (0.5, math.inf)
 
 
 def test_ratios_are_to_the_baselines_first_crossing_and_one_miss_is_infinite():
     baselines = [run_of([3, 2, 1, 2], [0.2, 0.8, 0.7, 0.7], seed) for seed in (0, 1)]
     arm = [run_of([1, 1, 1, 1], [0.1, 0.1, 0.1, 0.9], seed, "x", seconds=2.0) for seed in (0, 1)]
-    s = bench_report.score({1.0: arm}, baselines)
+    s = tables.score({1.0: arm}, baselines)
     assert s is not None
     assert (s.seeds, s.loss_epochs, s.loss_seconds) == (2, 1, 2)
     assert s.loss_epochs_ratio == pytest.approx(1 / 3)
@@ -258,20 +271,20 @@ def test_ratios_are_to_the_baselines_first_crossing_and_one_miss_is_infinite():
     assert math.isnan(s.budget)
 
     missed = [arm[0], run_of([2, 2, 2, 2], [0.9] * 4, 1, "x")]
-    s = bench_report.score({1.0: missed}, baselines)
+    s = tables.score({1.0: missed}, baselines)
     assert s is not None
     assert s.loss_epochs == s.loss_seconds_ratio == math.inf
     assert s.accuracy_epochs == 2.5
-    assert bench_report.score({1.0: [run_of([1], [1], seed=7)]}, baselines) is None
+    assert tables.score({1.0: [run_of([1], [1], seed=7)]}, baselines) is None
 
 
 def test_the_rise_after_a_jump_is_the_greatest_and_the_dip_at_one_the_mean():
     run = run_of([4, 2, 3, 1, 2, 8], [0.1, 0.5, 0.4, 0.7, 0.4, 0.9], 0, "x", jumps=(2, 4))
-    s = bench_report.score({1.0: [run]}, [run_of([4, 3], [0.1, 0.2])])
+    s = tables.score({1.0: [run]}, [run_of([4, 3], [0.1, 0.2])])
     assert s is not None
     assert s.rise == 4  # 8 / 2, not 1 / 3
     assert s.dip == pytest.approx(-0.2)  # of 0.5 to 0.4 and 0.7 to 0.4
-    s = bench_report.score({1.0: [run_of([4, 3], [0.1, 0.2])]}, [run_of([4, 3], [0.1, 0.2])])
+    s = tables.score({1.0: [run_of([4, 3], [0.1, 0.2])]}, [run_of([4, 3], [0.1, 0.2])])
     assert s is not None
     assert math.isnan(s.rise)
     assert math.isnan(s.dip)
@@ -290,7 +303,7 @@ def test_the_equal_quality_budget_takes_loss_and_accuracy_over_all_seeds():
     low_accuracy = shorter([1.0, 1.0], [0.798, 0.899])
 
     def budget(runs):
-        return bench_report.equal_quality_budget(runs, baselines)
+        return tables.equal_quality_budget(runs, baselines)
 
     assert budget({1.0: baselines}) == 1.0
     assert budget({0.4: high_loss, 0.5: good, 0.75: low_accuracy, 1.0: baselines}) == 0.5
@@ -301,7 +314,7 @@ def test_the_equal_quality_budget_takes_loss_and_accuracy_over_all_seeds():
 def test_divergence_is_counted():
     baseline = run_of([2, 1], [0, 0])
     for last, expected in ((2.0, False), (2.01, True), (math.nan, True), (math.inf, True)):
-        assert bench_report.diverged(run_of([1, last], [0, 0]), baseline) == expected
+        assert tables.diverged(run_of([1, last], [0, 0]), baseline) == expected
 
 
 def test_the_summary_is_the_median_and_the_worst_pair():
@@ -311,12 +324,12 @@ def test_the_summary_is_the_median_and_the_worst_pair():
         name: {BASELINE: {1.0: baseline}, "x": {1.0: runs}}
         for name, runs in (("a", fast), ("b", fast), ("c", slow))
     }
-    table = bench_report.scores(pairs)
-    median, worst = bench_report.summary_rows(table)[2:]
+    table = tables.scores(pairs)
+    median, worst = tables.summary_rows(table)[2:]
     assert median[:4] == ("x", "3", "median", "50%")
     assert worst[2:4] == ("worst", "never")
     assert (median[7], worst[7]) == ("+5.00", "-10.00")
-    page = bench_report.page(table, "title")
+    page = tables.page(table, "title")
     assert page.count("\n## ") == 4
     assert "never" in page
 
@@ -333,8 +346,8 @@ def test_the_grid_grows_until_the_best_rate_lies_inside():
 @pytest.fixture
 def tiny_pair(monkeypatch):
     pair = Pair(TINY, "sgd", (0.4, 0.8), seconds=1, epochs=5)
-    monkeypatch.setattr(bench_configs, "SHARES", (0.6,))
-    monkeypatch.setattr(bench_configs, "PAIRS", {pair.name: pair})
+    monkeypatch.setattr(setups, "SHARES", (0.6,))
+    monkeypatch.setattr(setups, "PAIRS", {pair.name: pair})
     return pair
 
 

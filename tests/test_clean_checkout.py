@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from benchmarks import measure, report
-from experiments import bench, command, records, run, sweep
+from experiments import bench, command, run
+from experiments.training import records, sweep
 from tests.test_command_lines import COMMANDS
 
 ROOT = Path(__file__).parents[1]
@@ -24,7 +25,7 @@ def test_the_default_output_is_below_runs(name: str, monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(command.Parser, "parse_args", parse_args)
     assert importlib.import_module(name).main([]) == 2
-    assert [Path(default).parts[0] for default in found] == ["runs"] * (name != "experiments.dry_run")
+    assert [Path(default).parts[0] for default in found] == ["runs"]
 
 
 @pytest.fixture

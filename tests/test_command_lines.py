@@ -20,12 +20,14 @@ import numpy as np
 import pytest
 
 import pdt_optax
-from experiments import command, page, records, setups, views, watch
-from experiments.arms import BASELINE, preset
-from experiments.bench_configs import PAIRS, SHARES
-from experiments.models import AlexNet
-from experiments.training import Config
-from experiments.workloads import AlexNetImages
+from experiments import command
+from experiments.models.alexnet import AlexNet
+from experiments.paper import page, setups, views
+from experiments.training import records, watch
+from experiments.training.arms import BASELINE, preset
+from experiments.training.trainer import Config
+from experiments.training.workloads import AlexNetImages
+from experiments.tuned.setups import PAIRS, SHARES
 
 # Each command line, and what it cannot do without.
 COMMANDS = {
@@ -34,7 +36,6 @@ COMMANDS = {
     "experiments.run": "fig4",
     "experiments.demo": "",
     "experiments.toy": "",
-    "experiments.dry_run": "resnet50",
     "benchmarks.boundary": "",
     "benchmarks.huge": "",
     "benchmarks.kills": "",
@@ -186,16 +187,14 @@ CASES = [
     *(
         (f"{name} {given} --out {{file}}", r"a file is in the way: \S+/file\. Got '\S+/file'")
         for name, given in COMMANDS.items()
-        if name != "experiments.dry_run"
     ),
-    ("experiments.dry_run resnet50 --devices 0", r"argument --devices: must be from 1 to \d+\. Got 0\."),
+    (f"{RUN} table1 --dry-run --devices 0", r"argument --devices: must be from 1 to \d+\. Got 0\."),
     # Numbers with a rule of their own.
     (f"{CIFAR} --learning-rate nan", r"`learning_rate` must be positive and finite\. Got nan"),
     (f"{CIFAR} --lr fast", r"--learning-rate/--lr: invalid float value: 'fast'"),
     (f"{CIFAR} --width 0", r"`width` must be positive and finite\. Got 0"),
     (f"{CIFAR} --image-size 32", r"`image_size` must be at least 63: .*Got 32"),
     (f"{CIFAR} --batch-size 5000", r"`batch_size` must not exceed .*Got 5000, 1437 examples"),
-    ("experiments.dry_run resnet50 --devices 3 --batch-size 64", r"multiple of `devices`\. Got 64 .*devices=3"),
     pytest.param(f"{RUN} table1 --scale paper --dry-run --devices 7",
                  r"multiple of `devices`\. Got 600 .*devices=7", marks=pytest.mark.slow),  # it looks at AlexNet first
     # Names, unknown ones and ways out of a folder.

@@ -12,10 +12,13 @@ import pytest
 
 import benchmarks.report
 from benchmarks import measure
-from experiments import bench, bench_configs, bench_report, command, pool, records, report, views
-from experiments.figures import comparison
-from experiments.views import VIEWS
-from experiments.workloads import Images
+from experiments import bench, command, report
+from experiments.paper import views
+from experiments.paper.figures import comparison
+from experiments.paper.views import VIEWS
+from experiments.training import pool, records
+from experiments.training.workloads import Images
+from experiments.tuned import setups, tables
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "experiments" / "results"
@@ -46,7 +49,7 @@ def test_tables_of_the_bench(command, table, tmp_path, monkeypatch):
     shutil.copy(folder / "tuned.json", tmp_path)
     monkeypatch.setattr(pool, "train_all", missing)
     for draw in ("summary_picture", "pair_picture", "jumps_picture"):
-        monkeypatch.setattr(bench_report, draw, lambda *_: None)
+        monkeypatch.setattr(tables, draw, lambda *_: None)
     monkeypatch.setattr(Images, "load", lambda self: None)
     assert bench.main([*command, "--out", str(tmp_path)]) == 0
     written = tmp_path / (BENCH / table).relative_to(folder)
@@ -132,17 +135,17 @@ def test_verdicts_on_what_works():
 
 
 def test_verdicts_on_jumps_guard_and_storage():
-    seeds = bench_configs.TUNING_SEEDS[:1]
-    jumped = bench.read_scores(BENCH, tuple(bench_configs.JUMPS.values()), seeds)["mlp-sgd"]
-    late = [jumped[bench_configs.JUMPS[start, 8].name].loss for start in (16, 24)]
+    seeds = setups.TUNING_SEEDS[:1]
+    jumped = bench.read_scores(BENCH, tuple(setups.JUMPS.values()), seeds)["mlp-sgd"]
+    late = [jumped[setups.JUMPS[start, 8].name].loss for start in (16, 24)]
     assert late == pytest.approx([late[0]] * 2, rel=0.01)
-    guarded = bench.read_scores(BENCH, bench_configs.RUNAWAY, seeds)
+    guarded = bench.read_scores(BENCH, setups.RUNAWAY, seeds)
     losses = [scored["runaway-guarded"].loss / scored["baseline"].loss for scored in guarded.values()]
     assert max(losses) <= 1.05
     assert sum(loss < 1 for loss in losses) == 5
-    stored = bench.read_scores(BENCH, bench_configs.STORAGE)
+    stored = bench.read_scores(BENCH, setups.STORAGE)
     for pair in ("mlp-sgd", "vit-adamw"):
-        assert len({stored[pair][arm.name].loss_epochs for arm in bench_configs.STORAGE[1:]}) == 1
+        assert len({stored[pair][arm.name].loss_epochs for arm in setups.STORAGE[1:]}) == 1
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import optax
 
 import pdt_optax
-from experiments.flops import flops
+from experiments.training.flops import flops
 
 
 def test_a_product_of_matrices_is_two_operations_a_multiplication():

@@ -19,12 +19,13 @@ import numpy as np
 import pytest
 
 import pdt_optax
-from experiments import checkpoints, cifar_alexnet, devices, records
-from experiments.arms import BASELINE, Arm, Ema, Lawa, Predictive, predictive
-from experiments.bench_configs import PAIRS
-from experiments.checkpoints import Saving
-from experiments.rules import Refreshed
-from experiments.training import Config
+from experiments import cifar_alexnet
+from experiments.training import checkpoints, devices, records
+from experiments.training.arms import BASELINE, Arm, Ema, Lawa, Predictive, predictive
+from experiments.training.checkpoints import Saving
+from experiments.training.rules import Refreshed
+from experiments.training.trainer import Config
+from experiments.tuned.setups import PAIRS
 from tests.test_bench import tiny
 
 ARMS = {

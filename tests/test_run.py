@@ -12,14 +12,16 @@ import optax
 import pytest
 
 import pdt_optax
-from experiments import claims, loggers, records, rules, run, setups, timing, training, watch
-from experiments import data as datasets
-from experiments.arms import BASELINE, Arm, preset
-from experiments.claims import Found
-from experiments.figures import PAPER
-from experiments.setups import SCALES, SEEDS
-from experiments.views import VIEWS
-from experiments.workloads import Resized
+from experiments import run
+from experiments.data import datasets
+from experiments.paper import claims, setups
+from experiments.paper.claims import Found
+from experiments.paper.figures import PAPER
+from experiments.paper.setups import SCALES, SEEDS
+from experiments.paper.views import VIEWS
+from experiments.training import loggers, records, rules, timing, trainer, watch
+from experiments.training.arms import BASELINE, Arm, preset
+from experiments.training.workloads import Resized
 
 TABLES = [name for name in PAPER if name.startswith("table")]
 
@@ -269,7 +271,7 @@ def test_predictions_pause_while_values_rise():
 
 def test_operations_of_a_step_and_a_boundary():
     setup = setups.setups("smoke")["fcnet-2"]
-    plain, pdt = (training.operations(setup.config(preset(rule), 0)) for rule in (BASELINE, "released"))
+    plain, pdt = (trainer.operations(setup.config(preset(rule), 0)) for rule in (BASELINE, "released"))
     assert plain["boundary"] == 0
     assert pdt["step"] == pytest.approx(plain["step"], rel=1e-3)
     weights = 192 * 32 + 32 + 32 * 10 + 10
@@ -291,7 +293,7 @@ def test_batches_of_one_class_reach_the_steps(monkeypatch):
 @pytest.mark.slow  # `make smoke` trains it, too
 def test_simsiam_is_trained_on_its_own_loss_and_probed():
     setup = setups.setups("smoke")["simsiam"]._replace(epochs=3)
-    epochs = list(training.train(setup.config(Arm(BASELINE), 0), setup.workload.load()))
+    epochs = list(trainer.train(setup.config(Arm(BASELINE), 0), setup.workload.load()))
     losses = [e["train_loss"] for e in epochs]
     assert -1 <= losses[-1] < losses[0] <= 1
     assert epochs[-1]["validation_accuracy"] > 0.3  # of ten digits, from their features

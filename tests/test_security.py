@@ -14,13 +14,15 @@ import numpy as np
 import pytest
 
 import pdt_optax
-from experiments import checkpoints, data, page, records, views, watch
-from experiments.arms import BASELINE, Arm, preset
-from experiments.bench_configs import ARMS, PAIRS
-from experiments.checkpoints import Checkpoints, Saved, Saving
-from experiments.setups import RULES, setups
-from experiments.training import Config
-from experiments.workloads import Small, Workload, check_name
+from experiments.data import datasets
+from experiments.paper import page, views
+from experiments.paper.setups import RULES, setups
+from experiments.training import checkpoints, records, watch
+from experiments.training.arms import BASELINE, Arm, preset
+from experiments.training.checkpoints import Checkpoints, Saved, Saving
+from experiments.training.trainer import Config
+from experiments.training.workloads import Small, Workload, check_name
+from experiments.tuned.setups import ARMS, PAIRS
 from tests.test_experiments import config
 
 ROOT = Path(pdt_optax.__file__).parents[1]
@@ -240,7 +242,7 @@ def refuses(use: Callable[[str], Any], name: str) -> None:
 @pytest.mark.parametrize("name", OUT, ids=repr)
 def test_a_name_that_leads_elsewhere_is_refused(name: str) -> None:
     """By all that looks names up or takes new ones."""
-    for use in (Arm, preset, data.load, lambda name: check_name("name", name, ARMS)):
+    for use in (Arm, preset, datasets.load, lambda name: check_name("name", name, ARMS)):
         refuses(use, name)
 
 

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import optax
 
 import pdt_optax
-from experiments.arms import Method, Predictive, Recipe
+from experiments.training.arms import Method, Predictive, Recipe
 from pdt_optax.schedule import Pace
 
 

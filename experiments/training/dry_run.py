@@ -1,12 +1,11 @@
 """What a run at the paper's scale on ImageNet will take, told without allocating anything.
 
-python -m experiments.dry_run vit_huge --devices 3
+`python -m experiments.run table1 --scale paper --dry-run` prints it.
 """
 
 import functools
 import math
-import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -17,18 +16,9 @@ from jax.extend.core import Var
 from jax.sharding import AbstractMesh, AxisType, NamedSharding, PartitionSpec
 
 import pdt_optax
-from experiments import command, data, imagenet, resnet, vit
-from experiments.data import Split
-from experiments.flops import lowered_flops
-
-# The paper's networks in bfloat16, and its learning rates; it gives none for ViT-Huge, for which
-# ViT-Base's stands, and which keeps only what enters its layers.
-_SETTINGS: Any = {"classes": imagenet.CLASSES, "dtype": jnp.bfloat16}
-MODELS: Mapping[str, tuple[Callable[..., Any], float]] = {
-    "resnet50": (functools.partial(resnet.resnet50, **_SETTINGS), 0.1),
-    "vit_base": (functools.partial(vit.vit_base, **_SETTINGS), 0.003),
-    "vit_huge": (functools.partial(vit.vit_huge, **_SETTINGS, recompute=True), 0.003),
-}
+from experiments.data import datasets
+from experiments.data.datasets import Split
+from experiments.training.flops import lowered_flops
 
 
 class State(NamedTuple):
@@ -94,7 +84,7 @@ def _gigabytes(size: float) -> str:
 
 def _loss(graph: Any, params: Any, rest: Any, batch: Split, key: jax.Array) -> tuple[jax.Array, Any]:
     model = nnx.merge(graph, params, rest, copy=True)  # the model may change the rest
-    logits = model(data.scale(jnp.asarray(batch.inputs)), key)
+    logits = model(datasets.scale(jnp.asarray(batch.inputs)), key)
     loss = optax.softmax_cross_entropy_with_integer_labels(logits, batch.targets).mean()
     return loss, nnx.split(model, nnx.Param, ...)[2]
 
@@ -169,23 +159,3 @@ def _residuals(loss: Callable[..., Any], params: Any, *args: Any) -> int:
     program: Any = jax.make_jaxpr(forward)(params, *args).jaxpr
     kept: Any = {v for v in program.outvars if isinstance(v, Var)} - set(program.invars)
     return sum(v.aval.size * v.aval.dtype.itemsize for v in kept)
-
-
-@command.line
-def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command line; the exit code."""
-    p = command.Parser("experiments.dry_run", __doc__)
-    p.add_argument("model", choices=MODELS)
-    p.add_argument("--devices", type=command.whole(1), default=3, help="that share the batch out")
-    p.add_argument("--batch-size", type=command.whole(1), default=600, help="over all devices")
-    p.add_argument("--preset", choices=pdt_optax.presets.names(), default="paper", help="of PDT")
-    args = p.parse_args(argv)
-    model, rate = MODELS[args.model]
-    predictor = pdt_optax.Predictor(**pdt_optax.presets.named(args.preset))
-    tx = optax.sgd(rate, momentum=0.9)
-    print(dry_run(model, tx, predictor, imagenet.spec(args.batch_size), devices=args.devices))
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -10,8 +10,8 @@ from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
-from experiments.arms import BASELINE
-from experiments.records import Run
+from experiments.training.arms import BASELINE
+from experiments.training.records import Run
 
 # Okabe and Ito's colours, from dark to light; a line style and a marker to each.
 STYLES: Sequence[dict[str, Any]] = (

@@ -12,10 +12,10 @@ from pathlib import Path
 import jax
 
 from experiments import report
-from experiments.claims import RULE_OF_JUDGEMENT, Finds
 from experiments.command import RefusedError
-from experiments.figures import Shown
-from experiments.views import View
+from experiments.paper.claims import RULE_OF_JUDGEMENT, Finds
+from experiments.paper.figures import Shown
+from experiments.paper.views import View
 
 STYLE = """
 :root { color-scheme: light dark; }
@@ -70,7 +70,7 @@ def commit() -> str:
         return done.stdout.strip()
 
     try:
-        changed = git("status", "--porcelain", "--untracked-files=no", ":!results")
+        changed = git("status", "--porcelain", "--untracked-files=no", ":!../results")
         return git("rev-parse", "--short", "HEAD") + (" with changes" if changed else "")
     except (OSError, subprocess.CalledProcessError):
         return "unknown"

@@ -9,9 +9,10 @@ import jax
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from experiments import checkpoints, command, devices, pool, records
-from experiments.arms import Predictive
-from experiments.training import Config, memory
+from experiments import command
+from experiments.training import checkpoints, devices, pool, records
+from experiments.training.arms import Predictive
+from experiments.training.trainer import Config, memory
 
 
 class How(NamedTuple):

@@ -81,7 +81,7 @@ def load(name: str, data_dir: Path | None = None, download: bool = False) -> Dat
     if name == "imagenet2012":
         raise DataUnavailableError(
             "imagenet2012 does not fit into memory, where the trainer keeps its data: --dry-run tells what a run "
-            "would take, and `experiments.imagenet` reads it batch by batch."
+            "would take, and `experiments.data.imagenet` reads it batch by batch."
         )
     raise ValueError(f"There is no data set {name!r}. The data sets are {', '.join(NAMES)}.")
 

@@ -5,12 +5,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from experiments import figures, records, setups
-from experiments.arms import BASELINE, Arm, preset
-from experiments.claims import Finds, Found
-from experiments.figures import PAPER, Shown
-from experiments.setups import SCALES, Setup
-from experiments.training import Config
+from experiments.paper import figures, setups
+from experiments.paper.claims import Finds, Found
+from experiments.paper.figures import PAPER, Shown
+from experiments.paper.setups import SCALES, Setup
+from experiments.training import records
+from experiments.training.arms import BASELINE, Arm, preset
+from experiments.training.trainer import Config
 
 
 class Row(NamedTuple):

@@ -10,7 +10,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from experiments.data import DataUnavailableError, Split
+from experiments.data.datasets import DataUnavailableError, Split
 
 NAME = "imagenet2012"
 CLASSES = 1000

@@ -13,8 +13,8 @@ from rich import box
 from rich.table import Table
 
 from experiments import report
-from experiments.arms import BASELINE
-from experiments.records import Run
+from experiments.training.arms import BASELINE
+from experiments.training.records import Run
 
 ACCURACY_MARGIN = 1e-3  # 0.1 points
 

@@ -9,12 +9,13 @@ from typing import Any, NamedTuple
 import numpy as np
 import optax
 
-from experiments import pictures, report, setups, toy
-from experiments.arms import BASELINE
-from experiments.bench_report import diverged
-from experiments.claims import Finds, Found, failures, final, verdicts
-from experiments.records import Run
-from experiments.setups import SCALES
+from experiments import report, toy
+from experiments.paper import pictures, setups
+from experiments.paper.claims import Finds, Found, failures, final, verdicts
+from experiments.paper.setups import SCALES
+from experiments.training.arms import BASELINE
+from experiments.training.records import Run
+from experiments.tuned.tables import diverged
 
 PAPER: Mapping[str, Any] = json.loads((Path(__file__).parent / "paper.json").read_text())
 

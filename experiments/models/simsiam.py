@@ -13,8 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from experiments import augment
-from experiments.resnet import ResNet, resnet18
+from experiments.data import augment
+from experiments.models.resnet import ResNet, resnet18
 
 _norm = functools.partial(nnx.BatchNorm, momentum=0.9)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from experiments.data import Dataset, DataUnavailableError, Split
+from experiments.data.datasets import Dataset, DataUnavailableError, Split
 
 # About 300 kB to train on, 55 kB to validate on; all there since Python 3.11.
 TRAIN = ("argparse", "difflib", "functools", "heapq", "random", "tempfile")

@@ -15,7 +15,7 @@ import orbax.checkpoint as ocp
 
 import pdt_optax
 from experiments.command import RefusedError, whole
-from experiments.devices import all_agree, as_the_first, is_first
+from experiments.training.devices import all_agree, as_the_first, is_first
 
 
 class Saving(NamedTuple):

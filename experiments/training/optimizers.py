@@ -12,7 +12,7 @@ import jax
 import optax
 import optax.contrib
 
-from experiments.shampoo import shampoo
+from experiments.training.shampoo import shampoo
 
 # Each takes a rate and whether its first moment is on (schedule-free averaging
 # takes its place); an optimizer without one ignores it.

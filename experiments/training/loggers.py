@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from experiments.records import Run
+from experiments.training.records import Run
 
 Log = Callable[[Mapping[str, float], int], None]
 

@@ -16,7 +16,7 @@ import optax
 import optax.contrib
 
 import pdt_optax
-from experiments.optimizers import OPTIMIZERS, Schedule, Warmup
+from experiments.training.optimizers import OPTIMIZERS, Schedule, Warmup
 
 BASELINE = "baseline"
 

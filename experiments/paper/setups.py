@@ -10,10 +10,10 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import pdt_optax
-from experiments import rules
-from experiments.arms import Arm, Predictive, preset
-from experiments.training import Config
-from experiments.workloads import Resized, Siamese, Workload
+from experiments.training import rules
+from experiments.training.arms import Arm, Predictive, preset
+from experiments.training.trainer import Config
+from experiments.training.workloads import Resized, Siamese, Workload
 
 SEEDS = (0, 100, 200, 300, 400)
 RULES = ("baseline", *pdt_optax.presets.names())

@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import NamedTuple
 from unittest import mock
 
-from experiments import records
-from experiments.checkpoints import Saving
 from experiments.command import RefusedError
-from experiments.devices import ONE_DEVICE, Devices
-from experiments.training import Config
+from experiments.training import records
+from experiments.training.checkpoints import Saving
+from experiments.training.devices import ONE_DEVICE, Devices
+from experiments.training.trainer import Config
 
 # XLA on one thread: two runs side by side finish sooner than one after the other
 # on two threads, and their seconds can be compared.

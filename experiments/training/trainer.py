@@ -16,14 +16,15 @@ import optax
 from flax import nnx
 
 import pdt_optax
-from experiments import simsiam, watch
-from experiments.arms import Arm, Method, Recipe
-from experiments.checkpoints import Checkpoints, Saved
-from experiments.data import Dataset, Split
-from experiments.devices import ONE_DEVICE, Devices, check_batch
-from experiments.flops import flops
-from experiments.optimizers import OPTIMIZERS, SCHEDULES, Schedule
-from experiments.workloads import Workload, check_name
+from experiments.data.datasets import Dataset, Split
+from experiments.models import simsiam
+from experiments.training import watch
+from experiments.training.arms import Arm, Method, Recipe
+from experiments.training.checkpoints import Checkpoints, Saved
+from experiments.training.devices import ONE_DEVICE, Devices, check_batch
+from experiments.training.flops import flops
+from experiments.training.optimizers import OPTIMIZERS, SCHEDULES, Schedule
+from experiments.training.workloads import Workload, check_name
 
 
 @dataclasses.dataclass(frozen=True)

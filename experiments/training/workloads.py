@@ -13,9 +13,9 @@ import numpy as np
 import optax
 from flax import nnx
 
-from experiments import batches, models, resnet, simsiam, small_models, text, vit
-from experiments import data as datasets
-from experiments.data import Dataset
+from experiments.data import batches, datasets, text
+from experiments.data.datasets import Dataset
+from experiments.models import alexnet, resnet, simsiam, small, vit
 
 
 def check_name(name: str, value: str, known: Iterable[str]) -> None:
@@ -114,9 +114,9 @@ class AlexNetImages(Workload):
         check_name("data set", self.data, datasets.NAMES)
         if not 0 < self.width < math.inf:
             raise ValueError(f"`width` must be positive and finite. Got {self.width}.")
-        if self.image_size < models.AlexNet.smallest_image:
+        if self.image_size < alexnet.AlexNet.smallest_image:
             raise ValueError(
-                f"`image_size` must be at least {models.AlexNet.smallest_image}: AlexNet's strides and pools "
+                f"`image_size` must be at least {alexnet.AlexNet.smallest_image}: AlexNet's strides and pools "
                 f"leave nothing of a smaller image. Got {self.image_size}."
             )
         super().__post_init__()
@@ -129,7 +129,7 @@ class AlexNetImages(Workload):
         return datasets.load(self.data, data_dir, download)
 
     def model(self, rngs: nnx.Rngs) -> Model:
-        return models.AlexNet(datasets.CLASSES, width=self.width, rngs=rngs)
+        return alexnet.AlexNet(datasets.CLASSES, width=self.width, rngs=rngs)
 
     def prepare(self, inputs: jax.Array) -> jax.Array:
         return datasets.prepare(inputs, self.image_size)
@@ -277,18 +277,18 @@ def _simsiam(*, rngs: nnx.Rngs, backbone: str, **size: Any) -> Model:
 
 
 MODELS: Mapping[str, Callable[..., Model]] = {
-    "mlp": functools.partial(small_models.MLP, classes=datasets.CLASSES),
-    "cnn": functools.partial(small_models.ConvNet, classes=datasets.CLASSES),
-    "vit": functools.partial(small_models.ViT, classes=datasets.CLASSES),
-    "resnet": functools.partial(small_models.ResNet, classes=datasets.CLASSES),
-    "fcnet": functools.partial(models.FCNet, datasets.CLASSES),
-    "fcn": functools.partial(models.FCN, datasets.CLASSES),
-    "alexnet": functools.partial(models.AlexNet, datasets.CLASSES),
+    "mlp": functools.partial(small.MLP, classes=datasets.CLASSES),
+    "cnn": functools.partial(small.ConvNet, classes=datasets.CLASSES),
+    "vit": functools.partial(small.ViT, classes=datasets.CLASSES),
+    "resnet": functools.partial(small.ResNet, classes=datasets.CLASSES),
+    "fcnet": functools.partial(alexnet.FCNet, datasets.CLASSES),
+    "fcn": functools.partial(alexnet.FCN, datasets.CLASSES),
+    "alexnet": functools.partial(alexnet.AlexNet, datasets.CLASSES),
     "resnet_mini": functools.partial(resnet.resnet14_mini, datasets.CLASSES),
     "vit_mini": functools.partial(vit.vit_mini, datasets.CLASSES),
     "resnet50": functools.partial(resnet.resnet50, 1_000, dtype=jnp.bfloat16),
     "vit_base": functools.partial(vit.vit_base, 1_000, dtype=jnp.bfloat16),
     "vit_huge": functools.partial(vit.vit_huge, 1_000, dtype=jnp.bfloat16),
     "simsiam": _simsiam,
-    "char_lm": functools.partial(small_models.CharacterModel, characters=len(text.ALPHABET)),
+    "char_lm": functools.partial(small.CharacterModel, characters=len(text.ALPHABET)),
 }

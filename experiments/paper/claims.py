@@ -7,9 +7,9 @@ from typing import NamedTuple
 import numpy as np
 
 from experiments import report
-from experiments.arms import BASELINE
-from experiments.bench_report import diverged
-from experiments.records import Run
+from experiments.training.arms import BASELINE
+from experiments.training.records import Run
+from experiments.tuned.tables import diverged
 
 ACCURACY_LOST = 0.01  # at most, where a claim holds
 

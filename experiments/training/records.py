@@ -11,12 +11,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 import pdt_optax
-from experiments.arms import BASELINE
-from experiments.checkpoints import Checkpoints, Saving, UnreadableError
-from experiments.data import Dataset
-from experiments.devices import ONE_DEVICE, Devices, is_first, wait_for_all
-from experiments.training import Config, operations, train
-from experiments.watch import ARRAYS
+from experiments.data.datasets import Dataset
+from experiments.training.arms import BASELINE
+from experiments.training.checkpoints import Checkpoints, Saving, UnreadableError
+from experiments.training.devices import ONE_DEVICE, Devices, is_first, wait_for_all
+from experiments.training.trainer import Config, operations, train
+from experiments.training.watch import ARRAYS
 
 Record = dict[str, Any]
 

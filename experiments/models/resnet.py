@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from experiments.models import max_pool
+from experiments.models.alexnet import max_pool
 
 # 0.9 is PyTorch's default, and quick enough for an epoch of only tens of steps.
 _norm = functools.partial(nnx.BatchNorm, momentum=0.9)

@@ -5,8 +5,8 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import pdt_optax
-from experiments import rules
-from experiments.arms import (
+from experiments.training import rules
+from experiments.training.arms import (
     BASELINE,
     Arm,
     Ema,
@@ -18,7 +18,7 @@ from experiments.arms import (
     predictive,
     preset,
 )
-from experiments.workloads import Characters, Images, Small
+from experiments.training.workloads import Characters, Images, Small
 
 TUNING_SEEDS = (1, 2, 3)
 REPORTED_SEEDS = (0, 100, 200, 300, 400)

@@ -6,11 +6,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from experiments import data
-from experiments.data import Dataset, Split
-from experiments.devices import ONE_DEVICE, Devices
-from experiments.training import Config, train
-from experiments.workloads import Resized
+from experiments.data import datasets
+from experiments.data.datasets import Dataset, Split
+from experiments.training.devices import ONE_DEVICE, Devices
+from experiments.training.trainer import Config, train
+from experiments.training.workloads import Resized
 
 # At most; the first that ends in a prediction is the last.
 EPOCHS = 12
@@ -41,8 +41,8 @@ class Timing(NamedTuple):
 def noise(workload: Resized) -> Dataset:
     """Random bytes and labels, in the shapes and numbers of a workload's data."""
     rng = np.random.default_rng(0)
-    shape = data.SHAPES[workload.data]
-    classes = data.CLASSES if workload.data in data.NAMES else _imagenet_classes()
+    shape = datasets.SHAPES[workload.data]
+    classes = datasets.CLASSES if workload.data in datasets.NAMES else _imagenet_classes()
 
     def split(count: int) -> Split:
         images = rng.integers(256, size=(count, *shape), dtype=np.uint8)
@@ -52,7 +52,7 @@ def noise(workload: Resized) -> Dataset:
 
 
 def _imagenet_classes() -> int:
-    from experiments import imagenet  # which imports TFDS and grain
+    from experiments.data import imagenet  # which imports TFDS and grain
 
     return imagenet.CLASSES
 

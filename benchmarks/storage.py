@@ -1,6 +1,6 @@
 """What a prediction loses when the window is kept as bfloat16 differences, or in host memory.
 
-Trains pairs of the bench for some epochs, without jumps, and predicts at every
+Trains pairs at their tuned rates for some epochs, without jumps, and predicts at every
 epoch from the second half on: from float32 snapshots, from bfloat16
 differences, and from host memory. For each pair and preset: the length of the
 difference of the two displacements over the length of the float32 one, on
@@ -19,18 +19,19 @@ from rich.progress import track
 
 import pdt_optax
 from benchmarks import measure
-from experiments import bench, command
+from experiments import command
 from experiments.training import trainer
 from experiments.training.arms import BASELINE, preset
 from experiments.training.trainer import Config
 from experiments.tuned import setups
+from experiments.tuned.views import tuned_rates
 
-BENCH = measure.RESULTS.parents[1] / "experiments" / "results" / "bench"
+RESULTS = measure.RESULTS.parents[1] / "experiments" / "results"
 
 
 def trajectory(pair: setups.Pair, epochs: int) -> list[Any]:
     """The weights after each epoch of the baseline at its tuned rate, the initial ones first."""
-    rate = bench._tuned_rates(BENCH, [pair])[pair.name]
+    rate = tuned_rates([RESULTS], [pair])[pair.name]
     config = Config(pair.workload, preset(BASELINE), pair.optimizer, rate, "constant", epochs, seed=0)
     program, workload = trainer._program.__wrapped__(config), pair.workload
     state = program.init(jax.random.key(0))

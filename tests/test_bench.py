@@ -18,7 +18,7 @@ import scipy.stats
 from flax import nnx
 
 import pdt_optax
-from experiments import bench
+from experiments import run
 from experiments.data import text
 from experiments.training import pool, records, trainer
 from experiments.training.arms import (
@@ -37,6 +37,7 @@ from experiments.training.optimizers import Constant, Cosine
 from experiments.training.trainer import Config
 from experiments.training.workloads import Images
 from experiments.tuned import setups, tables
+from experiments.tuned import views as tuned
 from experiments.tuned.setups import PAIRS, Pair
 
 TINY_SIZES = {
@@ -329,15 +330,14 @@ def test_the_summary_is_the_median_and_the_worst_pair():
     assert median[:4] == ("x", "3", "median", "50%")
     assert worst[2:4] == ("worst", "never")
     assert (median[7], worst[7]) == ("+5.00", "-10.00")
-    page = tables.page(table, "title")
-    assert page.count("\n## ") == 4
-    assert "never" in page
+    assert list(tables.all_tables(table)) == ["Over all pairs", "a", "b", "c"]
+    assert "never" in tables.all_tables(table)["c"][2]
 
 
 def test_the_grid_grows_until_the_best_rate_lies_inside():
-    assert bench.wider_grid([1, 2, 4], 2) == [1, 2, 4]
-    assert bench.wider_grid([1, 2, 4], 4) == [1, 2, 4, 8]
-    assert bench.wider_grid([1, 2, 4], 1) == [0.5, 1, 2, 4]
+    assert tuned.wider_grid([1, 2, 4], 2) == [1, 2, 4]
+    assert tuned.wider_grid([1, 2, 4], 4) == [1, 2, 4, 8]
+    assert tuned.wider_grid([1, 2, 4], 1) == [0.5, 1, 2, 4]
 
 
 # The command line, in this process and at a tiny size.
@@ -351,11 +351,11 @@ def tiny_pair(monkeypatch):
     return pair
 
 
-def run_bench(what, folder, *arguments):
-    return bench.main([what, "--workloads", "mlp", "--jobs", "0", "--out", str(folder), *arguments])
+def run_view(what, folder, *arguments):
+    return run.main([what, "--workloads", "mlp", "--jobs", "0", "--out", str(folder), *arguments])
 
 
-def test_tune_final_table_and_every_run_is_trained_once(tiny_pair, tmp_path, monkeypatch, capsys):
+def test_tune_then_a_view_and_every_run_is_trained_once(tiny_pair, tmp_path, monkeypatch, capsys):
     trained = []
     train = records.train
 
@@ -364,35 +364,45 @@ def test_tune_final_table_and_every_run_is_trained_once(tiny_pair, tmp_path, mon
         return train(run, *rest)
 
     monkeypatch.setattr(records, "train", counted)
-    assert run_bench("tune", tmp_path, "--seeds", "1") == 0
-    tuned = json.loads((tmp_path / "tuned.json").read_text())["mlp-sgd"]
-    rates = [float(rate) for rate in tuned["mean_final_train_loss"]]
-    assert min(rates) < tuned["learning_rate"] < max(rates)
+    folder = tmp_path / "tuned"
+    assert run_view("tune", tmp_path, "--seeds", "1") == 0
+    rate = json.loads((folder / "rates.json").read_text())["mlp-sgd"]
+    rates = [float(rate) for rate in rate["mean_final_train_loss"]]
+    assert min(rates) < rate["learning_rate"] < max(rates)
     assert max(rates) > 0.8  # this toy wants more: the grid was extended
-    assert tuned["runs"] == len(rates) == len(trained)
+    assert rate["runs"] == len(rates) == len(trained)
 
     final = (tmp_path, "--seeds", "0", "--arms", "recommended", "ema")
-    assert run_bench("final", *final) == 0
+    assert run_view("tuned", *final) == 0
     # Three arms at full length, two of them on a shorter schedule.
     assert len(trained) - len(rates) == 3 + 2
     assert len(set(trained)) == len(trained)
     assert {run.epochs for run in trained} == {3, 5}
-    assert {p.name for p in tmp_path.iterdir()} == {
-        "records", "tuned.json", "table.md", "summary.png", "mlp-sgd.png"
+    assert {p.name for p in folder.iterdir()} == {
+        "records", "rates.json", "table.md", "summary.png", "mlp-sgd.png", "index.html"
     }  # fmt: skip
-    table = (tmp_path / "table.md").read_text()
+    table = (folder / "table.md").read_text()
     assert "| ema | 1 |" in table
     count = len(trained)
     capsys.readouterr()
-    assert run_bench("final", *final) == 0
-    assert run_bench("table", *final) == 0
+    assert run_view("tuned", *final) == 0
     assert "5 runs, 5 already recorded" in capsys.readouterr().out
+    assert run_view("tuned", *final, "--page") == 0
     assert len(trained) == count
-    assert (tmp_path / "table.md").read_text() == table
+    assert (folder / "table.md").read_text() == table
+
+    # Packed, they are the same runs.
+    assert run.main(["pack", "--out", str(tmp_path)]) == 0
+    assert f"{count} runs packed" in capsys.readouterr().out
+    assert [p.name for p in (folder / "records").iterdir()] == ["mlp-sgd.jsonl"]
+    assert run_view("tune", tmp_path, "--seeds", "1") == run_view("tuned", *final) == 0
+    assert len(trained) == count
+    assert (folder / "table.md").read_text() == table
 
 
 def test_ctrl_c_keeps_finished_runs(tiny_pair, tmp_path, monkeypatch, capsys):
-    (tmp_path / "tuned.json").write_text(json.dumps({"mlp-sgd": {"learning_rate": 0.1}}))
+    (tmp_path / "tuned").mkdir()
+    (tmp_path / "tuned" / "rates.json").write_text(json.dumps({"mlp-sgd": {"learning_rate": 0.1}}))
     stopping = True
 
     def train(run, *_):
@@ -403,12 +413,12 @@ def test_ctrl_c_keeps_finished_runs(tiny_pair, tmp_path, monkeypatch, capsys):
 
     monkeypatch.setattr(records, "train", train)
     arguments = ("screen", tmp_path, "--arms", BASELINE, "--seeds", "1", "2")
-    assert run_bench(*arguments) == 130
+    assert run_view(*arguments) == 130
     stopping = False
     capsys.readouterr()
-    assert run_bench(*arguments) == 0
+    assert run_view(*arguments) == 0
     assert "2 runs, 1 already recorded" in capsys.readouterr().out
-    assert (tmp_path / "screen" / "table.md").exists()
+    assert (tmp_path / "tuned" / "screen" / "table.md").exists()
 
 
 @pytest.mark.slow
@@ -442,8 +452,8 @@ def test_a_worker_that_ends_early_is_reported(tmp_path):
         list(pool.train_all([dead], 1))
 
 
-def test_list_names_pairs_and_arms(capsys):
-    assert bench.main(["list"]) == 0
+def test_the_list_names_pairs_and_arms(capsys):
+    assert run.main(["--list"]) == 0
     printed = capsys.readouterr().out
     assert all(name in printed for name in (*PAIRS, "random-mask", "agree-h3", "runaway"))
 

@@ -2,8 +2,8 @@
 
 import json
 import math
+import re
 import runpy
-import shutil
 import statistics
 from pathlib import Path
 from typing import Any
@@ -12,59 +12,46 @@ import pytest
 
 import benchmarks.report
 from benchmarks import measure
-from experiments import bench, command, report
-from experiments.paper import views
-from experiments.paper.figures import comparison
+from experiments import command, run
 from experiments.paper.views import VIEWS
-from experiments.training import pool, records
-from experiments.training.workloads import Images
+from experiments.training import records
 from experiments.tuned import setups, tables
+from experiments.tuned import views as tuned
+from experiments.views import page
+from experiments.views.view import Asked, View, find, plan
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "experiments" / "results"
-BENCH = RESULTS / "bench"
 
 
 # Tables.
 
 
-@pytest.mark.parametrize(
-    ("command", "table"),
-    [
-        (["table"], "table.md"),
-        (["final", "--arms", "baseline", "recommended"], "detached/table.md"),
-        (["screen", "--workloads", "mlp-sgd", "vit-adamw"], "screen/table.md"),
-        (["jumps", "--workloads", "mlp-sgd"], "jumps/table.md"),
-        (["guard"], "guard/table.md"),
-        (["statistics", "--workloads", "resnet"], "statistics/table.md"),
-        (["storage", "--workloads", "mlp-sgd", "vit-adamw"], "storage/table.md"),
-    ],
-)
-def test_tables_of_the_bench(command, table, tmp_path, monkeypatch):
-    def missing(*_):
-        raise AssertionError("a record of a committed table is missing")
+def drawn(view: View, asked: Asked, folder: Path) -> str:
+    """The table of a view, all of whose runs must be there."""
+    status = run._status([planned for _, planned in plan(view, asked)])
+    count, of = re.findall(r"\d+", status)
+    assert count == of
+    page.write_view(view, find(view, asked), folder, "small", status)
+    return (folder / "table.md").read_text()
 
-    folder = BENCH / "detached" if table.startswith("detached") else BENCH
-    shutil.copytree(folder / "records", tmp_path / "records")
-    shutil.copy(folder / "tuned.json", tmp_path)
-    monkeypatch.setattr(pool, "train_all", missing)
+
+@pytest.mark.parametrize("name", [*tuned.VIEWS, "detached"])
+def test_tables_at_tuned_rates(name, tmp_path, monkeypatch):
     for draw in ("summary_picture", "pair_picture", "jumps_picture"):
         monkeypatch.setattr(tables, draw, lambda *_: None)
-    monkeypatch.setattr(Images, "load", lambda self: None)
-    assert bench.main([*command, "--out", str(tmp_path)]) == 0
-    written = tmp_path / (BENCH / table).relative_to(folder)
-    assert written.read_text() == (BENCH / table).read_text()
+    asked = Asked((RESULTS,))
+    if name == "detached":
+        name, asked = "tuned", Asked((RESULTS / "detached",), arms=["baseline", "recommended"])
+    view = tuned.VIEWS[name]
+    written = asked.results[0] / view.folder("small") / "table.md"
+    assert drawn(view, asked, tmp_path) == written.read_text()
 
 
 @pytest.mark.parametrize("name", [name for name in VIEWS if name.startswith("table")])
-def test_tables_of_the_paper_have_all_their_runs(name, tmp_path):
-    planned = VIEWS[name].configs("small")
-    found = views.find(VIEWS[name], "small", None, None, RESULTS)
-    assert sum(len(row.runs) for row in found.values()) == len({config.key for _, _, config in planned})
-    written = (RESULTS / "small" / name / "table.md").read_text()
-    assert report.markdown(comparison(name, found)) in written
-    for verdict in VIEWS[name].render(name, found, tmp_path).verdicts:
-        assert f"- {verdict}\n" in written
+def test_tables_of_the_paper(name, tmp_path):
+    written = RESULTS / "small" / name / "table.md"
+    assert drawn(VIEWS[name], Asked((RESULTS,)), tmp_path) == written.read_text()
 
 
 def test_tables_of_the_benchmarks():
@@ -112,7 +99,7 @@ def read(name: str) -> dict[str, Any]:
 
 
 def test_verdicts_on_what_works():
-    scores = bench.read_scores(BENCH)
+    scores = tuned.scores("tuned", RESULTS)
 
     def where(arm, holds):
         return {pair for pair, scored in scores.items() if holds(scored[arm])}
@@ -135,15 +122,14 @@ def test_verdicts_on_what_works():
 
 
 def test_verdicts_on_jumps_guard_and_storage():
-    seeds = setups.TUNING_SEEDS[:1]
-    jumped = bench.read_scores(BENCH, tuple(setups.JUMPS.values()), seeds)["mlp-sgd"]
+    jumped = tuned.scores("jumps", RESULTS)["mlp-sgd"]
     late = [jumped[setups.JUMPS[start, 8].name].loss for start in (16, 24)]
     assert late == pytest.approx([late[0]] * 2, rel=0.01)
-    guarded = bench.read_scores(BENCH, setups.RUNAWAY, seeds)
+    guarded = tuned.scores("guard", RESULTS)
     losses = [scored["runaway-guarded"].loss / scored["baseline"].loss for scored in guarded.values()]
     assert max(losses) <= 1.05
     assert sum(loss < 1 for loss in losses) == 5
-    stored = bench.read_scores(BENCH, setups.STORAGE)
+    stored = tuned.scores("storage", RESULTS)
     for pair in ("mlp-sgd", "vit-adamw"):
         assert len({stored[pair][arm.name].loss_epochs for arm in setups.STORAGE[1:]}) == 1
 
@@ -157,8 +143,7 @@ def test_verdicts_on_jumps_guard_and_storage():
     ],
 )
 def test_verdicts_on_the_paper(table, rule, verdict):
-    about = json.loads((RESULTS / "small" / table / "view.json").read_text())
-    assert any(said.startswith(f"{rule}: {verdict}; ") for said in about["verdicts"])
+    assert f"\n- {rule}: {verdict}; " in (RESULTS / "small" / table / "table.md").read_text()
 
 
 def test_verdicts_on_a_whole_run_on_a_gpu():

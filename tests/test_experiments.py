@@ -10,13 +10,14 @@ import pytest
 import tensorflow_datasets as tfds
 from flax import nnx
 
-from experiments import cifar_alexnet, report, toy
+from experiments import cifar_alexnet, toy
 from experiments.data import datasets
 from experiments.models import alexnet
 from experiments.training import records
 from experiments.training.arms import BASELINE, preset
 from experiments.training.trainer import Config
 from experiments.training.workloads import AlexNetImages
+from experiments.views import report
 
 TINY = ["--data", "digits", "--width", "0.05", "--image-size", "63", "--batch-size", "512"]
 
@@ -148,7 +149,8 @@ def test_a_run_is_recorded_and_pdt_starts_like_the_baseline(recorded):
     assert plain.complete
     assert pdt.complete
     first = json.loads(records.path_of(recorded, predicted).read_text().splitlines()[0])
-    assert first["settings"]["accept"] == "agree()"
+    assert first["config"]["settings"]["accept"] == {"name": "agree"}
+    assert first["made"].keys() == {"commit", "date", "machine", "python", "jax"}
     # Burn-in is the optimizer alone; the first jump ends epoch 6 and shows in epoch 7.
     assert [e["predicted"] for e in pdt.epochs] == [False] * 5 + [True, False]
     assert [e["train_loss"] for e in pdt.epochs[:6]] == [e["train_loss"] for e in plain.epochs[:6]]
@@ -221,7 +223,7 @@ def test_the_command_writes_records_table_and_picture_and_reuses_them(recorded, 
     assert len(list(recorded.glob("*.jsonl"))) == 2
     before = {p: p.read_bytes() for p in recorded.glob("*.jsonl")}
     assert cifar_alexnet.main([*COMMAND, "--out", str(recorded)]) == 0
-    assert capsys.readouterr().out.count("already recorded") == 2
+    assert "2 runs, 2 already recorded" in capsys.readouterr().out
     assert {p: p.read_bytes() for p in recorded.glob("*.jsonl")} == before
 
 

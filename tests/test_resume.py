@@ -178,7 +178,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_taken(
 def test_a_record_that_ends_in_half_a_line_is_read_up_to_it(tmp_path: Path) -> None:
     c = config("baseline")
     path = records.path_of(tmp_path, c)
-    header = json.dumps(c.fields)
+    header = json.dumps({"config": c.fields})
     epoch = json.dumps({"epoch": 1} | dict.fromkeys((*records.NUMBERS, "probe_loss"), 0.5))
     for text, count in (
         ("", 0),
@@ -300,7 +300,7 @@ def test_two_processes_under_slurm_train_as_one_does(tmp_path: Path) -> None:
         first, *alone = map(json.loads, one.read_text().splitlines())
         header, *together = map(json.loads, (tmp_path / "two" / one.name).read_text().splitlines())
         assert header["devices"].endswith("data=2")
-        assert first == {k: v for k, v in header.items() if k != "devices"}
+        assert first == {k: v for k, v in header.items() if k != "devices"} | {"made": first["made"]}
         np.testing.assert_allclose(
             [e["train_loss"] for e in together], [e["train_loss"] for e in alone], rtol=1e-4
         )

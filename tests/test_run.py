@@ -1,7 +1,6 @@
 """The paper's views: its numbers, what is planned, how claims are judged, and a few of them end to end."""
 
 import dataclasses
-import json
 import math
 import re
 
@@ -15,13 +14,13 @@ import pdt_optax
 from experiments import run
 from experiments.data import datasets
 from experiments.paper import claims, setups
-from experiments.paper.claims import Found
 from experiments.paper.figures import PAPER
 from experiments.paper.setups import SCALES, SEEDS
 from experiments.paper.views import VIEWS
 from experiments.training import loggers, records, rules, timing, trainer, watch
 from experiments.training.arms import BASELINE, Arm, preset
 from experiments.training.workloads import Resized
+from experiments.views.view import Found
 
 TABLES = [name for name in PAPER if name.startswith("table")]
 
@@ -335,7 +334,7 @@ def test_views_are_trained_once_drawn_and_put_on_a_page(tmp_path, capsys):
 
     # Shares and operations of a watched run.
     (jump,) = (e for e in record.epochs if e["predicted"])
-    assert set(record.fields["flops"]) == {"step", "boundary"}
+    assert set(record.about["flops"]) == {"step", "boundary"}
     assert list(jump["shares"]) == [f"{layer}/{kind}" for layer in
         ("conv1", "conv2", "conv3", "conv4", "conv5", "fc1", "fc2", "fc3") for kind in ("bias", "kernel")]  # fmt: skip
     arrays = records.arrays(place, watched)
@@ -349,14 +348,25 @@ def test_views_are_trained_once_drawn_and_put_on_a_page(tmp_path, capsys):
     assert not re.search(r"https?://|<script|<link", page)
     assert all((folder / picture).exists() for picture in re.findall(r'src="([^"]*)"', page))
     assert page.count("<section") == 5
-    assert {json.loads((folder / name / "view.json").read_text())["title"] for name in ("fig4", "fig9")} <= {
-        view.title for view in VIEWS.values()
-    }
+    assert all(
+        f"{name}: {VIEWS[name].title}</h2>" in page for name in ("fig4", "fig7", "fig9", "fig11", "fig12")
+    )
 
     before = {p: p.read_bytes() for p in (folder / "records").rglob("*.jsonl")}
     assert run.main([*arguments, "--rule", "released"]) == 0
     assert f"{len(before)} runs, {len(before)} already recorded" in capsys.readouterr().out
     assert {p: p.read_bytes() for p in (folder / "records").rglob("*.jsonl")} == before
+
+    # Packed, they are the same runs and the same page.
+    assert run.main(["pack", "--out", str(tmp_path)]) == 0
+    assert {p.name for p in (folder / "records").iterdir()} == {f"{place.name}.jsonl", f"{place.name}.npz"}
+    again = records.read(place, watched)
+    assert (again.epochs, again.about, again.fields) == (record.epochs, record.about, record.fields)
+    packed = records.arrays(place, watched)
+    assert packed.keys() == arrays.keys()
+    assert all((packed[name] == arrays[name]).all() for name in arrays)
+    assert run.main([*arguments, "--page"]) == 0
+    assert (folder / "index.html").read_text() == page
 
 
 def test_any_logger_that_takes_a_dict_gets_the_scalars(tmp_path):

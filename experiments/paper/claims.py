@@ -6,10 +6,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from experiments import report
 from experiments.training.arms import BASELINE
 from experiments.training.records import Run
 from experiments.tuned.tables import diverged
+from experiments.views import report
+from experiments.views.view import Finds, Found
 
 ACCURACY_LOST = 0.01  # at most, where a claim holds
 
@@ -20,25 +21,6 @@ RULE_OF_JUDGEMENT = (
     "*Holds*: in all rows. *Holds only at low learning rates*: of rows that differ in their learning rate, in all up to "
     "some rate and in none above it, for every batch size. Otherwise the rows are counted; *does not hold*: in none."
 )
-
-
-class Found(NamedTuple):
-    """What is recorded of a row: its complete runs, and the arrays of those of the first seed, by arm."""
-
-    runs: list[Run]
-    arrays: Mapping[str, Mapping[str, np.ndarray]]
-
-    def of(self, rule: str) -> list[Run]:
-        """The runs of one arm."""
-        return [run for run in self.runs if run.rule == rule]
-
-    @property
-    def rules(self) -> list[str]:
-        """The arms that there are, the baseline first."""
-        return list(dict.fromkeys(run.rule for run in self.runs))
-
-
-Finds = Mapping[str, Found]  # by the paper's name of a row
 
 
 class Judged(NamedTuple):

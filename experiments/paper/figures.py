@@ -4,28 +4,22 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import optax
 
-from experiments import report, toy
+from experiments import toy
 from experiments.paper import pictures, setups
-from experiments.paper.claims import Finds, Found, failures, final, verdicts
+from experiments.paper.claims import failures, final, verdicts
 from experiments.paper.setups import SCALES
 from experiments.training.arms import BASELINE
 from experiments.training.records import Run
 from experiments.tuned.tables import diverged
+from experiments.views import report
+from experiments.views.view import Finds, Found, Shown
 
 PAPER: Mapping[str, Any] = json.loads((Path(__file__).parent / "paper.json").read_text())
-
-
-class Shown(NamedTuple):
-    """What a view came to: tables as lines of cells, the first a header; pictures; and what of the claim holds."""
-
-    tables: Mapping[str, Sequence[Sequence[str]]]
-    pictures: Mapping[str, str]
-    verdicts: Sequence[str]
 
 
 # Tables: the paper's rows beside ours.
@@ -210,7 +204,7 @@ def operations(name: str, finds: Finds, folder: Path) -> Shown:
         lines.append((row["row"], "paper", row["method"], *cells, f"{row['accuracy']:g}"))
     said, drawn = [], {}
     for label, found in finds.items():
-        counted = {rule: [run for run in found.of(rule) if "flops" in run.fields] for rule in found.rules}
+        counted = {rule: [run for run in found.of(rule) if "flops" in run.about] for rule in found.rules}
         (base,) = counted[BASELINE] or (None,)
         if base is None:
             continue
@@ -236,11 +230,9 @@ def operations(name: str, finds: Finds, folder: Path) -> Shown:
 
 def _operations(run: Run) -> np.ndarray:
     """(epochs,), of the steps and the predictions so far; an epoch's end without a prediction is a copy."""
-    fields = run.fields
-    steps = fields["steps"] or fields["examples"] // fields["batch_size"]
-    each = [
-        steps * fields["flops"]["step"] + e["predicted"] * fields["flops"]["boundary"] for e in run.epochs
-    ]
+    fields, flops = run.fields, run.about["flops"]
+    steps = fields.get("steps") or fields["examples"] // fields["batch_size"]
+    each = [steps * flops["step"] + e["predicted"] * flops["boundary"] for e in run.epochs]
     return np.cumsum(each)
 
 

@@ -1,17 +1,16 @@
-"""The paper's tables and figures as views over records: what each says and what it needs. Nothing here trains."""
+"""The paper's tables and figures: what each says and what it needs."""
 
+import dataclasses
 import functools
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 from experiments.paper import figures, setups
-from experiments.paper.claims import Finds, Found
-from experiments.paper.figures import PAPER, Shown
+from experiments.paper.figures import PAPER
 from experiments.paper.setups import SCALES, Setup
-from experiments.training import records
 from experiments.training.arms import BASELINE, Arm, preset
 from experiments.training.trainer import Config
+from experiments.views.view import Asked, Need, View
 
 
 class Row(NamedTuple):
@@ -21,34 +20,28 @@ class Row(NamedTuple):
     setup: str
 
 
-Rules = Sequence[str] | None  # the baseline and presets; None for those that the scale shows
+def _presets_of(rules: Sequence[str], scale: str) -> Sequence[Arm]:
+    del scale
+    return [preset(rule) for rule in rules]
 
-Render = Callable[[str, Finds, Path], Shown]
 
-
-class View(NamedTuple):
-    """A table or figure.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PaperView(View):
+    """A table or figure of the paper.
 
     Attributes:
-      name, title, claim: what the paper calls it, what it shows, and what the paper says.
+      title, claim: what it shows, and what the paper says.
       rows: by scale; none if nothing is trained.
-      render: draws into a folder.
       arms: from the rules that are shown and the scale; by default those rules themselves.
       seeds: all, fewer, or the first alone, as the scale has them.
-      note: what else a reader must know.
     """
 
-    name: str
-    title: str
-    claim: str
     rows: Callable[[str], Sequence[Row]]
-    render: Render
-    arms: Callable[[Sequence[str], str], Sequence[Arm]] = lambda rules, scale: [preset(r) for r in rules]
+    arms: Callable[[Sequence[str], str], Sequence[Arm]] = _presets_of
     seeds: str = "fewer"
-    note: str = ""
 
     def configs(
-        self, scale: str, rules: Rules = None, seeds: Sequence[int] | None = None
+        self, scale: str, rules: Sequence[str] | None = None, seeds: Sequence[int] | None = None
     ) -> list[tuple[Row, Setup, Config]]:
         """All runs that the view takes. Those that differ only in their seed follow each other and compile once."""
         size = SCALES[scale]
@@ -63,39 +56,20 @@ class View(NamedTuple):
             for seed in chosen[self.seeds]
         ]
 
+    def needs(self, asked: Asked) -> list[Need]:
+        return [
+            Need(row.label, f"{asked.scale}/records/{row.setup}", setup.seconds, config)
+            for row, setup, config in self.configs(asked.scale, asked.rules, asked.seeds)
+        ]
 
-def folder_of(out: Path, scale: str, setup: str) -> Path:
-    """Where the records of a setup lie; views share them."""
-    return out / scale / "records" / setup
+    def folder(self, scale: str) -> str:
+        return f"{scale}/{self.name}"
 
+    def command(self, scale: str) -> str:
+        return f"{super().command(scale)} --scale {scale}"
 
-def placed(
-    view: View, scale: str, rules: Rules, seeds: Sequence[int] | None, *results: Path
-) -> list[tuple[Path, Row, Setup, Config]]:
-    """All runs of a view, each with the folder of its record: a row's are in the first of `results` that has them all."""
-    runs = view.configs(scale, rules, seeds)
-    folders = {
-        row: records.place(
-            [folder_of(out, scale, row.setup) for out in results], [c for r, _, c in runs if r == row]
-        )
-        for row in view.rows(scale)
-    }
-    return [(folders[row], row, setup, config) for row, setup, config in runs]
-
-
-def find(view: View, scale: str, rules: Rules, seeds: Sequence[int] | None, *results: Path) -> Finds:
-    """What is recorded of a view."""
-    found: dict[str, Found] = {}
-    for folder, row, _, config in placed(view, scale, rules, seeds, *results):
-        run = records.read(folder, config)
-        if run.complete:
-            entry = found.setdefault(row.label, Found([], {}))
-            entry.runs.append(run)
-            if config.watch:
-                found[row.label] = entry._replace(
-                    arrays={**entry.arrays, run.rule: records.arrays(folder, config)}
-                )
-    return found
+    def options(self) -> Sequence[str]:
+        return ("scale", "rule", "seeds", "dry-run", "time")
 
 
 def _rows(*pairs: tuple[str, str]) -> Callable[[str], Sequence[Row]]:
@@ -164,175 +138,175 @@ def _of_depth(rules: Sequence[str], scale: str) -> list[Arm]:
 
 FASTER = "PDT reaches the baseline's best train loss in less time, without losing accuracy."
 
-VIEWS: dict[str, View] = {
+VIEWS: dict[str, PaperView] = {
     view.name: view
     for view in (
-        View(
-            "fig1",
-            "Paths through weight space, Adam against PDT",
-            "Against Adam, PDT moves faster over the loss surface.",
-            _rows(("AlexNet, Adam", "alexnet-adam")),
-            figures.landscapes,
+        PaperView(
+            name="fig1",
+            title="Paths through weight space, Adam against PDT",
+            claim="Against Adam, PDT moves faster over the loss surface.",
+            rows=_rows(("AlexNet, Adam", "alexnet-adam")),
+            render=figures.landscapes,
             seeds="first",
             note="Every run has a plane of its own: the two are not to be laid over each other.",
         ),
-        View(
-            "fig2",
-            "Fully connected networks of 2, 4 and 6 layers",
-            "Predictions on all weights fail as networks grow deeper; masked by PDT they speed training up.",
-            _rows(*((f"FCNet, {d} layers", f"fcnet-{d}") for d in (2, 4, 6))),
-            figures.depth,
+        PaperView(
+            name="fig2",
+            title="Fully connected networks of 2, 4 and 6 layers",
+            claim="Predictions on all weights fail as networks grow deeper; masked by PDT they speed training up.",
+            rows=_rows(*((f"FCNet, {d} layers", f"fcnet-{d}") for d in (2, 4, 6))),
+            render=figures.depth,
             arms=_of_depth,
             note="A prediction, five epochs ahead where the rule does not say otherwise, ends every third epoch.",
         ),
-        View(
-            "fig4",
-            "AlexNet with SGD: train loss, validation accuracy, accepted share",
-            "PDT reaches the baseline's best train loss and best validation accuracy sooner.",
-            ALEXNET,
-            figures.curves,
+        PaperView(
+            name="fig4",
+            title="AlexNet with SGD: train loss, validation accuracy, accepted share",
+            claim="PDT reaches the baseline's best train loss and best validation accuracy sooner.",
+            rows=ALEXNET,
+            render=figures.curves,
             seeds="all",
         ),
-        View(
-            "table1",
-            "Time to the baseline's best, by architecture",
-            "PDT reaches the baseline's best train loss in 10 to 40% less time on every architecture.",
-            ARCHITECTURES,
-            figures.table,
+        PaperView(
+            name="table1",
+            title="Time to the baseline's best, by architecture",
+            claim="PDT reaches the baseline's best train loss in 10 to 40% less time on every architecture.",
+            rows=ARCHITECTURES,
+            render=figures.table,
             seeds="all",
         ),
-        View(
-            "table2",
-            "Seven optimizers",
-            "PDT consistently reduces the time to the baseline's best loss across these optimizers.",
-            _optimizer_rows,
-            figures.table,
+        PaperView(
+            name="table2",
+            title="Seven optimizers",
+            claim="PDT consistently reduces the time to the baseline's best loss across these optimizers.",
+            rows=_optimizer_rows,
+            render=figures.table,
             seeds="all",
         ),
-        View(
-            "table3",
-            "SimSiam",
-            "PDT's advantages generalize to self-supervised learning.",
-            _rows(("SimSiam", "simsiam")),
-            figures.curves,
+        PaperView(
+            name="table3",
+            title="SimSiam",
+            claim="PDT's advantages generalize to self-supervised learning.",
+            rows=_rows(("SimSiam", "simsiam")),
+            render=figures.curves,
             note="Accuracy is that of a linear probe of the backbone's features, a ridge regression.",
         ),
-        View(
-            "fig5",
-            "A random mask of the same ratio",
-            "Randomly masked predictions quite frequently end in gradient explosions; PDT's mask prevents them.",
-            _rows(("AlexNet, lr 0.01", "alexnet-b256-0.01")),
-            figures.random_masks,
+        PaperView(
+            name="fig5",
+            title="A random mask of the same ratio",
+            claim="Randomly masked predictions quite frequently end in gradient explosions; PDT's mask prevents them.",
+            rows=_rows(("AlexNet, lr 0.01", "alexnet-b256-0.01")),
+            render=figures.random_masks,
             arms=_random,
         ),
-        View(
-            "fig6",
-            "Switching between prediction and SGD on the validation loss",
-            "Switching on the validation loss leads to a surge in loss from which the model does not recover.",
-            _rows(("AlexNet, lr 0.01", "alexnet-b256-0.01")),
-            figures.switched,
+        PaperView(
+            name="fig6",
+            title="Switching between prediction and SGD on the validation loss",
+            claim="Switching on the validation loss leads to a surge in loss from which the model does not recover.",
+            rows=_rows(("AlexNet, lr 0.01", "alexnet-b256-0.01")),
+            render=figures.switched,
             arms=lambda rules, scale: [preset(BASELINE), setups.switching()],
             note="The paper states no settings: those of Fig. 5. Predictions are the released rule's, on all weights.",
         ),
-        View(
-            "fig7",
-            "The toy problem: three variables sped up",
-            "Three of six variables sped up threefold reach the threshold in 25 steps instead of 53.",
-            _rows(),
-            figures.toy_view,
+        PaperView(
+            name="fig7",
+            title="The toy problem: three variables sped up",
+            claim="Three of six variables sped up threefold reach the threshold in 25 steps instead of 53.",
+            rows=_rows(),
+            render=figures.toy_view,
         ),
-        View(
-            "fig8",
-            "The toy problem: PDT",
-            "PDT reaches the threshold in 27 steps instead of 53.",
-            _rows(),
-            figures.toy_view,
+        PaperView(
+            name="fig8",
+            title="The toy problem: PDT",
+            claim="PDT reaches the threshold in 27 steps instead of 53.",
+            rows=_rows(),
+            render=figures.toy_view,
             note="With modes projected, fitted to the newest weights, start 6, and Eqs. 7 and 8: see `experiments/toy.py`.",
         ),
-        View(
-            "fig9",
-            "Loss against epochs and against operations",
-            "PDT needs 24% fewer operations to the baseline's best train loss, its own included.",
-            ALEXNET,
-            figures.operations,
+        PaperView(
+            name="fig9",
+            title="Loss against epochs and against operations",
+            claim="PDT needs 24% fewer operations to the baseline's best train loss, its own included.",
+            rows=ALEXNET,
+            render=figures.operations,
             seeds="first",
             note="Operations are XLA's count of the program as written, where an addition and a multiplication are two.",
         ),
-        View(
-            "fig10",
-            "Training curves by architecture",
-            "PDT reaches the baseline's best train loss sooner, and its accepted share falls as training goes on.",
-            ARCHITECTURES,
-            figures.curves,
+        PaperView(
+            name="fig10",
+            title="Training curves by architecture",
+            claim="PDT reaches the baseline's best train loss sooner, and its accepted share falls as training goes on.",
+            rows=ARCHITECTURES,
+            render=figures.curves,
             seeds="all",
         ),
-        View(
-            "fig11",
-            "Accepted share by layer and by its type",
-            "Convolutions accept more than dense layers throughout, and shares fall in the end.",
-            ALEXNET,
-            figures.shares,
+        PaperView(
+            name="fig11",
+            title="Accepted share by layer and by its type",
+            claim="Convolutions accept more than dense layers throughout, and shares fall in the end.",
+            rows=ALEXNET,
+            render=figures.shares,
             seeds="first",
         ),
-        View(
-            "fig12",
-            "Where the mask accepts",
-            "Accepted weights are not spread evenly: some layers show clusters.",
-            ALEXNET,
-            figures.masks,
+        PaperView(
+            name="fig12",
+            title="Where the mask accepts",
+            claim="Accepted weights are not spread evenly: some layers show clusters.",
+            rows=ALEXNET,
+            render=figures.masks,
             seeds="first",
             note="At the first jump after a third of the epochs; epoch 20 of 60 in the paper.",
         ),
-        View(
-            "fig13",
-            "Batches of one class each: curves",
-            "PDT keeps its advantage where batches are not i.i.d.",
-            _rows(("i.i.d.", "alexnet-iid"), ("non-i.i.d.", "alexnet-classes")),
-            functools.partial(figures.curves, fields=("train_loss", "validation_accuracy")),
+        PaperView(
+            name="fig13",
+            title="Batches of one class each: curves",
+            claim="PDT keeps its advantage where batches are not i.i.d.",
+            rows=_rows(("i.i.d.", "alexnet-iid"), ("non-i.i.d.", "alexnet-classes")),
+            render=functools.partial(figures.curves, fields=("train_loss", "validation_accuracy")),
             seeds="all",
         ),
-        View(
-            "table4",
-            "Batches of one class each",
-            "PDT keeps its advantage where batches are not i.i.d.",
-            _rows(("i.i.d.", "alexnet-iid"), ("non-i.i.d.", "alexnet-classes")),
-            figures.table,
+        PaperView(
+            name="table4",
+            title="Batches of one class each",
+            claim="PDT keeps its advantage where batches are not i.i.d.",
+            rows=_rows(("i.i.d.", "alexnet-iid"), ("non-i.i.d.", "alexnet-classes")),
+            render=figures.table,
             seeds="all",
             note=PAPER["table4"]["note"],
         ),
-        View(
-            "fig14",
-            "Horizon, interval, start and window",
-            "Longer horizons speed training up until, at nine or so, errors grow; the others matter less.",
-            ALEXNET,
-            figures.hyperparameters,
+        PaperView(
+            name="fig14",
+            title="Horizon, interval, start and window",
+            claim="Longer horizons speed training up until, at nine or so, errors grow; the others matter less.",
+            rows=ALEXNET,
+            render=figures.hyperparameters,
             arms=_one_changed,
             note="One setting of the released rule at a time; the paper states no learning rate: that of Fig. 4.",
         ),
-        View(
-            "table5",
-            "Batch sizes and learning rates",
-            "At lower learning rates PDT consistently beats SGD; at 0.1 its advantage is less pronounced.",
-            functools.partial(_sweep_rows, table="table5"),
-            figures.table,
+        PaperView(
+            name="table5",
+            title="Batch sizes and learning rates",
+            claim="At lower learning rates PDT consistently beats SGD; at 0.1 its advantage is less pronounced.",
+            rows=functools.partial(_sweep_rows, table="table5"),
+            render=figures.table,
             note=PAPER["table5"]["note"],
         ),
-        View(
-            "table6",
-            "Learning rates under a cosine schedule",
-            "With the schedule PDT improves at all learning rates.",
-            functools.partial(_sweep_rows, table="table6"),
-            figures.table,
+        PaperView(
+            name="table6",
+            title="Learning rates under a cosine schedule",
+            claim="With the schedule PDT improves at all learning rates.",
+            rows=functools.partial(_sweep_rows, table="table6"),
+            render=figures.table,
             arms=_and_guarded,
             seeds="all",
             note="Besides the rules, the recommended one with `guard=rollback()`, which takes failed jumps back.",
         ),
-        View(
-            "table7",
-            "SGD, momentum and Adam",
-            FASTER,
-            functools.partial(_optimizer_rows, names=("SGD", "Momentum", "Adam")),
-            figures.table,
+        PaperView(
+            name="table7",
+            title="SGD, momentum and Adam",
+            claim=FASTER,
+            rows=functools.partial(_optimizer_rows, names=("SGD", "Momentum", "Adam")),
+            render=figures.table,
             seeds="all",
         ),
     )

@@ -13,10 +13,12 @@ from typing import NamedTuple
 from unittest import mock
 
 from experiments.command import RefusedError
+from experiments.data.datasets import Dataset
 from experiments.training import records
 from experiments.training.checkpoints import Saving
 from experiments.training.devices import ONE_DEVICE, Devices
 from experiments.training.trainer import Config
+from experiments.training.workloads import Workload
 
 # XLA on one thread: two runs side by side finish sooner than one after the other
 # on two threads, and their seconds can be compared.
@@ -31,6 +33,14 @@ class Task(NamedTuple):
     saving: Saving | None = None
 
 
+Load = Callable[[Workload], Dataset]
+
+
+def load(workload: Workload) -> Dataset:
+    """The data of a workload, from where it is by default."""
+    return workload.load()
+
+
 class WorkerError(RefusedError):
     """A worker process ended before its work did."""
 
@@ -40,6 +50,7 @@ def train_all(
     jobs: int,
     devices: Devices = ONE_DEVICE,
     trained: Callable[[Task, int], None] = lambda task, epoch: None,
+    load: Load = load,
 ) -> Iterator[Task]:
     """Trains all tasks, yielding each when its record is on disk.
 
@@ -52,6 +63,7 @@ def train_all(
       jobs: worker processes; 0 trains in this process, on as many threads as it has.
       devices: of this process.
       trained: called after each epoch of each task, with the epoch's number.
+      load: the data of a workload, in this process; workers load it by themselves.
 
     Raises:
       WorkerError: if a worker ends early.
@@ -59,7 +71,7 @@ def train_all(
     groups = [list(g) for _, g in itertools.groupby(tasks, lambda t: t.config.program)]
     if jobs == 0:
         for task in itertools.chain.from_iterable(groups):
-            for epoch in _train(task, devices):
+            for epoch in _train(task, devices, load):
                 trained(task, epoch)
             yield task
         return
@@ -129,8 +141,8 @@ def _work(connection: Connection) -> None:
                 connection.send(str(e))
 
 
-def _train(task: Task, devices: Devices = ONE_DEVICE) -> Iterator[int]:
+def _train(task: Task, devices: Devices = ONE_DEVICE, load: Load = load) -> Iterator[int]:
     """Trains a task and yields the number of each epoch."""
-    dataset = task.config.workload.load()
+    dataset = load(task.config.workload)
     for line in records.record(task.folder, task.config, dataset, devices, task.saving):
         yield line["epoch"]

@@ -16,12 +16,20 @@ from experiments.training.trainer import Config, memory
 
 
 class How(NamedTuple):
-    """How runs are trained: so many side by side, or each on these devices; when they are saved; and if anew."""
+    """How runs are trained.
+
+    Attributes:
+      jobs: so many side by side; 0 for one after the other, on `devices`.
+      saving: when they are saved.
+      fresh: even if they are recorded.
+      load: the data of a workload.
+    """
 
     jobs: int
     devices: devices.Devices
     saving: checkpoints.Saving
     fresh: bool = False
+    load: pool.Load = pool.load
 
 
 class Planned(NamedTuple):
@@ -81,7 +89,7 @@ def train(
         largest = max(needed, key=lambda m: m.device)
         console.print(f"The largest of them holds, besides data, gradients and activations:\n{largest}")
     for workload in dict.fromkeys(p.config.workload for p in left):
-        workload.load()  # missing data is the user's to hear of, once
+        how.load(workload)  # missing data is the user's to hear of, once
         devices.check_batch(workload.batch_size, how.devices)
     columns = (
         TextColumn("{task.description}"),
@@ -106,7 +114,9 @@ def train(
             name = f"{task.folder.name} {config.rule} seed {config.seed}, epoch {epoch} of {config.epochs}"
             progress.update(bar, completed=seconds, description=name)
 
-        for count, task in enumerate(pool.train_all(tasks, how.jobs, how.devices, trained), start=1):
+        for count, task in enumerate(
+            pool.train_all(tasks, how.jobs, how.devices, trained, how.load), start=1
+        ):
             name = f"{task.folder.name} {task.config.rule} seed {task.config.seed}"
             progress.update(bar, done=count)
             if not console.is_terminal:  # a log shows no bar

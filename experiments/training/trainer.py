@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -24,6 +24,7 @@ from experiments.training.checkpoints import Checkpoints, Saved
 from experiments.training.devices import ONE_DEVICE, Devices, check_batch
 from experiments.training.flops import flops
 from experiments.training.optimizers import OPTIMIZERS, SCHEDULES, Schedule
+from experiments.training.plain import changed, plain
 from experiments.training.workloads import Workload, check_name
 
 
@@ -82,11 +83,11 @@ class Config:
 
     @property
     def fields(self) -> dict[str, Any]:
-        """The config as plain values, without the arm's settings."""
-        own = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)[2:]}
-        if not self.watch:
-            del own["watch"]
-        return self.workload.fields | {"rule": self.rule} | own
+        """The config as plain values, those at their defaults left out: all that a record's key is made of."""
+        own = {name: value for name, value in changed(self).items() if name not in ("workload", "arm")}
+        unchanged = {f.name for f in dataclasses.fields(self.arm)} - changed(self.arm).keys()
+        settings = {name: value for name, value in self.settings.items() if name not in unchanged}
+        return plain(self.workload.fields | {"rule": self.rule} | own | {"settings": settings})
 
     @property
     def program(self) -> "Config":
@@ -96,8 +97,12 @@ class Config:
     @property
     def key(self) -> str:
         """A hash of the config and of what its arm means today."""
-        text = json.dumps(self.fields | {"settings": repr(self.settings)}, sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()[:12]
+        return key_of(self.fields)
+
+
+def key_of(fields: Mapping[str, Any]) -> str:
+    """A hash of a config's plain values."""
+    return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:12]
 
 
 class _State(NamedTuple):

@@ -16,6 +16,7 @@ from flax import nnx
 from experiments.data import batches, datasets, text
 from experiments.data.datasets import Dataset
 from experiments.models import alexnet, resnet, simsiam, small, vit
+from experiments.training.plain import changed
 
 
 def check_name(name: str, value: str, known: Iterable[str]) -> None:
@@ -63,8 +64,8 @@ class Workload:
 
     @property
     def fields(self) -> dict[str, Any]:
-        """What the workload is, for records; plain values."""
-        return dataclasses.asdict(self)
+        """What the workload is, for records; what is at its default is left out."""
+        return changed(self)
 
     def load(self, data_dir: Path | None = None, download: bool = False) -> Dataset:
         """The data. See `data.load`."""

@@ -1,4 +1,4 @@
-"""The benchmark's tables and pictures: views over records. Nothing here trains."""
+"""Scores at tuned learning rates, and the tables and pictures of them. Nothing here trains."""
 
 import itertools
 import math
@@ -12,9 +12,9 @@ from matplotlib.figure import Figure
 from rich import box
 from rich.table import Table
 
-from experiments import report
 from experiments.training.arms import BASELINE
 from experiments.training.records import Run
+from experiments.views import report
 
 ACCURACY_MARGIN = 1e-3  # 0.1 points
 
@@ -202,8 +202,8 @@ PAIR_HEADER = (
 )
 
 
-def pair_table(arms: Mapping[str, Score]) -> str:
-    """One pair as Markdown."""
+def pair_table(arms: Mapping[str, Score]) -> list[tuple[str, ...]]:
+    """One pair, the header first."""
     lines = [
         (
             arm,
@@ -226,7 +226,7 @@ def pair_table(arms: Mapping[str, Score]) -> str:
         )
         for arm, s in arms.items()
     ]
-    return report.markdown([PAIR_HEADER, *lines])
+    return [PAIR_HEADER, *lines]
 
 
 SUMMARY_HEADER = (
@@ -301,28 +301,25 @@ def summary_terminal(table: Scores) -> Table:
     return shown
 
 
-def page(table: Scores, title: str) -> str:
-    """All tables as one Markdown page."""
-    seeds = sorted({s.seeds for arms in table.values() for s in arms.values()})
-    parts = [
-        f"# {title}\n",
-        f"Means over {' to '.join(map(str, dict.fromkeys((seeds[0], seeds[-1]))))} seeds, each paired with the "
-        "baseline of its seed. Targets are the baseline's own best, its time is its own first crossing; a miss "
-        "in any seed is `never`. Seconds are training steps and all that the arm does at an epoch's end. "
-        "*Saved at evaluated weights*: epochs to the baseline's best loss on the first training examples, at "
-        "the weights that are validated (averages are not what training steps see). ± is a paired 95% "
-        "t-interval. *Equal-quality budget*: the shortest of the trained schedules whose final train loss is no "
-        "higher and whose accuracy is at most 0.1 points lower than the full-length baseline's. *Diverged*: "
-        "runs whose final train loss is not finite or more than twice the baseline's. *Overhead*: seconds at the "
-        "ends of epochs over those of training steps. *Greatest rise after a jump*: an epoch's train loss over that "
-        "of the epoch before, which ended in a jump. *Accuracy at a jump*: the mean change in points from the epoch's "
-        "end before.\n",
-        "## Over all pairs\n",
-        report.markdown([SUMMARY_HEADER, *summary_rows(table)]),
-    ]
-    for pair, arms in table.items():
-        parts += [f"## {pair}\n", pair_table(arms)]
-    return "\n".join(parts)
+COLUMNS = (
+    "Means over seeds, each paired with the baseline of its seed. Targets are the baseline's own best, its time is its "
+    "own first crossing; a miss in any seed is `never`. Seconds are training steps and all that the arm does at an "
+    "epoch's end. *Saved at evaluated weights*: epochs to the baseline's best loss on the first training examples, at "
+    "the weights that are validated (averages are not what training steps see). ± is a paired 95% t-interval. "
+    "*Equal-quality budget*: the shortest of the trained schedules whose final train loss is no higher and whose "
+    "accuracy is at most 0.1 points lower than the full-length baseline's. *Diverged*: runs whose final train loss is "
+    "not finite or more than twice the baseline's. *Overhead*: seconds at the ends of epochs over those of training "
+    "steps. *Greatest rise after a jump*: an epoch's train loss over that of the epoch before, which ended in a jump. "
+    "*Accuracy at a jump*: the mean change in points from the epoch's end before."
+)
+SUMMARY_CAPTION = "one dot per arm and pair, a bar at the median over pairs; a miss lies at the right edge"
+
+
+def all_tables(table: Scores) -> dict[str, list[tuple[str, ...]]]:
+    """The summary and every pair."""
+    return {"Over all pairs": [SUMMARY_HEADER, *summary_rows(table)]} | {
+        pair: pair_table(arms) for pair, arms in table.items()
+    }
 
 
 def pair_picture(arms: Mapping[str, Runs], path: Path, title: str) -> None:

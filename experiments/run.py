@@ -110,7 +110,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     chosen = _views(args.views or ([*VIEWS] if args.list else []))
     if args.views:
         for view in chosen:
-            view.check(args, ("scale", "rule", "dry-run", "time", "workloads", "arms"))
+            view.check(args)
     asked = Asked(
         _results(args), args.scale or "small", _rules(args.rule), args.workloads, args.arms, args.seeds
     )
@@ -163,7 +163,7 @@ def _views(names: Sequence[str]) -> list[View]:
 
 def _plan(chosen: Sequence[View], asked: Asked) -> list[sweep.Planned]:
     """All runs of some views, each once."""
-    return list({p.config.key: p for view in chosen for _, p in plan(view, asked)}.values())
+    return list({p.config.key: p for view in chosen for p in plan(view, asked)}.values())
 
 
 def _results(args: argparse.Namespace) -> Sequence[Path]:

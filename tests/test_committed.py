@@ -29,7 +29,7 @@ RESULTS = ROOT / "experiments" / "results"
 
 def drawn(view: View, asked: Asked, folder: Path) -> str:
     """The table of a view, all of whose runs must be there."""
-    status = run._status([planned for _, planned in plan(view, asked)])
+    status = run._status(plan(view, asked))
     count, of = re.findall(r"\d+", status)
     assert count == of
     page.write_view(view, find(view, asked), folder, "small", status)

@@ -40,6 +40,8 @@ class PaperView(View):
     arms: Callable[[Sequence[str], str], Sequence[Arm]] = _presets_of
     seeds: str = "fewer"
 
+    options = ("scale", "rule", "seeds", "dry-run", "time")
+
     def configs(
         self, scale: str, rules: Sequence[str] | None = None, seeds: Sequence[int] | None = None
     ) -> list[tuple[Row, Setup, Config]]:
@@ -67,9 +69,6 @@ class PaperView(View):
 
     def command(self, scale: str) -> str:
         return f"{super().command(scale)} --scale {scale}"
-
-    def options(self) -> Sequence[str]:
-        return ("scale", "rule", "seeds", "dry-run", "time")
 
 
 def _rows(*pairs: tuple[str, str]) -> Callable[[str], Sequence[Row]]:

@@ -206,8 +206,9 @@ def pack(folder: Path) -> int:
         os.replace(half, arrays_in)
     for path in (*runs, *beside.values()):
         path.unlink(missing_ok=True)
-    with contextlib.suppress(OSError):  # others are still there
-        folder.rmdir()
+    for empty in (folder / "checkpoints", folder):
+        with contextlib.suppress(OSError):  # others are still there
+            empty.rmdir()
     return len(runs)
 
 

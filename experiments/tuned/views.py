@@ -17,7 +17,7 @@ from experiments.training.arms import BASELINE, Arm
 from experiments.training.trainer import Config
 from experiments.tuned import setups, tables
 from experiments.tuned.setups import Pair
-from experiments.views.view import Asked, Finds, Need, Shown, View, find
+from experiments.views.view import Asked, Finds, Need, Shown, View, find, placed
 
 WIDEST_GRID = 16
 FOLDER = "tuned"
@@ -39,6 +39,8 @@ class TunedView(View):
     workloads: tuple[str, ...] | None = None
     shorter: bool = False
 
+    options = ("workloads", "arms", "seeds")
+
     def needs(self, asked: Asked) -> list[Need]:
         pairs = pairs_of(asked.workloads or self.workloads)
         rates = tuned_rates(asked.results, pairs)
@@ -57,28 +59,25 @@ class TunedView(View):
         del scale
         return FOLDER if self.name == FOLDER else f"{FOLDER}/{self.name}"
 
-    def options(self) -> Sequence[str]:
-        return ("workloads", "arms", "seeds")
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Tuning(View):
     """The baseline at each pair's first grid of rates; `tune` goes on from there."""
 
+    options = ("workloads", "seeds")
+
     def needs(self, asked: Asked) -> list[Need]:
-        return [
-            need(pair, Arm(BASELINE), rate, seed)
-            for pair in pairs_of(asked.workloads)
-            for rate in sorted(pair.rates)
-            for seed in dict.fromkeys(asked.seeds or setups.TUNING_SEEDS)
-        ]
+        return [n for pair in pairs_of(asked.workloads) for n in tuning(pair, pair.rates, asked)]
 
     def folder(self, scale: str) -> str:
         del scale
         return f"{FOLDER}/{self.name}"
 
-    def options(self) -> Sequence[str]:
-        return ("workloads", "seeds")
+
+def tuning(pair: Pair, grid: Sequence[float], asked: Asked) -> list[Need]:
+    """The baseline of a pair at each rate of a grid."""
+    seeds = dict.fromkeys(asked.seeds or setups.TUNING_SEEDS)
+    return [need(pair, Arm(BASELINE), rate, seed) for rate in sorted(grid) for seed in seeds]
 
 
 def pairs_of(names: Sequence[str] | None) -> list[Pair]:
@@ -111,31 +110,16 @@ def need(pair: Pair, arm: Arm, rate: float, seed: int, share: float = 1.0) -> Ne
 
 def tune(asked: Asked, how: sweep.How, console: Console) -> None:
     """Finds each pair's learning rate for the baseline and writes it to rates.json."""
-    pairs = pairs_of(asked.workloads)
-    grids = {pair.name: sorted(pair.rates) for pair in pairs}
-    unsettled = list(pairs)
     out = asked.results[0]
     _read_rates(out)  # a broken file is better known before than after
-    while unsettled:
-        plan = {
-            pair.name: [
-                need(pair, Arm(BASELINE), rate, seed)
-                for rate in grids[pair.name]
-                for seed in dict.fromkeys(asked.seeds or setups.TUNING_SEEDS)
-            ]
-            for pair in unsettled
-        }
-        folders = {
-            name: records.place([f / of[0].folder for f in asked.results], [n.config for n in of])
-            for name, of in plan.items()
-        }
-        runs = [sweep.Planned(folders[n.label], n.config, n.seconds) for of in plan.values() for n in of]
-        sweep.train(runs, how, console)
-        for pair in list(unsettled):
-            result = _tuning_result([n.config for n in plan[pair.name]], folders[pair.name])
-            wider = wider_grid(grids[pair.name], result["learning_rate"])
-            if wider == grids[pair.name]:
-                unsettled.remove(pair)
+    grids = {pair: sorted(pair.rates) for pair in pairs_of(asked.workloads)}
+    while grids:
+        plans = {pair: placed(tuning(pair, grid, asked), asked.results) for pair, grid in grids.items()}
+        sweep.train([run for plan in plans.values() for run in plan], how, console)
+        for pair, plan in plans.items():
+            result = _tuning_result([run.config for run in plan], plan[0].folder)
+            wider = wider_grid(grids[pair], result["learning_rate"])
+            if wider == grids.pop(pair):
                 _write_rate(out, pair.name, result)
                 console.print(f"{pair.name}: learning rate {result['learning_rate']:g}", highlight=False)
             elif len(wider) > WIDEST_GRID:
@@ -143,7 +127,8 @@ def tune(asked: Asked, how: sweep.How, console: Console) -> None:
                     f"The best learning rate of {pair.name} is still at the edge of a grid from {wider[0]:g} "
                     f"to {wider[-1]:g}: start it elsewhere."
                 )
-            grids[pair.name] = wider
+            else:
+                grids[pair] = wider
 
 
 def wider_grid(grid: Sequence[float], best: float) -> list[float]:

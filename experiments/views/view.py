@@ -4,7 +4,7 @@ import argparse
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
@@ -88,6 +88,8 @@ class View:
     render: Render
     note: str = ""
 
+    options: ClassVar[tuple[str, ...]] = ()  # of the command line, that are not for every kind of view
+
     def needs(self, asked: Asked) -> list[Need]:
         """All runs that the view takes."""
         raise NotImplementedError
@@ -101,38 +103,37 @@ class View:
         del scale
         return f"python -m experiments.run {self.name}"
 
-    def options(self) -> Sequence[str]:
-        """What it can be asked, by name."""
-        raise NotImplementedError
-
-    def check(self, args: argparse.Namespace, all_options: Sequence[str]) -> None:
-        """Raises ValueError if the arguments ask something that is not the view's."""
-        for option in all_options:
-            given = getattr(args, option.replace("-", "_"))
-            if given and option not in self.options():
-                told = " ".join(map(str, given)) if isinstance(given, list) else given
+    def check(self, args: argparse.Namespace) -> None:
+        """Raises ValueError if the arguments ask what is not this kind of view's to answer."""
+        for name in dict.fromkeys(o for kind in View.__subclasses__() for o in kind.options):
+            given = getattr(args, name.replace("-", "_"))
+            if given and name not in self.options:
+                told = "" if given is True else " " + " ".join(map(str, np.atleast_1d(given)))
+                known = ", ".join(f"`--{option}`" for option in self.options)
                 raise ValueError(
-                    f"`--{option}` is not for {self.name}, which takes "
-                    f"{', '.join(f'`--{o}`' for o in self.options())}. Got --{option}{'' if told is True else f' {told}'}."
+                    f"`--{name}` is not for {self.name}, which takes {known}. Got --{name}{told}."
                 )
 
 
-def plan(view: View, asked: Asked) -> list[tuple[Need, Planned]]:
-    """All runs of a view, each with the folder of its record: a label's are in the first of `results` that has them all."""
-    needs = view.needs(asked)
+def placed(needs: Sequence[Need], results: Sequence[Path]) -> list[Planned]:
+    """Runs with the folders of their records: those of a label are in the first of `results` that has them all."""
     places = {
-        label: records.place(
-            [results / folder for results in asked.results], [n.config for n in needs if n.label == label]
-        )
+        label: records.place([of / folder for of in results], [n.config for n in needs if n.label == label])
         for label, folder in dict.fromkeys((n.label, n.folder) for n in needs)
     }
-    return [(need, Planned(places[need.label], need.config, need.seconds)) for need in needs]
+    return [Planned(places[n.label], n.config, n.seconds) for n in needs]
+
+
+def plan(view: View, asked: Asked) -> list[Planned]:
+    """All runs of a view."""
+    return placed(view.needs(asked), asked.results)
 
 
 def find(view: View, asked: Asked) -> dict[str, Found]:
     """What is recorded of a view."""
     found: dict[str, Found] = {}
-    for need, planned in plan(view, asked):
+    needs = view.needs(asked)
+    for need, planned in zip(needs, placed(needs, asked.results), strict=True):
         run = records.read(planned.folder, need.config)
         if run.complete:
             entry = found.setdefault(need.label, Found([], {}))

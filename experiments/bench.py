@@ -149,7 +149,8 @@ def _arms(names: Sequence[str]) -> list[Arm]:
 
 def _entry(pair: Pair, arm: Arm, rate: float, seed: int, share: float = 1.0) -> Entry:
     epochs = round(share * pair.epochs)
-    return Entry(pair, share, Config(pair.workload, arm, pair.optimizer, rate, "cosine", epochs, seed))
+    config = Config(pair.workload, arm, pair.optimizer, rate, pair.schedule, epochs, seed)
+    return Entry(pair, share, config)
 
 
 def _plan(

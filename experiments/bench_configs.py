@@ -1,5 +1,6 @@
 """What the benchmark trains: pairs of a workload and an optimizer, and arms. Only data."""
 
+import dataclasses
 import functools
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -18,7 +19,7 @@ from experiments.arms import (
     predictive,
     preset,
 )
-from experiments.workloads import Characters, Images, Small
+from experiments.workloads import Characters, Images, Reconstruction, Small
 
 TUNING_SEEDS = (1, 2, 3)
 REPORTED_SEEDS = (0, 100, 200, 300, 400)
@@ -32,6 +33,7 @@ class Pair(NamedTuple):
       rates: the first grid of learning rates; tuning extends it in factors of 2.
       seconds: that a full run takes on one core of an AMD EPYC, evaluation included, for time estimates.
       epochs: the full schedule.
+      schedule: of the learning rate, a name in `optimizers.SCHEDULES`.
     """
 
     workload: Small
@@ -39,6 +41,7 @@ class Pair(NamedTuple):
     rates: tuple[float, ...]
     seconds: float
     epochs: int = 40
+    schedule: str = "cosine"
 
     @property
     def name(self) -> str:
@@ -83,7 +86,19 @@ CHAR_LM = Characters(
     batch_size=16,
     size=(("features", 48), ("depth", 2), ("heads", 4)),
 )
+CHAR_GRU = dataclasses.replace(CHAR_LM, workload="char_gru", size=(("features", 96),))
+AUTOENCODER = Reconstruction(
+    workload="autoencoder",
+    data="fashion_mnist",
+    examples=16_000,
+    validation_examples=2_000,
+    steps=64,
+    batch_size=64,
+    size=(("pixels", 784), ("hidden", 256), ("code", 32)),
+)
 
+# Six chosen first, and three of another nature, chosen before any arm was trained on them:
+# a recurrent net under clipping and warm-up, an optimizer that orthogonalizes, a squared error.
 PAIRS = {
     pair.name: pair
     for pair in (
@@ -93,6 +108,9 @@ PAIRS = {
         Pair(RESNET, "adamw", (2e-3, 4e-3, 8e-3, 1.6e-2), seconds=8),
         Pair(CHAR_LM, "adamw", (2e-3, 4e-3, 8e-3, 1.6e-2), seconds=12),
         Pair(VIT, "adamw", (1e-3, 2e-3, 4e-3, 8e-3), seconds=12),
+        Pair(CHAR_GRU, "clipped_adam", (4e-3, 8e-3, 1.6e-2, 3.2e-2), seconds=10, schedule="warmup_cosine"),
+        Pair(CHAR_LM, "muon", (4e-3, 8e-3, 1.6e-2, 3.2e-2), seconds=20),
+        Pair(AUTOENCODER, "adam", (1e-3, 2e-3, 4e-3, 8e-3), seconds=6),
     )
 }
 

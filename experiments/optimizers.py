@@ -20,6 +20,9 @@ OPTIMIZERS: dict[str, Callable[[Any, bool], optax.GradientTransformation]] = {
     "sgd": lambda rate, moment: optax.sgd(rate),
     "momentum": lambda rate, moment: optax.sgd(rate, momentum=0.9 if moment else None),
     "adam": lambda rate, moment: optax.adam(rate, b1=0.9 if moment else 0.0),
+    "clipped_adam": lambda rate, moment: optax.chain(
+        optax.clip_by_global_norm(1.0), optax.adam(rate, b1=0.9 if moment else 0.0)
+    ),
     "adamw": lambda rate, moment: optax.adamw(rate, b1=0.9 if moment else 0.0),
     "rmsprop": lambda rate, moment: optax.rmsprop(rate),
     "lamb": lambda rate, moment: optax.lamb(rate, b1=0.9 if moment else 0.0),
@@ -81,8 +84,20 @@ class Warmup(Schedule):
         return optax.warmup_constant_schedule(0.0, self.peak, self.warmup)(count)
 
 
+@dataclasses.dataclass(frozen=True)
+class WarmupCosine(Schedule):
+    """Linearly from 0 to `peak` in the first 5% of `steps` steps, then by a cosine to 0."""
+
+    steps: int
+
+    def __call__(self, count: jax.typing.ArrayLike) -> Any:
+        warmup = max(1, round(0.05 * self.steps))
+        return optax.warmup_cosine_decay_schedule(0.0, self.peak, warmup, max(self.steps, warmup + 1))(count)
+
+
 SCHEDULES: dict[str, Callable[[float, int], Schedule]] = {
     "cosine": Cosine,
     "floored_cosine": FlooredCosine,
     "constant": Constant,
+    "warmup_cosine": WarmupCosine,
 }

@@ -22,7 +22,7 @@ from experiments import bench, bench_configs, bench_report, pool, records, text,
 from experiments.arms import BASELINE, Arm, Ema, Lawa, Lookahead, Predictive, Recipe, ScheduleFree, preset
 from experiments.bench_configs import PAIRS, Pair
 from experiments.devices import ONE_DEVICE
-from experiments.optimizers import Constant, Cosine
+from experiments.optimizers import OPTIMIZERS, Constant, Cosine, WarmupCosine
 from experiments.training import Config
 from experiments.workloads import Images
 
@@ -32,6 +32,8 @@ TINY_SIZES = {
     "vit": {"patch": 14, "features": 8, "depth": 1, "heads": 2},
     "resnet": {"channels": (4, 8)},
     "char_lm": {"features": 16, "depth": 1, "heads": 2},
+    "char_gru": {"features": 16},
+    "autoencoder": {"hidden": 32, "code": 8},
 }
 
 # Digits stand in for Fashion-MNIST, which not every machine has.
@@ -73,7 +75,7 @@ def test_every_pair_learns_at_a_tiny_size(name):
     assert epochs[-1]["train_loss"] < 0.95 * epochs[0]["train_loss"]
     assert epochs[-1]["validation_loss"] < epochs[0]["validation_loss"]
     assert epochs[-1]["probe_loss"] < epochs[0]["probe_loss"]
-    chance = 1 / 96 if name.startswith("char_lm") else 1 / 10
+    chance = 1 / 96 if name.startswith("char_") else 1 / 10
     assert epochs[-1]["validation_accuracy"] > 1.5 * chance
 
 
@@ -130,6 +132,72 @@ def test_characters_are_windows_whose_targets_are_one_ahead():
     assert "".join(text.ALPHABET[i] for i in text.encode("é\tdef f():\n")) == "def f():\n"
     windows = [PAIRS["char_lm-adamw"].workload.examples, PAIRS["char_lm-adamw"].workload.validation_examples]
     assert [len(s.inputs) for s in PAIRS["char_lm-adamw"].workload.load()] == windows
+
+
+def test_the_recurrent_net_is_the_equations_of_a_gated_recurrent_unit():
+    workload: Any = dataclasses.replace(
+        PAIRS["char_gru-clipped_adam"].workload, length=5, size=(("features", 3),)
+    )
+    model = workload.model(nnx.Rngs(0))
+    tokens = np.array([[3, 1, 4, 1, 5], [9, 2, 6, 5, 3]])
+    names = ("embed", "inputs", "recurrent", "out")
+    of: dict[str, Any] = {
+        name: jax.tree.map(np.asarray, nnx.to_pure_dict(nnx.state(getattr(model, name)))) for name in names
+    }
+
+    def sigmoid(x):
+        return 1 / (1 + np.exp(-x))
+
+    state, expected = np.zeros((2, 3)), []
+    for x in of["embed"]["embedding"][tokens].swapaxes(0, 1):
+        r, z, n = np.split(x @ of["inputs"]["kernel"] + of["inputs"]["bias"], 3, axis=1)
+        r_h, z_h, n_h = np.split(state @ of["recurrent"]["kernel"] + of["recurrent"]["bias"], 3, axis=1)
+        r, z = sigmoid(r + r_h), sigmoid(z + z_h)
+        state = z * state + (1 - z) * np.tanh(n + r * n_h)
+        expected.append(state @ of["out"]["kernel"] + of["out"]["bias"])
+    np.testing.assert_allclose(model(jnp.asarray(tokens)), np.stack(expected, 1), rtol=1e-5, atol=1e-5)
+
+
+def test_the_autoencoders_score_is_the_explained_share_of_each_images_variance():
+    workload = dataclasses.replace(PAIRS["autoencoder-adam"].workload)
+    images = np.random.default_rng(0).integers(0, 256, (4, 28, 28, 1), np.uint8)
+    images[3] = 0  # as padding is
+    pixels = (images.reshape(4, -1) / 255 - 0.5) / 0.5
+    # Half of the way from the mean to the pixels: a quarter of the variance is left.
+    near = pixels.mean(1, keepdims=True) / 2 + pixels / 2
+    far = np.full_like(pixels, 9.0)
+    for said, score in ((near, 0.75), (far, 0.0)):
+        losses, scores = workload.losses(
+            lambda x, key, said=said: jnp.asarray(said, x.dtype), jnp.asarray(images), jnp.zeros(4, int), None
+        )
+        np.testing.assert_allclose(losses, np.square(said - pixels).mean(1), rtol=1e-5)
+        np.testing.assert_allclose(scores, [score] * 3 + [0], atol=1e-5)
+
+
+def test_warm_up_takes_a_twentieth_of_the_steps_and_the_cosine_ends_at_zero():
+    for steps in (100, 3):
+        schedule = WarmupCosine(0.2, steps)
+        warmup = max(1, steps // 20)
+        rates = [float(schedule(i)) for i in range(steps + 1)]
+        assert rates[0] == 0
+        assert rates[warmup] == max(rates) == pytest.approx(0.2)
+        assert rates[steps] == pytest.approx(0, abs=1e-9)
+        middle = (warmup + steps) // 2
+        expected = 0.1 * (1 + math.cos(math.pi * (middle - warmup) / (steps - warmup)))
+        assert rates[middle] == pytest.approx(expected, rel=1e-5)
+
+
+def test_clipping_comes_before_adam():
+    """Gradients of different length and equal direction give equal steps, once both are clipped; short ones are kept."""
+    tx = OPTIMIZERS["clipped_adam"](0.1, True)
+    params = jnp.zeros(2)
+    states = []
+    for scale in (1.0, 3.0, 0.1):
+        _, state = tx.update(scale * jnp.array([3.0, 4.0]), tx.init(params), params)
+        states.append(np.asarray(optax.tree.get(state, "mu")))
+    np.testing.assert_allclose(states[0], [0.06, 0.08], rtol=1e-5)
+    np.testing.assert_allclose(states[1], states[0], rtol=1e-5)
+    np.testing.assert_allclose(states[2], [0.03, 0.04], rtol=1e-5)
 
 
 def quadratic_path(arm: Arm, steps: int, steps_per_epoch: int):

@@ -11,8 +11,9 @@
           tuning seeds (--workloads resnet); its tables go to OUT/statistics
   storage the window as bfloat16 differences and in host memory, on final's seeds;
           its tables go to OUT/storage
-  final   the reported arms on seeds that nothing was tuned on, and shorter
-          schedules of the baseline, `released` and `recommended`
+  final   the reported arms on seeds that nothing was tuned on, and the baseline
+          at 60, 75, 133 and 200% of the schedule, which the effective schedule
+          is read from
   table   final's tables and pictures from what is recorded; trains nothing
   list    the names of pairs and arms
 
@@ -91,7 +92,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     arms = _arms(args.arms or [arm.name for arm in _ARMS[args.what]])
     rates = _tuned_rates(args.out, pairs)
-    plan = _plan(pairs, rates, arms, seeds, shorter=args.what in ("final", "table"))
+    plan = _plan(pairs, rates, arms, seeds, lengths=args.what in ("final", "table"))
     if args.what != "table":
         _train(plan, args.out, how, console)
     if not devices.is_first():
@@ -154,15 +155,15 @@ def _entry(pair: Pair, arm: Arm, rate: float, seed: int, share: float = 1.0) -> 
 
 
 def _plan(
-    pairs: Sequence[Pair], rates: dict[str, float], arms: Sequence[Arm], seeds: Sequence[int], shorter: bool
+    pairs: Sequence[Pair], rates: dict[str, float], arms: Sequence[Arm], seeds: Sequence[int], lengths: bool
 ) -> list[Entry]:
-    """All runs. Those of a seed follow each other: their seconds are compared, and machines' speeds drift."""
+    """All runs, the baseline at several lengths of its schedule if asked for. Those of a seed follow each other: their seconds are compared, and machines' speeds drift."""
     return [
         _entry(pair, arm, rates[pair.name], seed, share)
         for pair in pairs
         for seed in seeds
         for arm in arms
-        for share in (1.0, *(configs.SHARES if shorter and arm.name in configs.SHORTENED else ()))
+        for share in (1.0, *(configs.SHARES if lengths and arm.name == BASELINE else ()))
     ]
 
 
@@ -294,9 +295,10 @@ def read_scores(
     out: Path, arms: Sequence[Arm] = configs.FINAL, seeds: Sequence[int] = configs.REPORTED_SEEDS
 ) -> bench_report.Scores:
     """What is recorded of some arms, by default of the final table's."""
-    pairs = list(configs.PAIRS.values())
+    tuned = {name for results in _results(out) for name in _read_tuned(results)}
+    pairs = [pair for pair in configs.PAIRS.values() if pair.name in tuned]
     named = _arms([arm.name for arm in arms])
-    plan = _plan(pairs, _tuned_rates(out, pairs), named, seeds, shorter=True)
+    plan = _plan(pairs, _tuned_rates(out, pairs), named, seeds, lengths=True)
     return bench_report.scores(_recorded(plan, out))
 
 

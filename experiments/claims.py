@@ -6,9 +6,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from experiments import report
+from experiments import metrics
 from experiments.arms import BASELINE
-from experiments.bench_report import diverged
+from experiments.metrics import diverged
 from experiments.records import Run
 
 ACCURACY_LOST = 0.01  # at most, where a claim holds
@@ -61,9 +61,8 @@ def judge(runs: Sequence[Run], rule: str) -> Judged | None:
     pairs = [(run, baselines[run.seed]) for run in runs if run.rule == rule and run.seed in baselines]
     if not pairs:
         return None
-    saved = 1 - float(np.mean([report.steady_ratio(*pair, "train_loss") for pair in pairs]))
-    ends = np.array([[run.epochs[-1]["validation_accuracy"] for run in pair] for pair in pairs])
-    gain = float(np.mean(ends[:, 0] - ends[:, 1]))
+    saved = 1 - float(np.mean([metrics.time_ratio(*pair, "train_loss") for pair in pairs]))
+    gain, _ = metrics.accuracy_difference(pairs)
     return Judged(saved > 0 and gain >= -ACCURACY_LOST - 1e-9, saved, gain)  # accuracies are rounded
 
 

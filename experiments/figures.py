@@ -9,10 +9,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import optax
 
-from experiments import pictures, report, setups, toy
+from experiments import metrics, pictures, report, setups, toy
 from experiments.arms import BASELINE
-from experiments.bench_report import diverged
 from experiments.claims import Finds, Found, failures, final, verdicts
+from experiments.metrics import diverged
 from experiments.records import Run
 from experiments.setups import SCALES
 
@@ -38,9 +38,9 @@ COLUMNS = {
     "best train loss": "best_loss",
     "epochs to baseline's best train loss": "loss_epochs",
     "seconds": "loss_seconds",
-    "time saved": None,
+    "time saved": "loss_saved",
     "seconds to baseline's best accuracy": "accuracy_seconds",
-    "time saved to accuracy": None,
+    "time saved to accuracy": "accuracy_saved",
     "diverged": None,
 }
 
@@ -78,9 +78,6 @@ def _our_lines(label: str, runs: Sequence[Run]) -> list[tuple[str, ...]]:
         pairs = [(r, baselines[r.seed]) for r in runs if r.rule == line.rule and r.seed in baselines]
         failed = [diverged(*pair) for pair in pairs]
         cells[:3], cells[-1] = [label, "here", line.rule], f"{sum(failed)} of {len(failed)}"
-        for name, field in (("time saved", "train_loss"), ("time saved to accuracy", "validation_accuracy")):
-            ratios = [report.steady_ratio(*pair, field) for pair in pairs]
-            cells[list(COLUMNS).index(name)] = report.saved(ratios)
         lines.append(tuple(cells))
     return lines
 
@@ -245,7 +242,7 @@ def _operations(run: Run) -> np.ndarray:
 
 def _to_best(run: Run, baseline: Run) -> float:
     """Operations to the baseline's best train loss."""
-    epochs = report.to_best(run, baseline, "train_loss").epochs
+    epochs = metrics.to_best(run, baseline, "train_loss").epochs
     return float(_operations(run)[int(epochs) - 1]) if math.isfinite(epochs) else math.inf
 
 

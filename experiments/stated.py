@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from experiments import bench, bench_configs, claims, page, records, report, views
+from experiments import bench, bench_configs, claims, metrics, page, records, views
 from experiments.arms import BASELINE
 from experiments.bench_report import Score, Scores, brief, number, points, saved
 from experiments.report import markdown
@@ -66,7 +66,7 @@ def _final(scores: Scores) -> Figures:
         "bench.summary": brief(scores, bench_configs.README_ARMS),
         "bench.saved": _range([1 - score.loss_epochs_ratio for score in recommended.values()]),
         "bench.saved-median": median(recommended, "loss_epochs_ratio"),
-        "bench.seconds-saved-median": median(recommended, "loss_seconds_ratio"),
+        "bench.seconds-saved-median": median(recommended, "loss_time_ratio"),
         "bench.released-saved-median": median(released, "loss_epochs_ratio"),
         "bench.runs": str(sum(score.seeds for score in recommended.values())),
         "bench.recommended": listed(
@@ -89,7 +89,7 @@ def _final(scores: Scores) -> Figures:
 
 def _detached(scores: Scores) -> Figures:
     baseline, recommended = _of(scores, BASELINE), _of(scores, "recommended")
-    ratios = [score.loss_seconds_ratio for score in recommended.values()]
+    ratios = [score.loss_time_ratio for score in recommended.values()]
     head = [
         "pair",
         "epochs, baseline",
@@ -103,7 +103,7 @@ def _detached(scores: Scores) -> Figures:
             f"`{pair}`",
             *(number(score.loss_epochs, ".1f") for score in (baseline[pair], after)),
             *(number(score.loss_seconds, ".1f") for score in (baseline[pair], after)),
-            saved(after.loss_seconds_ratio),
+            saved(after.loss_time_ratio),
         ]
         for pair, after in recommended.items()
     ]
@@ -208,7 +208,7 @@ def _paper_size(folder: Path) -> Figures:
     trained, spent = (sum(e[of] for e in recommended.epochs) for of in ("train_seconds", "pdt_seconds"))
 
     def sooner(rule: str, field: str) -> int:
-        first, own = (report.to_best(run, baseline, field).epochs for run in (baseline, runs[rule]))
+        first, own = (metrics.to_best(run, baseline, field).epochs for run in (baseline, runs[rule]))
         return round(first - own)
 
     epoch = statistics.median(e["train_seconds"] for e in recommended.epochs)
@@ -222,7 +222,7 @@ def _paper_size(folder: Path) -> Figures:
         "h100.spent": f"{spent:.2f}",
         "h100.whole": f"{trained + spent:.0f}",
         "h100.share": f"{spent / (trained + spent):.1%}",
-        "h100.epochs": f"{report.to_best(recommended, baseline, 'train_loss').epochs:.0f}",
+        "h100.epochs": f"{metrics.to_best(recommended, baseline, 'train_loss').epochs:.0f}",
         **{
             f"h100.{rule}-{name}": str(sooner(rule, field))
             for rule in ("recommended", "released")

@@ -14,7 +14,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-import scipy.stats
 from flax import nnx
 
 import pdt_optax
@@ -304,72 +303,41 @@ def run_of(losses, accuracies, seed=0, rule=BASELINE, seconds=1.0, jumps=()):
     return records.Run({"rule": rule, "seed": seed, "epochs": len(losses)}, epochs)
 
 
-def test_paired_interval_is_students():
-    values = [0.1, 0.3, -0.2, 0.4, 0.2]
-    mean, half = bench_report.paired_interval(values)
-    low, high = scipy.stats.t.interval(0.95, 4, loc=np.mean(values), scale=scipy.stats.sem(values))
-    assert (mean - half, mean + half) == (pytest.approx(low), pytest.approx(high))
-    assert bench_report.paired_interval([0.5]) == (0.5, math.inf)
-
-
 def test_ratios_are_to_the_baselines_first_crossing_and_one_miss_is_infinite():
-    baselines = [run_of([3, 2, 1, 2], [0.2, 0.8, 0.7, 0.7], seed) for seed in (0, 1)]
+    baselines = {1.0: [run_of([3, 2, 1, 2], [0.2, 0.8, 0.7, 0.7], seed) for seed in (0, 1)]}
     arm = [run_of([1, 1, 1, 1], [0.1, 0.1, 0.1, 0.9], seed, "x", seconds=2.0) for seed in (0, 1)]
+    for run in arm:
+        for epoch in run.epochs:
+            epoch["pdt_seconds"] = 0.5
     s = bench_report.score({1.0: arm}, baselines)
     assert s is not None
-    assert (s.seeds, s.loss_epochs, s.loss_seconds) == (2, 1, 2)
+    assert (s.seeds, s.loss_epochs, s.loss_seconds) == (2, 1, 2.5)
     assert s.loss_epochs_ratio == pytest.approx(1 / 3)
-    assert s.loss_seconds_ratio == pytest.approx(2 / 3)
-    assert (s.accuracy_epochs_ratio, s.accuracy_seconds_ratio) == (2, 4)
+    assert s.overhead == 0.25
+    assert s.loss_time_ratio == pytest.approx(1.25 / 3)
+    assert (s.accuracy_epochs_ratio, s.accuracy_time_ratio) == (2, 2.5)
     assert s.gain == pytest.approx(0.2)
     assert s.gain_interval == pytest.approx(0, abs=1e-12)
-    assert math.isnan(s.budget)
+    assert math.isnan(s.effective.value)  # without other lengths of the baseline's schedule
 
     missed = [arm[0], run_of([2, 2, 2, 2], [0.9] * 4, 1, "x")]
     s = bench_report.score({1.0: missed}, baselines)
     assert s is not None
-    assert s.loss_epochs == s.loss_seconds_ratio == math.inf
+    assert s.loss_epochs == s.loss_time_ratio == math.inf
     assert s.accuracy_epochs == 2.5
     assert bench_report.score({1.0: [run_of([1], [1], seed=7)]}, baselines) is None
 
 
 def test_the_rise_after_a_jump_is_the_greatest_and_the_dip_at_one_the_mean():
     run = run_of([4, 2, 3, 1, 2, 8], [0.1, 0.5, 0.4, 0.7, 0.4, 0.9], 0, "x", jumps=(2, 4))
-    s = bench_report.score({1.0: [run]}, [run_of([4, 3], [0.1, 0.2])])
+    s = bench_report.score({1.0: [run]}, {1.0: [run_of([4, 3], [0.1, 0.2])]})
     assert s is not None
     assert s.rise == 4  # 8 / 2, not 1 / 3
     assert s.dip == pytest.approx(-0.2)  # of 0.5 to 0.4 and 0.7 to 0.4
-    s = bench_report.score({1.0: [run_of([4, 3], [0.1, 0.2])]}, [run_of([4, 3], [0.1, 0.2])])
+    s = bench_report.score({1.0: [run_of([4, 3], [0.1, 0.2])]}, {1.0: [run_of([4, 3], [0.1, 0.2])]})
     assert s is not None
     assert math.isnan(s.rise)
     assert math.isnan(s.dip)
-
-
-def test_the_equal_quality_budget_takes_loss_and_accuracy_over_all_seeds():
-    baselines = [run_of([2, 1.0], [0.5, 0.800], 0), run_of([2, 2.0], [0.5, 0.900], 1)]
-
-    def shorter(losses, accuracies):
-        return [
-            run_of([loss], [a], seed) for seed, (loss, a) in enumerate(zip(losses, accuracies, strict=True))
-        ]
-
-    good = shorter([1.5, 1.5], [0.799, 0.899])  # mean loss equal, 0.1 points lost
-    high_loss = shorter([1.5, 1.6], [0.9, 0.9])
-    low_accuracy = shorter([1.0, 1.0], [0.798, 0.899])
-
-    def budget(runs):
-        return bench_report.equal_quality_budget(runs, baselines)
-
-    assert budget({1.0: baselines}) == 1.0
-    assert budget({0.4: high_loss, 0.5: good, 0.75: low_accuracy, 1.0: baselines}) == 0.5
-    assert budget({0.4: low_accuracy, 1.0: shorter([3, 3], [0.9, 0.9])}) == math.inf
-    assert budget({0.4: shorter([math.nan, 0], [1, 1]), 1.0: baselines}) == 1.0
-
-
-def test_divergence_is_counted():
-    baseline = run_of([2, 1], [0, 0])
-    for last, expected in ((2.0, False), (2.01, True), (math.nan, True), (math.inf, True)):
-        assert bench_report.diverged(run_of([1, last], [0, 0]), baseline) == expected
 
 
 def test_the_summary_is_the_median_and_the_worst_pair():
@@ -381,12 +349,25 @@ def test_the_summary_is_the_median_and_the_worst_pair():
     }
     table = bench_report.scores(pairs)
     median, worst = bench_report.summary_rows(table)[2:]
-    assert median[:4] == ("x", "3", "median", "50%")
-    assert worst[2:4] == ("worst", "never")
-    assert (median[7], worst[7]) == ("+5.00", "-10.00")
+    column = bench_report.SUMMARY_HEADER.index
+    saved, gain, effective = (
+        column(name) for name in ("epochs saved", "difference in points", "effective schedule")
+    )
+    assert (*median[:3], median[saved], median[gain]) == ("x", "3", "median", "50%", "+5.00")
+    assert (worst[2], worst[saved], worst[gain]) == ("worst", "never", "-10.00")
+    assert (median[effective], worst[effective]) == ("-", "-")
     page = bench_report.page(table, "title")
     assert page.count("\n## ") == 4
     assert "never" in page
+    assert "| effective schedule |" not in page  # nothing is known of it
+
+    # A baseline of half the schedule ends at 2, one of the full one at 1; the arm ends where it ends, or beyond.
+    for arms in pairs.values():
+        arms[BASELINE][0.5] = [run_of([2], [0.5])]
+    pairs["b"]["x"] = {1.0: [run_of([1, 0.1], [0.9, 0.95], rule="x")]}
+    median, worst = bench_report.summary_rows(bench_report.scores(pairs))[2:]
+    assert (median[effective], worst[effective]) == ("1.00", "0.50")
+    assert "| ≥ 2.00 |" in bench_report.page(bench_report.scores(pairs), "title")
 
 
 def test_the_grid_grows_until_the_best_rate_lies_inside():
@@ -428,8 +409,8 @@ def test_tune_final_table_and_every_run_is_trained_once(tiny_pair, tmp_path, mon
 
     final = (tmp_path, "--seeds", "0", "--arms", "recommended", "ema")
     assert run_bench("final", *final) == 0
-    # Three arms at full length, two of them on a shorter schedule.
-    assert len(trained) - len(rates) == 3 + 2
+    # Three arms at full length, the baseline on a shorter schedule, too.
+    assert len(trained) - len(rates) == 3 + 1
     assert len(set(trained)) == len(trained)
     assert {run.epochs for run in trained} == {3, 5}
     assert {p.name for p in tmp_path.iterdir()} == {
@@ -441,7 +422,7 @@ def test_tune_final_table_and_every_run_is_trained_once(tiny_pair, tmp_path, mon
     capsys.readouterr()
     assert run_bench("final", *final) == 0
     assert run_bench("table", *final) == 0
-    assert "5 runs, 5 already recorded" in capsys.readouterr().out
+    assert "4 runs, 4 already recorded" in capsys.readouterr().out
     assert len(trained) == count
     assert (tmp_path / "table.md").read_text() == table
 

@@ -1,7 +1,9 @@
 """PDT at tuned learning rates: workloads x optimizers x arms x seeds, to records, tables and pictures.
 
-  tune    the baseline's learning rate for each pair, on seeds 1 to 3: the best
-          mean final train loss, never at the edge of the grid (it is extended)
+  tune    the learning rates of the baseline and of the arms that have their own,
+          for each pair: four on seed 1, the best two on seeds 2 and 3; the best
+          mean final train loss, or loss at evaluated weights where an arm has
+          such, never at the edge of the grid (it is extended)
   screen  many arms on a few pairs, on a tuning seed; its tables go to OUT/screen
   jumps   one jump in a run, at several epochs and of several lengths, on a tuning
           seed; its table and picture go to OUT/jumps
@@ -11,9 +13,9 @@
           tuning seeds (--workloads resnet); its tables go to OUT/statistics
   storage the window as bfloat16 differences and in host memory, on final's seeds;
           its tables go to OUT/storage
-  final   the reported arms on seeds that nothing was tuned on, and the baseline
-          at 60, 75, 133 and 200% of the schedule, which the effective schedule
-          is read from
+  final   the reported arms, at their own rates where they have such, on seeds that
+          nothing was tuned on, and the baseline at 60, 75, 133 and 200% of the
+          schedule, which the effective schedule is read from
   table   final's tables and pictures from what is recorded; trains nothing
   list    the names of pairs and arms
 
@@ -31,7 +33,7 @@ examples:
 import json
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -39,7 +41,7 @@ import numpy as np
 from rich.console import Console
 
 from experiments import bench_configs as configs
-from experiments import bench_report, checkpoints, command, devices, records, sweep
+from experiments import bench_report, checkpoints, command, devices, metrics, records, sweep
 from experiments.arms import BASELINE, Arm
 from experiments.bench_configs import Pair
 from experiments.training import Config
@@ -79,7 +81,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.what == "list":
         console = Console()
         console.print("pairs:", *configs.PAIRS, highlight=False)
-        for name in ("final", "screen", "jumps", "guard", "statistics", "storage"):
+        for name in ("tune", "final", "screen", "jumps", "guard", "statistics", "storage"):
             console.print(f"arms of {name}:", *(arm.name for arm in _ARMS[name]), highlight=False)
         return 0
     spread = devices.start(args)
@@ -87,12 +89,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     how = sweep.how(args, spread)
     pairs = _pairs(args.workloads)
     seeds = tuple(dict.fromkeys(args.seeds or _SEEDS[args.what]))
-    if args.what == "tune":
-        tune(pairs, seeds, args.out, how, console)
-        return 0
     arms = _arms(args.arms or [arm.name for arm in _ARMS[args.what]])
+    if args.what == "tune":
+        tune(pairs, arms, seeds, args.out, how, console)
+        return 0
     rates = _tuned_rates(args.out, pairs)
-    plan = _plan(pairs, rates, arms, seeds, lengths=args.what in ("final", "table"))
+    if args.what == "final":
+        _check_own_rates(pairs, arms, rates, args.out)
+    plan = _plan(pairs, rates, arms, seeds, final=args.what in ("final", "table"))
     if args.what != "table":
         _train(plan, args.out, how, console)
     if not devices.is_first():
@@ -112,6 +116,7 @@ _SEEDS = {
     "table": configs.REPORTED_SEEDS,
 }
 _ARMS = {
+    "tune": (Arm(BASELINE), *configs.PEERS),
     "screen": configs.SCREEN,
     "jumps": tuple(configs.JUMPS.values()),
     "guard": configs.RUNAWAY,
@@ -154,17 +159,28 @@ def _entry(pair: Pair, arm: Arm, rate: float, seed: int, share: float = 1.0) -> 
     return Entry(pair, share, config)
 
 
+Rates = dict[str, dict[str, float]]  # pair -> the baseline and each arm with a rate of its own -> its rate
+
+
 def _plan(
-    pairs: Sequence[Pair], rates: dict[str, float], arms: Sequence[Arm], seeds: Sequence[int], lengths: bool
+    pairs: Sequence[Pair], rates: Rates, arms: Sequence[Arm], seeds: Sequence[int], final: bool
 ) -> list[Entry]:
-    """All runs, the baseline at several lengths of its schedule if asked for. Those of a seed follow each other: their seconds are compared, and machines' speeds drift."""
-    return [
-        _entry(pair, arm, rates[pair.name], seed, share)
-        for pair in pairs
-        for seed in seeds
-        for arm in arms
-        for share in (1.0, *(configs.SHARES if lengths and arm.name == BASELINE else ()))
-    ]
+    """All runs. Those of a seed follow each other: their seconds are compared, and machines' speeds drift.
+
+    All arms run at the baseline's rate; in the final table, peers at their own, where
+    they have been tuned, and the baseline at several lengths of its schedule.
+    """
+    plan = []
+    for pair in pairs:
+        tuned = rates[pair.name]
+        own = {arm.name: tuned.get(arm.name) for arm in configs.PEERS} if final else {}
+        for seed in seeds:
+            for arm in arms:
+                rate = own.get(arm.name, tuned[BASELINE])
+                if rate is not None and arm.fits(pair.optimizer):
+                    lengths = configs.SHARES if final and arm.name == BASELINE else ()
+                    plan += [_entry(pair, arm, rate, seed, share) for share in (1.0, *lengths)]
+    return plan
 
 
 def _folders(plan: Sequence[Entry], out: Path) -> dict[Pair, Path]:
@@ -188,32 +204,111 @@ def _train(plan: Sequence[Entry], out: Path, how: sweep.How, console: Console) -
     sweep.train(runs, how, console)
 
 
-def tune(pairs: Sequence[Pair], seeds: Sequence[int], out: Path, how: sweep.How, console: Console) -> None:
-    """Finds each pair's learning rate for the baseline and writes it to OUT/tuned.json."""
-    grids = {pair.name: sorted(pair.rates) for pair in pairs}
-    unsettled = list(pairs)
+class Search(NamedTuple):
+    """A learning rate that is looked for."""
+
+    pair: Pair
+    arm: Arm
+    grid: tuple[float, ...]
+
+
+def tune(
+    pairs: Sequence[Pair],
+    arms: Sequence[Arm],
+    seeds: Sequence[int],
+    out: Path,
+    how: sweep.How,
+    console: Console,
+) -> None:
+    """Finds the learning rates of the baseline, then of the other arms, and writes them to OUT/tuned.json."""
+    others = [arm.name for arm in arms if arm.name != BASELINE and arm not in configs.PEERS]
+    if others:
+        raise ValueError(
+            f"Only {', '.join(arm.name for arm in configs.PEERS)} have a learning rate of their own; all others run at "
+            f"the baseline's: leave them out. Got {', '.join(others)}."
+        )
     _read_tuned(out)  # a broken file is better known before than after
-    while unsettled:
-        plan = {
-            pair.name: [
-                _entry(pair, Arm(BASELINE), rate, seed) for rate in grids[pair.name] for seed in seeds
-            ]
-            for pair in unsettled
+    best = _search([Search(pair, Arm(BASELINE), pair.rates) for pair in pairs], seeds, out, how, console)
+    peers = [
+        Search(pair, arm, tuple(factor * best[pair.name] for factor in configs.FACTORS))
+        for pair in pairs
+        for arm in arms
+        if arm.name != BASELINE and arm.fits(pair.optimizer)
+    ]
+    _search(peers, seeds, out, how, console)
+
+
+def _search(
+    searches: Sequence[Search], seeds: Sequence[int], out: Path, how: sweep.How, console: Console
+) -> dict[str, float]:
+    """Ends all searches; the best rates by pair, of the last arm."""
+    losses: dict[Search, Losses] = {search: {rate: {} for rate in search.grid} for search in searches}
+    best: dict[str, float] = {}
+    while losses:
+        due = {
+            search: [_entry(search.pair, search.arm, rate, seed) for rate, seed in next_runs(known, seeds)[0]]
+            for search, known in losses.items()
         }
-        _train([entry for entries in plan.values() for entry in entries], out, how, console)
-        for pair in list(unsettled):
-            result = _tuning_result(plan[pair.name], out)
-            wider = wider_grid(grids[pair.name], result["learning_rate"])
-            if wider == grids[pair.name]:
-                unsettled.remove(pair)
-                _write_tuned(out, pair.name, result)
-                console.print(f"{pair.name}: learning rate {result['learning_rate']:g}", highlight=False)
-            elif len(wider) > WIDEST_GRID:
-                raise ValueError(
-                    f"The best learning rate of {pair.name} is still at the edge of a grid from {wider[0]:g} "
-                    f"to {wider[-1]:g}: start it elsewhere."
+        entries = [entry for of in due.values() for entry in of]
+        sweep.train([sweep.Planned(_place(e, out), e.config, e.pair.seconds) for e in entries], how, console)
+        for search, of in due.items():
+            known = losses[search]
+            for entry in of:
+                known.setdefault(entry.config.learning_rate, {})[entry.config.seed] = _judged(entry, out)
+            left, rate = next_runs(known, seeds)
+            if rate is not None:
+                del losses[search]
+                best[search.pair.name] = rate
+                _write_tuned(out, search, _tuning_result(search, known, rate, seeds, out))
+                console.print(
+                    f"{search.pair.name} {search.arm.name}: learning rate {rate:g}", highlight=False
                 )
-            grids[pair.name] = wider
+            elif len(known.keys() | {r for r, _ in left}) > WIDEST_GRID:
+                raise ValueError(
+                    f"The best learning rate of {search.pair.name} {search.arm.name} is still at the edge of a grid "
+                    f"from {min(known):g} to {max(known):g}: start it elsewhere."
+                )
+    return best
+
+
+Losses = dict[float, dict[int, float]]  # rate -> seed -> the loss that a run ended at
+
+
+def next_runs(
+    losses: Mapping[float, Mapping[int, float]], seeds: Sequence[int]
+) -> tuple[list[tuple[float, int]], float | None]:
+    """Which rates to train on which seeds next, and the best rate once there is nothing left to train.
+
+    All rates on the first seed, and more while the best is at an edge; the best two
+    on the others. The better of these in the mean is the best, unless it is at an edge.
+
+    >>> next_runs({1: {}, 2: {}, 4: {}}, (1, 2))
+    ([(1, 1), (2, 1), (4, 1)], None)
+    >>> next_runs({1: {1: 0.6}, 2: {1: 0.4}, 4: {1: 0.5}}, (1, 2))
+    ([(2, 2), (4, 2)], None)
+    >>> next_runs({1: {1: 0.6}, 2: {1: 0.4, 2: 0.4}, 4: {1: 0.5, 2: 0.2}}, (1, 2))
+    ([(8, 1)], None)
+    >>> next_runs({1: {1: 0.6}, 2: {1: 0.4, 2: 0.4}, 4: {1: 0.5, 2: 0.5}}, (1, 2))
+    ([], 2)
+    """
+    first, *others = seeds
+    if missing := [(rate, first) for rate in sorted(losses) if first not in losses[rate]]:
+        return missing, None
+
+    def beyond(best: float) -> list[tuple[float, int]]:
+        return [(rate, first) for rate in wider_grid(list(losses), best) if rate not in losses]
+
+    ranked = sorted(losses, key=lambda rate: _finite(losses[rate][first]))
+    if wider := beyond(ranked[0]):
+        return wider, None
+    if missing := [(rate, seed) for rate in ranked[:2] for seed in others if seed not in losses[rate]]:
+        return missing, None
+    best = min(ranked[:2], key=lambda rate: _finite(float(np.mean([losses[rate][seed] for seed in seeds]))))
+    return (wider, None) if (wider := beyond(best)) else ([], best)
+
+
+def _finite(loss: float) -> float:
+    return loss if math.isfinite(loss) else math.inf
 
 
 def wider_grid(grid: Sequence[float], best: float) -> list[float]:
@@ -224,24 +319,41 @@ def wider_grid(grid: Sequence[float], best: float) -> list[float]:
     return [*lower, *grid, *upper]
 
 
-def _tuning_result(entries: Sequence[Entry], out: Path) -> dict[str, Any]:
-    """The grid, its final train losses, the best rate, and what it cost to find."""
-    losses: dict[float, list[float]] = {}
-    seconds = 0.0
-    folders = _folders(entries, out)
-    for entry in entries:
-        epochs = records.read(folders[entry.pair], entry.config).epochs
-        losses.setdefault(entry.config.learning_rate, []).append(epochs[-1]["train_loss"])
-        seconds += sum(e["train_seconds"] for e in epochs)
-    means = {rate: float(np.mean(values)) for rate, values in losses.items()}
+def _place(entry: Entry, out: Path) -> Path:
+    """Where a run is recorded, or is to be."""
+    folders = [results / "records" / entry.pair.name for results in _results(out)]
+    return records.place(folders, [entry.config])
+
+
+def _measure(arm: Arm, config: Config) -> str:
+    """The loss that an arm is tuned for: at the weights that it evaluates."""
+    return "train_loss" if arm.method(config.recipe).evaluated is None else "probe_loss"
+
+
+def _judged(entry: Entry, out: Path) -> float:
+    return metrics.last(
+        records.read(_place(entry, out), entry.config), _measure(entry.config.arm, entry.config)
+    )
+
+
+def _tuning_result(
+    search: Search, losses: Losses, best: float, seeds: Sequence[int], out: Path
+) -> dict[str, Any]:
+    """The grid, the losses by rate in the order of the seeds, the best rate, and what it cost to find."""
+    entries = [_entry(search.pair, search.arm, rate, seed) for rate, of in losses.items() for seed in of]
+    runs = [records.read(_place(entry, out), entry.config) for entry in entries]
+    by_rate = {f"{rate:g}": [losses[rate][s] for s in seeds if s in losses[rate]] for rate in sorted(losses)}
+    measure = _measure(search.arm, entries[0].config)
     return {
-        "learning_rate": min(means, key=lambda rate: means[rate] if math.isfinite(means[rate]) else math.inf),
-        "seeds": list(dict.fromkeys(entry.config.seed for entry in entries)),
-        "epochs": entries[0].config.epochs,
-        "mean_final_train_loss": {f"{rate:g}": means[rate] for rate in sorted(means)},
-        "final_train_losses": {f"{rate:g}": losses[rate] for rate in sorted(losses)},
-        "runs": len(entries),
-        "train_seconds": round(seconds, 1),
+        "learning_rate": best,
+        "seeds": list(seeds),
+        "epochs": search.pair.epochs,
+        f"mean_final_{measure}": {
+            rate: float(np.mean(of)) for rate, of in by_rate.items() if len(of) == len(seeds)
+        },
+        f"final_{measure}es": by_rate,
+        "runs": len(runs),
+        "train_seconds": round(sum(metrics.total(run, "train_seconds") for run in runs), 1),
     }
 
 
@@ -250,33 +362,77 @@ def _read_tuned(out: Path) -> dict[str, Any]:
     return command.read_json(path) if path.exists() else {}
 
 
-def _write_tuned(out: Path, pair: str, result: dict[str, Any]) -> None:
-    tuned = _read_tuned(out) | {pair: result}
+def _write_tuned(out: Path, search: Search, result: dict[str, Any]) -> None:
+    """An entry for each pair, of the baseline, and under its `arms` one for each other."""
+    tuned = _read_tuned(out)
+    entry = tuned.get(search.pair.name, {})
+    arms = entry.get("arms", {})
+    if search.arm.name == BASELINE:
+        entry = result | ({"arms": arms} if arms else {})
+    else:
+        entry = entry | {"arms": dict(sorted((arms | {search.arm.name: result}).items()))}
+    tuned[search.pair.name] = entry
     if devices.is_first():
         out.mkdir(parents=True, exist_ok=True)
         (out / "tuned.json").write_text(json.dumps(dict(sorted(tuned.items())), indent=2) + "\n")
 
 
-def _tuned_rates(out: Path, pairs: Sequence[Pair]) -> dict[str, float]:
+def _tuned(out: Path) -> dict[str, Any]:
+    """All that is tuned: what is in OUT, and what the checkout has besides."""
     tuned: dict[str, Any] = {}
-    for results in _results(out):
-        tuned = _read_tuned(results) | tuned
+    for results in reversed(_results(out)):
+        for pair, entry in _read_tuned(results).items():
+            before = tuned.get(pair)
+            if isinstance(before, dict) and isinstance(entry, dict):
+                entry = before | entry | {"arms": before.get("arms", {}) | entry.get("arms", {})}
+            tuned[pair] = entry
+    return tuned
+
+
+def _tuned_rates(out: Path, pairs: Sequence[Pair]) -> Rates:
+    tuned = _tuned(out)
     missing = [pair.name for pair in pairs if pair.name not in tuned]
     if missing:
         raise ValueError(
             f"There is no tuned learning rate for {', '.join(missing)} in {out / 'tuned.json'}: "
             f"run `python -m experiments.bench tune --workloads {' '.join(missing)}` first."
         )
-    rates = {}
-    for pair in pairs:
-        entry = tuned[pair.name]
-        rate = entry.get("learning_rate") if isinstance(entry, dict) else None
-        if not isinstance(rate, (int, float)) or not 0 < rate < math.inf:
+
+    def rate(name: str, entry: Any) -> float:
+        found = entry.get("learning_rate") if isinstance(entry, dict) else None
+        if not isinstance(found, (int, float)) or not 0 < found < math.inf:
             raise command.RefusedError(
-                f"The `learning_rate` of {pair.name} in {out / 'tuned.json'} must be positive and finite. Got {rate!r}."
+                f"The `learning_rate` of {name} in {out / 'tuned.json'} must be positive and finite. Got {found!r}."
             )
-        rates[pair.name] = rate
+        return found
+
+    rates: Rates = {}
+    for name in (pair.name for pair in pairs):
+        rates[name] = {BASELINE: rate(name, tuned[name])}
+        arms = tuned[name].get("arms", {})
+        if not isinstance(arms, dict):
+            raise command.RefusedError(
+                f"The `arms` of {name} in {out / 'tuned.json'} must be an object. Got {type(arms).__name__}."
+            )
+        rates[name] |= {arm: rate(f"{name} {arm}", entry) for arm, entry in arms.items()}
     return rates
+
+
+def _check_own_rates(pairs: Sequence[Pair], arms: Sequence[Arm], rates: Rates, out: Path) -> None:
+    """Raises ValueError if an arm has no rate of its own where it must."""
+    missing = {
+        (pair.name, arm.name): None
+        for pair in pairs
+        for arm in arms
+        if arm in configs.PEERS and arm.fits(pair.optimizer) and arm.name not in rates[pair.name]
+    }
+    if missing:
+        listed, of = ", ".join(" ".join(key) for key in missing), dict.fromkeys
+        raise ValueError(
+            f"There is no tuned learning rate for {listed} in {out / 'tuned.json'}: run `python -m experiments.bench "
+            f"tune --workloads {' '.join(of(p for p, _ in missing))} --arms {' '.join(of(a for _, a in missing))}` "
+            "first, or name the arms that you want."
+        )
 
 
 def _recorded(plan: Sequence[Entry], out: Path) -> dict[str, dict[str, dict[float, list[records.Run]]]]:
@@ -292,13 +448,14 @@ def _recorded(plan: Sequence[Entry], out: Path) -> dict[str, dict[str, dict[floa
 
 
 def read_scores(
-    out: Path, arms: Sequence[Arm] = configs.FINAL, seeds: Sequence[int] = configs.REPORTED_SEEDS
+    out: Path, arms: Sequence[Arm] | None = None, seeds: Sequence[int] = configs.REPORTED_SEEDS
 ) -> bench_report.Scores:
-    """What is recorded of some arms, by default of the final table's."""
-    tuned = {name for results in _results(out) for name in _read_tuned(results)}
+    """What is recorded of some arms at the baseline's rate; by default, of the final table."""
+    arms, final = (configs.FINAL, True) if arms is None else (arms, False)
+    tuned = _tuned(out)
     pairs = [pair for pair in configs.PAIRS.values() if pair.name in tuned]
     named = _arms([arm.name for arm in arms])
-    plan = _plan(pairs, _tuned_rates(out, pairs), named, seeds, lengths=True)
+    plan = _plan(pairs, _tuned_rates(out, pairs), named, seeds, final)
     return bench_report.scores(_recorded(plan, out))
 
 

@@ -9,6 +9,7 @@ import pdt_optax
 from experiments import rules
 from experiments.arms import (
     BASELINE,
+    AdEMAMix,
     Arm,
     Ema,
     Lawa,
@@ -16,6 +17,8 @@ from experiments.arms import (
     Predictive,
     Recipe,
     ScheduleFree,
+    Shaped,
+    Snoo,
     predictive,
     preset,
 )
@@ -117,25 +120,26 @@ PAIRS = {
 RECOMMENDED = pdt_optax.presets.recommended
 
 # Controls, each against one explanation of a gain: that any longer step would do,
-# that any weights would do, that averaging would do, that another wrapper would.
+# that any weights would do.
 CONTROLS = (
     predictive("last-step", dynamics=pdt_optax.drift(), accept=pdt_optax.everything(), window=2),
     predictive("random-mask", accept=pdt_optax.random_subset(like=RECOMMENDED["accept"])),
-    Lawa("lawa"),
+)
+
+# What one could do instead: average, wrap the optimizer in another one, add slow
+# momentum, or take another schedule. Each is trained at its own tuned rate.
+PEERS = (
+    Ema("ema"),
     Lookahead("lookahead"),
     ScheduleFree("schedule-free"),
-    ScheduleFree("schedule-free-x2", rate=2.0),  # the screen's best on both of its pairs is 2 or 4
+    Snoo("snoo"),
+    AdEMAMix("ademamix"),
+    Shaped("linear", shape="linear"),
+    Shaped("trapezoid", shape="trapezoid"),
 )
-FINAL = (*(preset(name) for name in (BASELINE, *pdt_optax.presets.names())), *CONTROLS)
-README_ARMS = (
-    "released",
-    "recommended",
-    "last-step",
-    "random-mask",
-    "lookahead",
-    "schedule-free",
-    "schedule-free-x2",
-)
+FACTORS = (0.5, 1.0, 2.0, 4.0)  # of the baseline's tuned rate: a peer's first grid
+FINAL = (*(preset(name) for name in (BASELINE, *pdt_optax.presets.names())), *CONTROLS, *PEERS)
+README_ARMS = ("released", "recommended", *(arm.name for arm in (*CONTROLS, *PEERS)))
 
 
 def _rate_aware(recipe: Recipe, **settings: Any) -> Mapping[str, Any]:
@@ -183,8 +187,10 @@ SCREEN = (
     _try("agree-h5-guard", accept=AGREE, horizon=5, guard=pdt_optax.rollback()),
     _try("all-h1", accept=pdt_optax.everything(), horizon=1),
     Ema("ema"),
-    *CONTROLS[2:],
-    ScheduleFree("schedule-free-x4", rate=4.0),
+    Lawa("lawa"),
+    Lookahead("lookahead"),
+    ScheduleFree("schedule-free"),
+    *(ScheduleFree(f"schedule-free-x{factor:g}", rate=factor) for factor in (2.0, 4.0)),
 )
 
 # A single jump: when, and how far.

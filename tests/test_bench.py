@@ -18,7 +18,20 @@ from flax import nnx
 
 import pdt_optax
 from experiments import bench, bench_configs, bench_report, pool, records, text, training
-from experiments.arms import BASELINE, Arm, Ema, Lawa, Lookahead, Predictive, Recipe, ScheduleFree, preset
+from experiments.arms import (
+    BASELINE,
+    AdEMAMix,
+    Arm,
+    Ema,
+    Lawa,
+    Lookahead,
+    Predictive,
+    Recipe,
+    ScheduleFree,
+    Shaped,
+    Snoo,
+    preset,
+)
 from experiments.bench_configs import PAIRS, Pair
 from experiments.devices import ONE_DEVICE
 from experiments.optimizers import OPTIMIZERS, Constant, Cosine, WarmupCosine
@@ -193,7 +206,8 @@ def test_clipping_comes_before_adam():
     states = []
     for scale in (1.0, 3.0, 0.1):
         _, state = tx.update(scale * jnp.array([3.0, 4.0]), tx.init(params), params)
-        states.append(np.asarray(optax.tree.get(state, "mu")))
+        mean: Any = optax.tree.get(state, "mu")
+        states.append(np.asarray(mean))
     np.testing.assert_allclose(states[0], [0.06, 0.08], rtol=1e-5)
     np.testing.assert_allclose(states[1], states[0], rtol=1e-5)
     np.testing.assert_allclose(states[2], [0.03, 0.04], rtol=1e-5)
@@ -257,9 +271,93 @@ def test_schedule_free_follows_a_constant_rate_without_momentum():
     assert np.abs(evaluated[-1]).max() < 0.3
 
 
+def test_ademamix_is_its_equations_with_both_coefficients_warmed_up():
+    """Pagliardini et al., Alg. 1 and their schedules, in float64; one weight decay, as optax.adamw's."""
+    steps, rate, alpha, decay, eps = 20, 0.01, 5.0, 1e-4, 1e-8
+    method = AdEMAMix("ademamix", memory=0.25).method(Recipe("adamw", Constant(rate, steps), 4, 5))
+    start = np.array([1.0, -2.0, 0.5])
+    grads = np.random.default_rng(0).normal(size=(steps, 3))
+    params: Any = jnp.asarray(start, jnp.float32)
+    state = method.tx.init(params)
+
+    w, m1, m2, v = start, np.zeros(3), np.zeros(3), np.zeros(3)
+    b1, b2, b3_end = 0.9, 0.999, 1 - 1 / 5
+    b3_end = max(b1, b3_end)
+    for t, g in enumerate(grads):
+        updates, state = method.tx.update(jnp.asarray(g, jnp.float32), state, params)
+        params = optax.apply_updates(params, updates)
+        share = t / steps
+        b3 = math.exp(
+            math.log(b1) * math.log(b3_end) / ((1 - share) * math.log(b3_end) + share * math.log(b1))
+        )
+        m1, m2, v = b1 * m1 + (1 - b1) * g, b3 * m2 + (1 - b3) * g, b2 * v + (1 - b2) * g**2
+        mean, square = m1 / (1 - b1 ** (t + 1)), v / (1 - b2 ** (t + 1))
+        w = w - rate * ((mean + share * alpha * m2) / (np.sqrt(square) + eps) + decay * w)
+        np.testing.assert_allclose(params, w, rtol=2e-5, atol=2e-6)
+
+
+def test_ademamix_looks_back_a_tenth_of_the_run_at_its_end_and_takes_adamws_place_alone():
+    method = AdEMAMix("ademamix").method(Recipe("adamw", Constant(0.01, 1000), 10, 100))
+    state: Any = method.tx.init(jnp.zeros(1))
+    update = jax.jit(method.tx.update)
+    slow = []
+    for t in range(1001):
+        before, g = float(state[0].m2[0]), (-1.0) ** t
+        _, state = update(jnp.full(1, g), state, jnp.zeros(1))
+        slow.append((float(state[0].m2[0]) - g) / (before - g))  # b3
+    assert slow[0] == pytest.approx(0.9, rel=1e-3)
+    assert slow[1000] == pytest.approx(0.99, rel=1e-3)
+    # The half-life is linear in between.
+    half = [math.log(0.5) / math.log(slow[t]) for t in (0, 500, 1000)]
+    assert half[1] == pytest.approx((half[0] + half[2]) / 2, rel=0.05)
+    with pytest.raises(ValueError, match="takes the place of AdamW"):
+        AdEMAMix("ademamix").method(Recipe("sgd", Constant(0.1, 10), 1, 10))
+
+
+def test_snoo_is_nesterov_on_what_its_period_moved():
+    arm = Snoo("snoo", period=3, rate=0.7, momentum=0.5)
+    path, _ = quadratic_path(arm, 12, 4)
+    fast = slow = np.array([1.0, -2.0])
+    b = np.zeros(2)
+    for step, weights in enumerate(path, start=1):
+        fast = fast - 0.1 * fast
+        if step % 3 == 0:
+            g = slow - fast
+            b = 0.5 * b + g
+            slow = slow - 0.7 * (g + 0.5 * b)
+            fast = slow
+        np.testing.assert_allclose(weights, fast, rtol=1e-5)
+    # A unit step without momentum is the optimizer alone.
+    plain, _ = quadratic_path(Arm(BASELINE), 12, 4)
+    same, _ = quadratic_path(Snoo("snoo", period=3, rate=1.0, momentum=0.0), 12, 4)
+    np.testing.assert_allclose(same, plain, rtol=1e-6)
+
+
+def test_other_shapes_of_the_schedule_keep_its_peak_and_its_warm_up():
+    def rates(shape, schedule):
+        found = Shaped(shape, shape).method(Recipe("sgd", schedule, 10, 10)).schedule
+        return [float(found(i)) for i in range(101)]
+
+    linear, trapezoid = (rates(shape, Cosine(0.2, 100)) for shape in ("linear", "trapezoid"))
+    np.testing.assert_allclose(linear, 0.2 * (1 - np.arange(101) / 100), rtol=1e-5, atol=1e-8)
+    expected = np.interp(np.arange(101), [0, 80, 100], [0.2, 0.2, 0])
+    np.testing.assert_allclose(trapezoid, expected, rtol=1e-5, atol=1e-8)
+    linear, trapezoid = (rates(shape, WarmupCosine(0.2, 100)) for shape in ("linear", "trapezoid"))
+    np.testing.assert_allclose(
+        linear, np.interp(np.arange(101), [0, 5, 100], [0, 0.2, 0]), rtol=1e-5, atol=1e-8
+    )
+    expected = np.interp(np.arange(101), [0, 5, 80, 100], [0, 0.2, 0.2, 0])
+    np.testing.assert_allclose(trapezoid, expected, rtol=1e-5, atol=1e-8)
+    # The training follows it.
+    method = Shaped("linear", "linear").method(Recipe("sgd", Cosine(0.2, 10), 1, 10))
+    update: Any = method.tx.update(jnp.ones(1), method.tx.init(jnp.ones(1)), jnp.ones(1))[0]
+    assert float(update[0]) == pytest.approx(-0.2)
+
+
 @pytest.mark.parametrize("arm", [a for a in bench_configs.FINAL if a.name != BASELINE], ids=lambda a: a.name)
 def test_every_final_arm_trains(arm):
-    epochs = list(training.train(config(arm, epochs=7), TINY.load()))
+    run = config(arm, epochs=7) if arm.fits("momentum") else config(arm, epochs=7, optimizer="adamw")
+    epochs = list(training.train(run, TINY.load()))
     assert epochs[-1]["validation_loss"] < 0.95 * epochs[0]["validation_loss"]
     assert any(e["predicted"] for e in epochs) == isinstance(arm, Predictive)
 
@@ -370,6 +468,35 @@ def test_the_summary_is_the_median_and_the_worst_pair():
     assert "| ≥ 2.00 |" in bench_report.page(bench_report.scores(pairs), "title")
 
 
+def test_the_search_takes_the_best_two_to_the_other_seeds():
+    seeds = (1, 2, 3)
+    truth = {0.5: 5.0, 1: 3.0, 2: 1.0, 4: 2.0, 8: math.nan}
+
+    def search(loss, grid):
+        known: dict[float, dict[int, float]] = {rate: {} for rate in grid}
+        asked = []
+        while True:
+            runs, best = bench.next_runs(known, seeds)
+            if best is not None:
+                return best, asked
+            assert runs
+            for rate, seed in runs:
+                asked.append((rate, seed))
+                known.setdefault(rate, {})[seed] = loss(rate, seed)
+
+    first = [(rate, 1) for rate in (0.5, 1, 2, 4)]
+    later = [(2, 2), (2, 3), (4, 2), (4, 3)]
+    assert search(lambda rate, seed: truth[rate], (0.5, 1, 2, 4)) == (2, first + later)
+    # The mean over seeds decides, and the second best may lie at the edge: there is one more.
+    fooled = {(4, 2): 0.1, (4, 3): 0.1}
+    best, asked = search(lambda rate, seed: fooled.get((rate, seed), truth[rate]), (0.5, 1, 2, 4))
+    assert (best, asked) == (4, [*first, *later, (8, 1)])
+    # From the edge on, and a loss that is not finite is the worst.
+    best, asked = search(lambda rate, seed: truth[rate], (0.5, 1))
+    assert (best, asked[2:4], asked[4:]) == (2, [(2, 1), (4, 1)], later)
+    assert bench.next_runs({1: {1: math.nan}, 2: {1: 1.0}, 4: {1: math.inf}}, (1,)) == ([], 2)
+
+
 def test_the_grid_grows_until_the_best_rate_lies_inside():
     assert bench.wider_grid([1, 2, 4], 2) == [1, 2, 4]
     assert bench.wider_grid([1, 2, 4], 4) == [1, 2, 4, 8]
@@ -400,7 +527,7 @@ def test_tune_final_table_and_every_run_is_trained_once(tiny_pair, tmp_path, mon
         return train(run, *rest)
 
     monkeypatch.setattr(records, "train", counted)
-    assert run_bench("tune", tmp_path, "--seeds", "1") == 0
+    assert run_bench("tune", tmp_path, "--seeds", "1", "--arms", BASELINE) == 0
     tuned = json.loads((tmp_path / "tuned.json").read_text())["mlp-sgd"]
     rates = [float(rate) for rate in tuned["mean_final_train_loss"]]
     assert min(rates) < tuned["learning_rate"] < max(rates)
@@ -408,6 +535,16 @@ def test_tune_final_table_and_every_run_is_trained_once(tiny_pair, tmp_path, mon
     assert tuned["runs"] == len(rates) == len(trained)
 
     final = (tmp_path, "--seeds", "0", "--arms", "recommended", "ema")
+    assert run_bench("final", *final) == 2
+    assert "tune --workloads mlp-sgd --arms ema" in capsys.readouterr().err.replace("\n", " ")
+    assert run_bench("tune", tmp_path, "--seeds", "1", "--arms", "ema") == 0
+    ema = json.loads((tmp_path / "tuned.json").read_text())["mlp-sgd"]["arms"]["ema"]
+    factors = [float(rate) / tuned["learning_rate"] for rate in ema["final_probe_losses"]]
+    assert {0.5, 1, 2, 4} <= set(factors)
+    assert min(factors) < ema["learning_rate"] / tuned["learning_rate"] < max(factors)
+    rates = [*rates, *factors]
+    assert len(trained) == len(rates)
+
     assert run_bench("final", *final) == 0
     # Three arms at full length, the baseline on a shorter schedule, too.
     assert len(trained) - len(rates) == 3 + 1

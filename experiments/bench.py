@@ -365,11 +365,12 @@ def _read_tuned(out: Path) -> dict[str, Any]:
 def _write_tuned(out: Path, search: Search, result: dict[str, Any]) -> None:
     """An entry for each pair, of the baseline, and under its `arms` one for each other."""
     tuned = _read_tuned(out)
-    entry = tuned.get(search.pair.name, {})
-    arms = entry.get("arms", {})
+    entry = tuned.get(search.pair.name)
+    arms = _arms_of(entry)
     if search.arm.name == BASELINE:
         entry = result | ({"arms": arms} if arms else {})
     else:
+        assert isinstance(entry, dict)  # of the baseline, which is looked for first
         entry = entry | {"arms": dict(sorted((arms | {search.arm.name: result}).items()))}
     tuned[search.pair.name] = entry
     if devices.is_first():
@@ -382,11 +383,15 @@ def _tuned(out: Path) -> dict[str, Any]:
     tuned: dict[str, Any] = {}
     for results in reversed(_results(out)):
         for pair, entry in _read_tuned(results).items():
-            before = tuned.get(pair)
-            if isinstance(before, dict) and isinstance(entry, dict):
-                entry = before | entry | {"arms": before.get("arms", {}) | entry.get("arms", {})}
-            tuned[pair] = entry
+            arms = _arms_of(tuned.get(pair)) | _arms_of(entry)
+            tuned[pair] = entry | {"arms": arms} if arms else entry
     return tuned
+
+
+def _arms_of(entry: Any) -> dict[str, Any]:
+    """The entries of a pair's arms that have rates of their own."""
+    arms = entry.get("arms") if isinstance(entry, dict) else None
+    return arms if isinstance(arms, dict) else {}
 
 
 def _tuned_rates(out: Path, pairs: Sequence[Pair]) -> Rates:
@@ -409,12 +414,7 @@ def _tuned_rates(out: Path, pairs: Sequence[Pair]) -> Rates:
     rates: Rates = {}
     for name in (pair.name for pair in pairs):
         rates[name] = {BASELINE: rate(name, tuned[name])}
-        arms = tuned[name].get("arms", {})
-        if not isinstance(arms, dict):
-            raise command.RefusedError(
-                f"The `arms` of {name} in {out / 'tuned.json'} must be an object. Got {type(arms).__name__}."
-            )
-        rates[name] |= {arm: rate(f"{name} {arm}", entry) for arm, entry in arms.items()}
+        rates[name] |= {arm: rate(f"{name} {arm}", entry) for arm, entry in _arms_of(tuned[name]).items()}
     return rates
 
 

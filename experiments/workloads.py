@@ -290,6 +290,15 @@ class Characters(Small):
         return inputs
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LongText(Characters):
+    """Next-character prediction on ten times the text, most of which a run sees once or never."""
+
+    def load(self, data_dir: Path | None = None, download: bool = False) -> Dataset:
+        del data_dir, download
+        return self.parts(text.load(self.length, text.LONG))
+
+
 def _simsiam(*, rngs: nnx.Rngs, backbone: str, **size: Any) -> Model:
     features = {"resnet18": functools.partial(resnet.resnet18, stem="cifar"), "mini": resnet.resnet14_mini}
     own = {name: size.pop(name) for name in ("stages", "width") if name in size}

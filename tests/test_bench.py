@@ -141,6 +141,9 @@ def test_characters_are_windows_whose_targets_are_one_ahead():
         np.testing.assert_array_equal(split.inputs[1:, 0], split.targets[:-1, -1])
         assert split.inputs.max() < len(text.ALPHABET)
     assert 280_000 < dataset.train.inputs.size < 350_000
+    assert [len(s.inputs) for s in PAIRS["char_gru-clipped_adam"].workload.load()] == [60_000, 256]
+    assert set(text.TRAIN) < set(text.LONG)
+    assert not set(text.LONG) & set(text.VALIDATION)
     assert "".join(text.ALPHABET[i] for i in text.encode("é\tdef f():\n")) == "def f():\n"
     windows = [PAIRS["char_lm-adamw"].workload.examples, PAIRS["char_lm-adamw"].workload.validation_examples]
     assert [len(s.inputs) for s in PAIRS["char_lm-adamw"].workload.load()] == windows

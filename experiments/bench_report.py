@@ -155,8 +155,8 @@ def factor(value: float, bound: int = 0) -> str:
 
 
 def interval(of: Effective) -> str:
-    """An effective schedule with its 95% interval, if all seeds have a value and there are more than one."""
-    known = math.isfinite(of.high) and not of.bound
+    """An effective schedule with its 95% interval, if all seeds have a value and these differ."""
+    known = math.isfinite(of.high) and not of.bound and of.low < of.high
     return factor(of.value, of.bound) + (f" ({of.low:.2f} to {of.high:.2f})" if known else "")
 
 
@@ -249,10 +249,12 @@ def summary_rows(table: Scores) -> list[tuple[str, ...]]:
                 known = [value for value in values if not math.isnan(value)]
                 return float(pick(known)) if known else math.nan
 
-            def effective(of: Sequence[Effective], over: Callable[..., float] = over) -> str:
-                value = -over([-e.value for e in of])
-                # The bound of the pair that it is the value of; between two pairs, there may be none.
-                return factor(value, next((e.bound for e in of if e.value == value), 0))
+            def effective(of: Sequence[Effective], name: str = name) -> str:
+                known = sorted(e for e in of if not math.isnan(e.value))
+                middle = known[(len(known) - 1) // 2 : len(known) // 2 + 1]
+                chosen = middle if name == "median" else known[:1]
+                value = float(np.mean([e.value for e in chosen])) if chosen else math.nan
+                return factor(value, next((e.bound for e in chosen if e.bound), 0))
 
             first = name == "median"
             lines.append(

@@ -13,7 +13,7 @@ import numpy as np
 
 from experiments import bench, bench_configs, claims, metrics, page, records, views
 from experiments.arms import BASELINE
-from experiments.bench_report import Score, Scores, brief, number, points, saved
+from experiments.bench_report import Score, Scores, brief, interval, number, points, saved
 from experiments.report import markdown
 from experiments.views import VIEWS
 
@@ -51,10 +51,7 @@ def _range(shares: Sequence[float]) -> str:
 
 
 def _final(scores: Scores) -> Figures:
-    recommended, released, random, doubled = (
-        _of(scores, arm) for arm in ("recommended", "released", "random-mask", "schedule-free-x2")
-    )
-    reached = {pair: score for pair, score in doubled.items() if math.isfinite(score.loss_epochs_ratio)}
+    recommended, released, random = (_of(scores, arm) for arm in ("recommended", "released", "random-mask"))
 
     def epochs(of: Mapping[str, Score]) -> list[str]:
         return [number(score.loss_epochs_ratio, ".0%") for score in of.values()]
@@ -75,9 +72,7 @@ def _final(scores: Scores) -> Figures:
         "bench.released": listed(epochs(released)),
         "bench.random-mask": listed(epochs(random)),
         "bench.points": listed([points(score.gain, score.gain_interval) for score in recommended.values()]),
-        "bench.schedule-free-x2": listed(epochs(reached)),
-        "bench.schedule-free-x2-pairs": listed([f"`{pair}`" for pair in reached]),
-        "bench.schedule-free-x2-points": f"{100 * doubled['char_lm-adamw'].gain:.1f}",
+        "bench.effective": listed([interval(score.effective) for score in recommended.values()]),
         "bench.overhead": _range([score.overhead for score in recommended.values()]),
         "bench.greatest-rise": f"{max(score.rise for score in recommended.values()):.2f}",
         **{

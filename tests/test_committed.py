@@ -20,6 +20,7 @@ from experiments.workloads import Images
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "experiments" / "results"
 BENCH = RESULTS / "bench"
+GUARDED = ("mlp-sgd", "mlp-lamb", "cnn-momentum", "resnet-adamw", "char_lm-adamw", "vit-adamw")
 
 
 # Tables.
@@ -32,7 +33,7 @@ BENCH = RESULTS / "bench"
         (["final", "--arms", "baseline", "recommended"], "detached/table.md"),
         (["screen", "--workloads", "mlp-sgd", "vit-adamw"], "screen/table.md"),
         (["jumps", "--workloads", "mlp-sgd"], "jumps/table.md"),
-        (["guard"], "guard/table.md"),
+        (["guard", "--workloads", *GUARDED], "guard/table.md"),
         (["statistics", "--workloads", "resnet"], "statistics/table.md"),
         (["storage", "--workloads", "mlp-sgd", "vit-adamw"], "storage/table.md"),
     ],
@@ -118,12 +119,8 @@ def test_verdicts_on_what_works():
         return math.isinf(score.loss_epochs)
 
     assert not where("recommended", lambda score: missed(score) or score.diverged)
-    misses = {"paper": 4, "last-step": 4, "schedule-free": 3, "schedule-free-x2": 2, "lookahead": 6}
+    misses = {"paper": 4, "last-step": 4}
     assert {arm: len(where(arm, missed)) for arm in misses} == misses
-    twice = [
-        s["schedule-free-x2"].loss_epochs_ratio < s["recommended"].loss_epochs_ratio for s in scores.values()
-    ]
-    assert sum(twice) == 3
     assert len(where("recommended", lambda score: score.gain >= -0.003)) == 4
     assert where("recommended", lambda score: abs(score.gain) > score.gain_interval) == {"char_lm-adamw"}
 

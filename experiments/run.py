@@ -4,8 +4,8 @@ Runs are trained once and shared by all views that show them; after Ctrl-C, or w
 goes on. What is recorded is drawn into OUT/SCALE/VIEW or OUT/tuned/VIEW, and onto one page for each of
 the two, index.html. Without --out, what the checkout has recorded is not trained again, but drawn.
 
-  tune    the baseline's learning rate for each pair, to OUT/tuned/rates.json, which the
-          other views at tuned rates take
+  tune    the learning rates of the baseline and of the arms that have their own, for each
+          pair, to OUT/tuned/rates.json, which the other views at tuned rates take
   pack    moves the complete runs of each setup below --out into one file, with a line a run
 
 examples:
@@ -131,6 +131,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         how = sweep.how(args, spread)
         if tuned.TUNE in chosen:
             tuned.tune(asked, how, console)
+        for view in drawn:
+            view.check_ready(asked)
         if drawn:
             sweep.train(_plan(drawn, asked), how, console, _log(args))
     if devices.is_first():
@@ -187,7 +189,7 @@ def _list(chosen: Sequence[View], asked: Asked) -> None:
             except ValueError:  # of pairs without a rate
                 told = "after `tune`"
             print(f"{view.name:<11}{told}\n{'':11}{view.claim}\n{'':11}{view.command(asked.scale)}")
-            if isinstance(view, tuned.TunedView):
+            if isinstance(view, (tuned.TunedView, tuned.Tuning)):
                 print(f"{'':11}arms: {', '.join(arm.name for arm in view.arms)}")
         if group is paper.VIEWS:
             print(f"{'together':<11}{_cost(_plan(listed, asked))}")

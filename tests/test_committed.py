@@ -108,15 +108,8 @@ def test_verdicts_on_what_works():
         return math.isinf(score.loss_epochs)
 
     assert not where("recommended", lambda score: missed(score) or score.diverged)
-    misses = {"paper": 4, "last-step": 4, "schedule-free": 3, "schedule-free-x2": 2, "lookahead": 6}
+    misses = {"paper": 4, "last-step": 4}
     assert {arm: len(where(arm, missed)) for arm in misses} == misses
-    twice = [
-        s["schedule-free-x2"].loss_epochs_ratio < s["recommended"].loss_epochs_ratio for s in scores.values()
-    ]
-    assert sum(twice) == 3
-    budgets = {pair: scored["recommended"].budget for pair, scored in scores.items()}
-    assert sorted(budgets.values()) == [0.75, 1, 1, 1, math.inf, math.inf]
-    assert budgets["mlp-sgd"] == 0.75
     assert len(where("recommended", lambda score: score.gain >= -0.003)) == 4
     assert where("recommended", lambda score: abs(score.gain) > score.gain_interval) == {"char_lm-adamw"}
 

@@ -13,19 +13,36 @@ from experiments.data.datasets import Dataset, DataUnavailableError, Split
 
 # About 300 kB to train on, 55 kB to validate on; all there since Python 3.11.
 TRAIN = ("argparse", "difflib", "functools", "heapq", "random", "tempfile")
+# Ten times as much, of which no small model remembers its own windows.
+LONG = (
+    *TRAIN,
+    *("_pydecimal", "typing", "inspect", "subprocess", "tarfile", "pydoc", "doctest", "turtle", "pickle"),
+    *("pickletools", "ipaddress", "ast", "enum", "dataclasses", "statistics", "socket", "ssl", "smtplib"),
+    *("imaplib", "ftplib", "mailbox", "optparse", "configparser", "locale", "calendar", "codecs", "platform"),
+    *("shutil", "threading", "traceback", "uuid", "selectors", "os", "pdb", "csv", "cmd", "plistlib"),
+    *("fractions", "contextlib", "tokenize", "trace", "zipimport", "bdb", "asyncio/base_events"),
+    *("email/_header_value_parser", "email/message", "http/client", "http/server", "http/cookiejar"),
+    *("logging/__init__", "logging/handlers", "unittest/mock", "unittest/case", "urllib/request"),
+    *("urllib/parse", "xml/dom/minidom", "xml/etree/ElementTree", "xmlrpc/client", "multiprocessing/pool"),
+    *("multiprocessing/managers", "concurrent/futures/process", "importlib/_bootstrap_external"),
+)
 VALIDATION = ("gzip", "shlex", "textwrap")
 
 # Newline and printable ASCII; what little else a source file holds is dropped.
 ALPHABET = "\n" + "".join(map(chr, range(32, 127)))
 
 
-def load(length: int) -> Dataset:
+def load(length: int, train: tuple[str, ...] = TRAIN) -> Dataset:
     """Consecutive windows of `length` characters; the target at each position is the next one.
+
+    Args:
+      length: of a window, in characters.
+      train: the modules to train on, `TRAIN` or `LONG`.
 
     Raises:
       DataUnavailableError: if a source file is not there.
     """
-    return Dataset(_windows(TRAIN, length), _windows(VALIDATION, length))
+    return Dataset(_windows(train, length), _windows(VALIDATION, length))
 
 
 def encode(text: str) -> np.ndarray:

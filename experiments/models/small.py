@@ -166,3 +166,48 @@ class CharacterModel(nnx.Module):
         for block in self.blocks:
             x = block(x)
         return self.out(self.norm(x))
+
+
+class CharacterGRU(nnx.Module):
+    """A gated recurrent layer over characters (Cho et al., 2014), from a state of zeros at each window's start."""
+
+    def __init__(self, *, length: int, features: int, characters: int, rngs: nnx.Rngs):
+        del length  # the same at every position
+        self.embed = nnx.Embed(characters, features, rngs=rngs)
+        self.inputs = nnx.Linear(features, 3 * features, rngs=rngs)
+        orthogonal = nnx.initializers.orthogonal()
+        self.recurrent = nnx.Linear(features, 3 * features, kernel_init=orthogonal, rngs=rngs)
+        self.out = nnx.Linear(features, characters, rngs=rngs)
+
+    def __call__(self, x: jax.Array, key: jax.Array | None = None) -> jax.Array:
+        """Logits (n, length, characters) of the next characters of (n, length)."""
+        del key
+        inputs = self.inputs(self.embed(x)).swapaxes(0, 1)  # (length, n, 3 features), outside of the loop
+        start = jnp.zeros((x.shape[0], self.out.in_features))
+        kernel, bias = self.recurrent.kernel[...], self.recurrent.bias
+        assert bias is not None
+
+        def step(state: jax.Array, given: jax.Array) -> tuple[jax.Array, jax.Array]:
+            reset, keep, new = jnp.split(given, 3, axis=-1)
+            reset_by, keep_by, new_by = jnp.split(state @ kernel + bias[...], 3, axis=-1)
+            reset, keep = jax.nn.sigmoid(reset + reset_by), jax.nn.sigmoid(keep + keep_by)
+            state = keep * state + (1 - keep) * jnp.tanh(new + reset * new_by)
+            return state, state
+
+        _, states = jax.lax.scan(step, start, inputs)
+        return self.out(states.swapaxes(0, 1))
+
+
+class Autoencoder(nnx.Module):
+    """Dense layers with GELU to a linear code and back."""
+
+    def __init__(self, *, pixels: int, hidden: int, code: int, rngs: nnx.Rngs):
+        self.encode = nnx.List([nnx.Linear(pixels, hidden, rngs=rngs), nnx.Linear(hidden, code, rngs=rngs)])
+        self.decode = nnx.List([nnx.Linear(code, hidden, rngs=rngs), nnx.Linear(hidden, pixels, rngs=rngs)])
+
+    def __call__(self, x: jax.Array, key: jax.Array | None = None) -> jax.Array:
+        """Pixels (n, pixels) anew from pixels (n, pixels)."""
+        del key
+        for first, second in (self.encode, self.decode):
+            x = second(jax.nn.gelu(first(x)))
+        return x

@@ -8,8 +8,8 @@ import numpy as np
 
 from experiments.training.arms import BASELINE
 from experiments.training.records import Run
-from experiments.tuned.tables import diverged
-from experiments.views import report
+from experiments.views import metrics
+from experiments.views.metrics import diverged
 from experiments.views.view import Finds, Found
 
 ACCURACY_LOST = 0.01  # at most, where a claim holds
@@ -43,9 +43,8 @@ def judge(runs: Sequence[Run], rule: str) -> Judged | None:
     pairs = [(run, baselines[run.seed]) for run in runs if run.rule == rule and run.seed in baselines]
     if not pairs:
         return None
-    saved = 1 - float(np.mean([report.steady_ratio(*pair, "train_loss") for pair in pairs]))
-    ends = np.array([[run.epochs[-1]["validation_accuracy"] for run in pair] for pair in pairs])
-    gain = float(np.mean(ends[:, 0] - ends[:, 1]))
+    saved = 1 - float(np.mean([metrics.time_ratio(*pair, "train_loss") for pair in pairs]))
+    gain, _ = metrics.accuracy_difference(pairs)
     return Judged(saved > 0 and gain >= -ACCURACY_LOST - 1e-9, saved, gain)  # accuracies are rounded
 
 

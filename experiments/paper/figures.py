@@ -15,8 +15,8 @@ from experiments.paper.claims import failures, final, verdicts
 from experiments.paper.setups import SCALES
 from experiments.training.arms import BASELINE
 from experiments.training.records import Run
-from experiments.tuned.tables import diverged
-from experiments.views import report
+from experiments.views import metrics, report
+from experiments.views.metrics import diverged
 from experiments.views.view import Finds, Found, Shown
 
 PAPER: Mapping[str, Any] = json.loads((Path(__file__).parent / "paper.json").read_text())
@@ -33,9 +33,9 @@ COLUMNS = {
     "best train loss": "best_loss",
     "epochs to baseline's best train loss": "loss_epochs",
     "seconds": "loss_seconds",
-    "time saved": None,
+    "time saved": "loss_saved",
     "seconds to baseline's best accuracy": "accuracy_seconds",
-    "time saved to accuracy": None,
+    "time saved to accuracy": "accuracy_saved",
     "diverged": None,
 }
 
@@ -73,9 +73,6 @@ def _our_lines(label: str, runs: Sequence[Run]) -> list[tuple[str, ...]]:
         pairs = [(r, baselines[r.seed]) for r in runs if r.rule == line.rule and r.seed in baselines]
         failed = [diverged(*pair) for pair in pairs]
         cells[:3], cells[-1] = [label, "here", line.rule], f"{sum(failed)} of {len(failed)}"
-        for name, field in (("time saved", "train_loss"), ("time saved to accuracy", "validation_accuracy")):
-            ratios = [report.steady_ratio(*pair, field) for pair in pairs]
-            cells[list(COLUMNS).index(name)] = report.saved(ratios)
         lines.append(tuple(cells))
     return lines
 
@@ -238,7 +235,7 @@ def _operations(run: Run) -> np.ndarray:
 
 def _to_best(run: Run, baseline: Run) -> float:
     """Operations to the baseline's best train loss."""
-    epochs = report.to_best(run, baseline, "train_loss").epochs
+    epochs = metrics.to_best(run, baseline, "train_loss").epochs
     return float(_operations(run)[int(epochs) - 1]) if math.isfinite(epochs) else math.inf
 
 

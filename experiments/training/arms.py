@@ -6,6 +6,7 @@ optimizer, its schedule, its steps per epoch) it says what it means
 """
 
 import dataclasses
+import math
 import re
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -16,7 +17,7 @@ import optax
 import optax.contrib
 
 import pdt_optax
-from experiments.training.optimizers import OPTIMIZERS, Schedule, Warmup
+from experiments.training.optimizers import OPTIMIZERS, Linear, Schedule, Trapezoid, Warmup
 
 BASELINE = "baseline"
 
@@ -80,6 +81,11 @@ class Arm:
                 "`name` must be letters, digits, hyphens, underscores and dots, since records are named by it. "
                 f"Got {self.name!r}."
             )
+
+    def fits(self, optimizer: str) -> bool:
+        """Whether there is such an arm for an optimizer, by its name in `optimizers`."""
+        del optimizer
+        return True
 
     def settings(self, recipe: Recipe) -> dict[str, Any]:
         """What the arm means in this run; values whose `repr` says all."""
@@ -253,3 +259,130 @@ class ScheduleFree(Arm):
             return optax.contrib.schedule_free_eval_params(state, params)
 
         return Method(tx, schedule, evaluated=evaluated)
+
+
+@dataclasses.dataclass(frozen=True)
+class Shaped(Arm):
+    """The optimizer alone, at another shape of the learning rate; a warm-up of the run's schedule is kept.
+
+    Attributes:
+      shape: a name in `SHAPES`.
+    """
+
+    shape: str
+
+    def method(self, recipe: Recipe) -> Method:
+        steps = recipe.epochs * recipe.steps_per_epoch
+        schedule = SHAPES[self.shape](recipe.schedule.peak, steps, recipe.schedule.rising)
+        return Method(OPTIMIZERS[recipe.optimizer](schedule, True), schedule)
+
+
+SHAPES: dict[str, Callable[[float, int, int], Schedule]] = {"linear": Linear, "trapezoid": Trapezoid}
+
+
+@dataclasses.dataclass(frozen=True)
+class AdEMAMix(Arm):
+    """`optax.contrib.ademamix` in AdamW's place: Adam with a second, slow mean of the gradients.
+
+    With m1 and v as in Adam, and a slow mean m2 <- b3 m2 + (1 - b3) g, a step is
+
+        -rate ((m1 + alpha m2) / (sqrt(v) + eps) + weight decay w).
+
+    alpha rises linearly from 0 over the run, and b3 from b1 so that the half-life of
+    m2 rises linearly, as in the source.
+
+    Attributes:
+      alpha: at the run's end.
+      memory: the steps that m2 looks back at the run's end, 1 / (1 - b3), as a share of the run's.
+
+    References:
+      Pagliardini, Ablin and Grangier, The AdEMAMix optimizer: better, faster, older, 2024.
+    """
+
+    alpha: float = 5.0
+    memory: float = 0.1
+
+    def fits(self, optimizer: str) -> bool:
+        return optimizer == "adamw"
+
+    def method(self, recipe: Recipe) -> Method:
+        if not self.fits(recipe.optimizer):
+            raise ValueError(
+                "AdEMAMix takes the place of AdamW, and no other optimizer's: train it on pairs with adamw. "
+                f"Got {recipe.optimizer}."
+            )
+        steps, b1 = recipe.epochs * recipe.steps_per_epoch, 0.9
+        b3 = max(b1, 1 - 1 / max(1.0, self.memory * steps))
+
+        def slow(count: jax.typing.ArrayLike) -> jax.Array:
+            """The logs' harmonic interpolation is linear in the half-life log(0.5) / log(b)."""
+            share = jnp.minimum(jnp.asarray(count) / steps, 1.0)
+            return jnp.exp(1 / ((1 - share) / math.log(b1) + share / math.log(b3)))
+
+        tx = optax.contrib.ademamix(
+            recipe.schedule,
+            b1=b1,
+            b3=slow,
+            alpha=lambda count: self.alpha * jnp.minimum(count / steps, 1.0),
+            weight_decay=1e-4,  # optax.adamw's
+        )
+        return Method(tx, recipe.schedule)
+
+
+class SnooState(NamedTuple):
+    """The wrapped optimizer's state, the slow weights, their momentum, and the steps so far."""
+
+    inner_state: Any
+    slow: Any
+    momentum: Any
+    seen: jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class Snoo(Arm):
+    """Step-K Nesterov outer optimizer: every `period` steps, a Nesterov step from where the last one ended.
+
+    With the slow weights s and the fast ones w, at every K-th step
+
+        g = s - w;  b <- mu b + g;  s <- s - eta (g + mu b);  w <- s.
+
+    Attributes:
+      period: K, in steps.
+      rate: eta, of the outer steps.
+      momentum: mu.
+
+    References:
+      Kallusky et al., SNOO: Step-K Nesterov outer optimizer, 2025.
+    """
+
+    period: int = 30
+    rate: float = 0.7
+    momentum: float = 0.5
+
+    def method(self, recipe: Recipe) -> Method:
+        inner, eta, mu = recipe.inner(), self.rate, self.momentum
+
+        def init(params: Any) -> SnooState:
+            slow = jax.tree.map(jnp.copy, params)
+            return SnooState(
+                inner.init(params), slow, jax.tree.map(jnp.zeros_like, params), jnp.zeros((), jnp.int32)
+            )
+
+        def outer(fast: Any, slow: Any, momentum: Any) -> tuple[Any, Any, Any]:
+            momentum = jax.tree.map(lambda b, s, w: mu * b + (s - w), momentum, slow, fast)
+            slow = jax.tree.map(lambda s, w, b: s - eta * ((s - w) + mu * b), slow, fast, momentum)
+            return slow, slow, momentum
+
+        def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, SnooState]:
+            updates, inner_state = inner.update(updates, state.inner_state, params)
+            fast = optax.apply_updates(params, updates)
+            seen = state.seen + 1
+            # A select, not a branch: that would have to copy what it passes through.
+            due = seen % self.period == 0
+            after = outer(fast, state.slow, state.momentum)
+            fast, slow, momentum = jax.tree.map(
+                lambda new, old: jnp.where(due, new, old), after, (fast, state.slow, state.momentum)
+            )
+            return optax.tree.sub(fast, params), SnooState(inner_state, slow, momentum, seen)
+
+        return Method(optax.GradientTransformation(init, update), recipe.schedule)

@@ -170,7 +170,7 @@ def _program(config: Config, devices: Devices = ONE_DEVICE) -> _Program:
     def evaluate(params: Any, rest: Any, x: jax.Array, y: jax.Array) -> jax.Array:
         values, (right, _) = losses(params, rest, x, y)
         real = y >= 0
-        return devices.everywhere(jnp.stack([jnp.sum(values * real), jnp.sum(right & real)]))
+        return devices.everywhere(jnp.stack([jnp.sum(values * real), jnp.sum(right * real)]))
 
     def features(params: Any, rest: Any, x: jax.Array) -> jax.Array:
         assert workload.features is not None

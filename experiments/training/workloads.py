@@ -82,7 +82,7 @@ class Workload:
     def losses(
         self, model: Model, inputs: jax.Array, targets: jax.Array, key: jax.Array | None
     ) -> tuple[jax.Array, jax.Array]:
-        """The loss at each target, and whether the model says it; negative targets are padding."""
+        """The loss at each target, and whether the model says it, or a score in [0, 1]; negative targets are padding."""
         logits = model(self.prepare(inputs), key)
         values = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.maximum(targets, 0))
         return values, logits.argmax(-1) == targets
@@ -203,6 +203,26 @@ class Images(Small):
         return datasets.scale(inputs)
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Reconstruction(Images):
+    """Images from a narrow code of themselves; the loss is the mean squared error of pixels in [-1, 1].
+
+    Its "accuracy" is a score: of the variance of an image's pixels about their mean,
+    the share that the reconstruction explains, at least 0; the mean over images.
+    """
+
+    def losses(
+        self, model: Model, inputs: jax.Array, targets: jax.Array, key: jax.Array | None
+    ) -> tuple[jax.Array, jax.Array]:
+        del targets
+        pixels = self.prepare(inputs).reshape(inputs.shape[0], -1)
+        errors = jnp.square(model(pixels, key) - pixels).mean(-1)
+        variances = pixels.var(-1)
+        # An image of one color, as padding is, has no variance to explain.
+        score = 1 - errors / jnp.where(variances > 0, variances, jnp.inf)
+        return errors, jnp.where(variances > 0, jnp.maximum(score, 0), 0)
+
+
 SCHEMES = {"shuffled": batches.shuffled, "single_class": batches.single_class}
 
 
@@ -271,6 +291,15 @@ class Characters(Small):
         return inputs
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LongText(Characters):
+    """Next-character prediction on ten times the text, most of which a run sees once or never."""
+
+    def load(self, data_dir: Path | None = None, download: bool = False) -> Dataset:
+        del data_dir, download
+        return self.parts(text.load(self.length, text.LONG))
+
+
 def _simsiam(*, rngs: nnx.Rngs, backbone: str, **size: Any) -> Model:
     features = {"resnet18": functools.partial(resnet.resnet18, stem="cifar"), "mini": resnet.resnet14_mini}
     own = {name: size.pop(name) for name in ("stages", "width") if name in size}
@@ -291,5 +320,7 @@ MODELS: Mapping[str, Callable[..., Model]] = {
     "vit_base": functools.partial(vit.vit_base, 1_000, dtype=jnp.bfloat16),
     "vit_huge": functools.partial(vit.vit_huge, 1_000, dtype=jnp.bfloat16),
     "simsiam": _simsiam,
+    "autoencoder": small.Autoencoder,
+    "char_gru": functools.partial(small.CharacterGRU, characters=len(text.ALPHABET)),
     "char_lm": functools.partial(small.CharacterModel, characters=len(text.ALPHABET)),
 }

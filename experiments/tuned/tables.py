@@ -2,24 +2,20 @@
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
-import scipy.special
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullLocator
 from rich import box
 from rich.table import Table
 
 from experiments.training.arms import BASELINE
 from experiments.training.records import Run
-from experiments.views import report
-
-ACCURACY_MARGIN = 1e-3  # 0.1 points
-
-# An arm's complete runs by the share of the full schedule that they trained.
-Runs = Mapping[float, Sequence[Run]]
+from experiments.views import metrics, report
+from experiments.views.metrics import Effective, Runs
 
 
 class Score(NamedTuple):
@@ -27,17 +23,19 @@ class Score(NamedTuple):
 
     Attributes:
       seeds: how many.
+      effective: the effective schedule at the final train loss; at evaluated weights
+        (`probe_loss`), at the validation loss where that still falls, and per second
+        at the final train loss. See `metrics.effective_schedule`.
       loss_epochs, loss_seconds: to the baseline's best train loss.
-      loss_epochs_ratio, loss_seconds_ratio: the same, to the baseline's own first crossing.
+      loss_epochs_ratio, loss_time_ratio: `metrics.epochs_ratio` and `metrics.time_ratio`.
       probe_epochs_ratio: epochs to the baseline's best loss on the training
         probe, taken at the evaluated weights: the fair one for averages.
       accuracy_epochs, accuracy_seconds, accuracy_epochs_ratio,
-        accuracy_seconds_ratio: likewise for the best validation accuracy.
+        accuracy_time_ratio: likewise for the best validation accuracy.
       loss: final train loss.
       accuracy: final validation accuracy.
       gain, gain_interval: its difference to the baseline's, and the half width
         of the paired 95% interval.
-      budget: the equal-quality budget; NaN without shortened schedules.
       diverged: seeds that did.
       overhead: what the arm does at the ends of epochs, over its training steps, in seconds.
       rise: the greatest train loss of an epoch after a jump, over that of the epoch before; NaN without jumps.
@@ -45,72 +43,27 @@ class Score(NamedTuple):
     """
 
     seeds: int
+    effective: Effective
+    effective_probe: Effective
+    effective_validation: Effective
+    effective_seconds: Effective
     loss_epochs: float
     loss_seconds: float
     loss_epochs_ratio: float
-    loss_seconds_ratio: float
+    loss_time_ratio: float
     probe_epochs_ratio: float
     accuracy_epochs: float
     accuracy_seconds: float
     accuracy_epochs_ratio: float
-    accuracy_seconds_ratio: float
+    accuracy_time_ratio: float
     loss: float
     accuracy: float
     gain: float
     gain_interval: float
-    budget: float
     diverged: int
     overhead: float
     rise: float
     dip: float
-
-
-def paired_interval(differences: Sequence[float]) -> tuple[float, float]:
-    """Mean of paired differences and the half width of its 95% t-interval; infinite for one pair."""
-    count = len(differences)
-    if count < 2:
-        return float(np.mean(differences)), math.inf
-    quantile = scipy.special.stdtrit(count - 1, 0.975)
-    return float(np.mean(differences)), float(quantile * np.std(differences, ddof=1) / math.sqrt(count))
-
-
-def diverged(run: Run, baseline: Run) -> bool:
-    """Whether the final train loss is not finite, or more than twice the baseline's."""
-    loss = _last(run, "train_loss")
-    return not loss <= 2 * _last(baseline, "train_loss")
-
-
-def equal_quality_budget(runs: Runs, baselines: Sequence[Run]) -> float:
-    """The shortest share of the schedule that gives the full-length baseline's quality; infinite if none.
-
-    Quality: mean final train loss no higher, and final validation accuracy no
-    more than 0.1 points lower in the paired mean.
-    """
-    return min((share for share, chosen in runs.items() if _as_good(chosen, baselines)), default=math.inf)
-
-
-def _as_good(runs: Sequence[Run], baselines: Sequence[Run]) -> bool:
-    pairs = list(_paired(runs, baselines))
-    if not pairs:
-        return False
-    losses = np.array([[_last(x, "train_loss") for x in pair] for pair in pairs])
-    accuracies = np.array([[_last(x, "validation_accuracy") for x in pair] for pair in pairs])
-    loss_difference, accuracy_difference = (np.mean(v[:, 0] - v[:, 1]) for v in (losses, accuracies))
-    # Accuracies are ratios of counts: let 0.1 points be 0.1 points despite rounding.
-    return bool(loss_difference <= 0 and accuracy_difference >= -ACCURACY_MARGIN - 1e-9)
-
-
-def _paired(runs: Sequence[Run], baselines: Sequence[Run]) -> list[tuple[Run, Run]]:
-    of_seed = {run.seed: run for run in baselines}
-    return [(run, of_seed[run.seed]) for run in runs if run.seed in of_seed]
-
-
-def _last(run: Run, field: str) -> float:
-    return run.epochs[-1][field]
-
-
-def _sum(run: Run, field: str) -> float:
-    return sum(e[field] for e in run.epochs)
 
 
 def _at_jumps(runs: Sequence[Run]) -> tuple[float, float]:
@@ -121,33 +74,49 @@ def _at_jumps(runs: Sequence[Run]) -> tuple[float, float]:
     return float(np.max(rises)) if rises else math.nan, float(np.mean(dips)) if dips else math.nan
 
 
-def score(runs: Runs, baselines: Sequence[Run]) -> Score | None:
-    """An arm against the full-length baseline; None without a full-length run of a common seed."""
-    pairs = _paired(runs.get(1.0, ()), baselines)
+def score(runs: Runs, baselines: Runs) -> Score | None:
+    """An arm against the baseline; None without full-length runs of a common seed."""
+    pairs = metrics.paired(runs.get(1.0, ()), baselines.get(1.0, ()))
     if not pairs:
         return None
+    chosen = [run for run, _ in pairs]
+
+    def effective(field: str, per_second: bool = False) -> Effective:
+        return metrics.effective_schedule(chosen, baselines, field, per_second=per_second)
 
     def times(field: str) -> tuple[float, float, float, float]:
         """Mean epochs and seconds to the baseline's best, and mean ratios to its own first crossing."""
-        own = np.array([report.to_best(run, baseline, field) for run, baseline in pairs])
-        first = np.array([report.to_best(baseline, baseline, field) for _, baseline in pairs])
-        (epochs, seconds), (epochs_ratio, seconds_ratio) = own.mean(0), (own / first).mean(0)
-        return float(epochs), float(seconds), float(epochs_ratio), float(seconds_ratio)
+        means = np.mean([metrics.to_best(*pair, field) for pair in pairs], axis=0)
+        ratios = [(metrics.epochs_ratio(*pair, field), metrics.time_ratio(*pair, field)) for pair in pairs]
+        (epochs, seconds), (epochs_ratio, time_ratio) = means, np.mean(ratios, axis=0)
+        return float(epochs), float(seconds), float(epochs_ratio), float(time_ratio)
 
-    loss, accuracy, probe = map(times, ("train_loss", "validation_accuracy", "probe_loss"))
-    differences = [_last(r, "validation_accuracy") - _last(b, "validation_accuracy") for r, b in pairs]
+    loss, accuracy = times("train_loss"), times("validation_accuracy")
+    gain, gain_interval = metrics.accuracy_difference(pairs)
+    rise, dip = _at_jumps(chosen)
     return Score(
-        len(pairs),
-        *loss,
-        probe[2],
-        *accuracy,
-        float(np.mean([_last(r, "train_loss") for r, _ in pairs])),
-        float(np.mean([_last(r, "validation_accuracy") for r, _ in pairs])),
-        *paired_interval(differences),
-        equal_quality_budget(runs, baselines) if len(runs) > 1 else math.nan,
-        sum(diverged(r, b) for r, b in pairs),
-        float(np.mean([_sum(r, "pdt_seconds") / _sum(r, "train_seconds") for r, _ in pairs])),
-        *_at_jumps([r for r, _ in pairs]),
+        seeds=len(pairs),
+        effective=effective("train_loss"),
+        effective_probe=effective("probe_loss"),
+        effective_validation=effective("validation_loss"),
+        effective_seconds=effective("train_loss", per_second=True),
+        loss_epochs=loss[0],
+        loss_seconds=loss[1],
+        loss_epochs_ratio=loss[2],
+        loss_time_ratio=loss[3],
+        probe_epochs_ratio=times("probe_loss")[2],
+        accuracy_epochs=accuracy[0],
+        accuracy_seconds=accuracy[1],
+        accuracy_epochs_ratio=accuracy[2],
+        accuracy_time_ratio=accuracy[3],
+        loss=float(np.mean([metrics.last(r, "train_loss") for r in chosen])),
+        accuracy=float(np.mean([metrics.last(r, "validation_accuracy") for r in chosen])),
+        gain=gain,
+        gain_interval=gain_interval,
+        diverged=sum(metrics.diverged(*pair) for pair in pairs),
+        overhead=float(np.mean([metrics.overhead(r) for r in chosen])),
+        rise=rise,
+        dip=dip,
     )
 
 
@@ -159,8 +128,7 @@ def scores(pairs: Pairs) -> Scores:
     """All scores that the records allow."""
     table = {}
     for pair, arms in pairs.items():
-        baselines = arms.get(BASELINE, {}).get(1.0, ())
-        found = {arm: score(runs, baselines) for arm, runs in arms.items()}
+        found = {arm: score(runs, arms.get(BASELINE, {})) for arm, runs in arms.items()}
         table[pair] = {arm: s for arm, s in found.items() if s is not None}
     return table
 
@@ -181,9 +149,24 @@ def points(gain: float, interval: float | None = None) -> str:
     return mean if interval is None or math.isinf(interval) else f"{mean} ± {100 * interval:.2f}"
 
 
+def factor(value: float, bound: int = 0) -> str:
+    """An effective schedule; one that is no less or no more than this is marked."""
+    return "-" if math.isnan(value) else f"{('≤ ', '', '≥ ')[bound + 1]}{value:.2f}"
+
+
+def interval(of: Effective) -> str:
+    """An effective schedule with its 95% interval, if all seeds have a value and these differ."""
+    known = math.isfinite(of.high) and not of.bound and of.low < of.high
+    return factor(of.value, of.bound) + (f" ({of.low:.2f} to {of.high:.2f})" if known else "")
+
+
 PAIR_HEADER = (
     "arm",
     "seeds",
+    "effective schedule",
+    "at evaluated weights",
+    "at validation loss",
+    "per second",
     "epochs to baseline's best train loss",
     "seconds",
     "time saved",
@@ -194,7 +177,6 @@ PAIR_HEADER = (
     "final train loss",
     "final accuracy",
     "difference in points",
-    "equal-quality budget",
     "diverged",
     "overhead",
     "greatest rise after a jump",
@@ -203,22 +185,25 @@ PAIR_HEADER = (
 
 
 def pair_table(arms: Mapping[str, Score]) -> list[tuple[str, ...]]:
-    """One pair, the header first."""
+    """One pair, the header first; columns that nothing is known of are left out."""
     lines = [
         (
             arm,
             str(s.seeds),
+            interval(s.effective),
+            interval(s.effective_probe),
+            interval(s.effective_validation),
+            interval(s.effective_seconds),
             number(s.loss_epochs, ".1f"),
             number(s.loss_seconds, ".1f"),
-            saved(s.loss_seconds_ratio),
+            saved(s.loss_time_ratio),
             saved(s.probe_epochs_ratio),
             number(s.accuracy_epochs, ".1f"),
             number(s.accuracy_seconds, ".1f"),
-            saved(s.accuracy_seconds_ratio),
+            saved(s.accuracy_time_ratio),
             f"{s.loss:.4g}",
             f"{100 * s.accuracy:.2f}%",
             "" if arm == BASELINE else points(s.gain, s.gain_interval),
-            number(s.budget, ".0%"),
             str(s.diverged),
             f"{s.overhead:.1%}",
             number(s.rise, ".2f"),
@@ -226,98 +211,124 @@ def pair_table(arms: Mapping[str, Score]) -> list[tuple[str, ...]]:
         )
         for arm, s in arms.items()
     ]
-    return [PAIR_HEADER, *lines]
+    return _known([PAIR_HEADER, *lines])
+
+
+def _known(lines: Sequence[tuple[str, ...]]) -> list[tuple[str, ...]]:
+    """A table, its first line the header, without the columns in which every other line says "-"."""
+    kept = [i for i in range(len(lines[0])) if any(line[i] != "-" for line in lines[1:])]
+    return [tuple(line[i] for i in kept) for line in lines]
 
 
 SUMMARY_HEADER = (
     "arm",
     "pairs",
     "",
+    "effective schedule",
+    "at evaluated weights",
+    "at validation loss",
+    "per second",
     "time saved to train loss",
     "epochs saved",
     "saved at evaluated weights",
     "time saved to accuracy",
     "difference in points",
-    "equal-quality budget",
     "diverged",
 )
 
 
 def summary_rows(table: Scores) -> list[tuple[str, ...]]:
-    """Every arm over the pairs: the median and the worst of each column."""
+    """Every arm over the pairs: the median and the worst of each column, where it is known."""
     lines = []
     for arm in dict.fromkeys(arm for arms in table.values() for arm in arms):
         found = [arms[arm] for arms in table.values() if arm in arms]
-        columns = np.array(
-            [
-                (
-                    s.loss_seconds_ratio,
-                    s.loss_epochs_ratio,
-                    s.probe_epochs_ratio,
-                    s.accuracy_seconds_ratio,
-                    -s.gain,
-                    s.budget,
-                )
-                for s in found
-            ]
-        )
         for name, pick in (("median", np.median), ("worst", np.max)):
-            known = [column[~np.isnan(column)] for column in columns.T]  # a budget may not have been trained
-            loss, epochs, probe, accuracy, lost, budget = (pick(c) if c.size else math.nan for c in known)
+
+            def over(values: Sequence[float], pick: Callable[..., Any] = pick) -> float:
+                """The median, or the worst, which is the greatest, of what is known."""
+                known = [value for value in values if not math.isnan(value)]
+                return float(pick(known)) if known else math.nan
+
+            def effective(of: Sequence[Effective], name: str = name) -> str:
+                known = sorted(e for e in of if not math.isnan(e.value))
+                middle = known[(len(known) - 1) // 2 : len(known) // 2 + 1]
+                chosen = middle if name == "median" else known[:1]
+                value = float(np.mean([e.value for e in chosen])) if chosen else math.nan
+                return factor(value, next((e.bound for e in chosen if e.bound), 0))
+
+            first = name == "median"
             lines.append(
                 (
-                    arm if name == "median" else "",
-                    str(len(found)) if name == "median" else "",
+                    arm if first else "",
+                    str(len(found)) if first else "",
                     name,
-                    *map(saved, (loss, epochs, probe, accuracy)),
-                    points(-lost),
-                    number(budget, ".0%"),
-                    str(sum(s.diverged for s in found)) if name == "median" else "",
+                    effective([s.effective for s in found]),
+                    effective([s.effective_probe for s in found]),
+                    effective([s.effective_validation for s in found]),
+                    effective([s.effective_seconds for s in found]),
+                    saved(over([s.loss_time_ratio for s in found])),
+                    saved(over([s.loss_epochs_ratio for s in found])),
+                    saved(over([s.probe_epochs_ratio for s in found])),
+                    saved(over([s.accuracy_time_ratio for s in found])),
+                    points(-over([-s.gain for s in found])),
+                    str(sum(s.diverged for s in found)) if first else "",
                 )
             )
     return lines
 
 
-BRIEF = {"arm": 0, "": 2, "epochs saved": 4, "time saved": 3, "accuracy, points": 7}
-BRIEF |= {"equal-quality budget": 8, "diverged": 9}
+BRIEF = ("arm", "", "effective schedule", "at evaluated weights", "at validation loss", "per second")
+BRIEF = (*BRIEF, "epochs saved", "difference in points", "diverged")
 
 
 def brief(table: Scores, arms: Sequence[str]) -> str:
     """The summary of a few arms as Markdown, for the README."""
     chosen = {pair: {arm: scored[arm] for arm in arms if arm in scored} for pair, scored in table.items()}
-    rows = [tuple(line[i] for i in BRIEF.values()) for line in summary_rows(chosen)]
-    return report.markdown([tuple(BRIEF), *rows])
+    columns = [SUMMARY_HEADER.index(name) for name in BRIEF]
+    rows = [tuple(line[i] for i in columns) for line in (SUMMARY_HEADER, *summary_rows(chosen))]
+    return report.markdown(_known(rows))
 
 
 def summary_terminal(table: Scores) -> Table:
     """The summary for a terminal of 80 columns."""
-    shown = Table(title="Saved against the baseline, over pairs", box=box.SIMPLE, padding=(0, 1, 0, 0))
-    columns = {"arm": 0, "": 2, "loss\ntime": 3, "loss\nepochs": 4, "accuracy\ntime": 6}
-    columns |= {"points": 7, "equal-quality\nbudget": 8, "diverged": 9}
+    shown = Table(title="Against the baseline, over pairs", box=box.SIMPLE, padding=(0, 1, 0, 0))
+    columns = {"arm": "arm", "": "", "effective\nschedule": "effective schedule", "per\nsecond": "per second"}
+    columns |= {"evaluated\nweights": "at evaluated weights", "epochs\nsaved": "epochs saved"}
+    columns |= {"points": "difference in points", "diverged": "diverged"}
     for name in columns:
         shown.add_column(name, no_wrap=True)
     for line in summary_rows(table):
-        shown.add_row(*(line[i] for i in columns.values()))
+        shown.add_row(*(line[SUMMARY_HEADER.index(name)] for name in columns.values()))
     return shown
 
 
 COLUMNS = (
-    "Means over seeds, each paired with the baseline of its seed. Targets are the baseline's own best, its time is its "
-    "own first crossing; a miss in any seed is `never`. Seconds are training steps and all that the arm does at an "
-    "epoch's end. *Saved at evaluated weights*: epochs to the baseline's best loss on the first training examples, at "
-    "the weights that are validated (averages are not what training steps see). ± is a paired 95% t-interval. "
-    "*Equal-quality budget*: the shortest of the trained schedules whose final train loss is no higher and whose "
-    "accuracy is at most 0.1 points lower than the full-length baseline's. *Diverged*: runs whose final train loss is "
-    "not finite or more than twice the baseline's. *Overhead*: seconds at the ends of epochs over those of training "
-    "steps. *Greatest rise after a jump*: an epoch's train loss over that of the epoch before, which ended in a jump. "
-    "*Accuracy at a jump*: the mean change in points from the epoch's end before."
+    "Means over seeds, each paired with the baseline of its seed.\n\n"
+    "*Effective schedule*: the length of the baseline's schedule that ends at the arm's final train loss, over "
+    "the length of the arm's own; 1.25: 40 epochs of the arm are worth 50 of the baseline. Log loss is "
+    "interpolated against log epochs over the baseline's lengths that were trained; a longer schedule that ends "
+    "higher counts like the best shorter one. Up to one step from length to length is extrapolated; what lies "
+    "beyond is a bound (≥, ≤). Geometric means, with paired 95% t-intervals of the logs. *At evaluated weights*: "
+    "the same at the loss on the first training examples, at the weights that are validated (averages are not "
+    "what training steps see). *At validation loss*: the same, on pairs where the baseline's mean final "
+    "validation loss at twice the schedule is lower than at the full one. *Per second*: the effective schedule "
+    "with the arm's seconds, in epochs of its baseline, in place of its epochs.\n\n"
+    "Targets of the other columns are the baseline's own best, its time is its own first crossing; a miss in any "
+    "seed is `never`. Seconds are training steps and all that the arm does at an epoch's end. *Time saved*: of "
+    "the epochs to the target, the arm's longer by its overhead. ± is a paired 95% t-interval. *Diverged*: runs "
+    "whose final train loss is not finite or more than twice the baseline's. *Overhead*: seconds at the ends of "
+    "epochs over those of training steps. *Greatest rise after a jump*: an epoch's train loss over that of the "
+    "epoch before, which ended in a jump. *Accuracy at a jump*: the mean change in points from the epoch's end "
+    "before."
 )
-SUMMARY_CAPTION = "one dot per arm and pair, a bar at the median over pairs; a miss lies at the right edge"
+SUMMARY_CAPTION = (
+    "one dot per arm and pair, a black bar at the median over pairs; a miss lies at the right edge"
+)
 
 
 def all_tables(table: Scores) -> dict[str, list[tuple[str, ...]]]:
     """The summary and every pair."""
-    return {"Over all pairs": [SUMMARY_HEADER, *summary_rows(table)]} | {
+    return {"Over all pairs": _known([SUMMARY_HEADER, *summary_rows(table)])} | {
         pair: pair_table(arms) for pair, arms in table.items()
     }
 
@@ -349,7 +360,7 @@ def jumps_picture(pairs: Pairs, jumps: Mapping[tuple[int, int], str], path: Path
             for i, horizon in enumerate(horizons):
                 ratios = [
                     [r["train_loss"] / b["train_loss"] for r, b in zip(run.epochs, base.epochs, strict=True)]
-                    for run, base in _paired(
+                    for run, base in metrics.paired(
                         arms.get(jumps[start, horizon], {}).get(1.0, ()), arms[BASELINE][1.0]
                     )
                 ]
@@ -372,29 +383,40 @@ def _color(i: int) -> str:
 
 
 def summary_picture(table: Scores, path: Path) -> None:
-    """One dot per arm and pair, a bar at the median over pairs; a miss lies at the right edge."""
-    figure = Figure(figsize=(14, 5), layout="constrained")
-    axes = figure.subplots(1, 3, sharey=True)
+    """One dot per arm and pair, a black bar at the median over pairs; a miss lies at the right edge."""
+    figure = Figure(figsize=(14, 5.5), layout="constrained")
     arms = list(dict.fromkeys(arm for arms in table.values() for arm in arms))
-    panels = (
-        ("loss_epochs_ratio", "epochs to baseline's best train loss"),
-        ("budget", "equal-quality budget"),
-        ("gain", "final accuracy against the baseline"),
-    )
-    for axis, (field, label) in zip(axes, panels, strict=True):
-        limit = math.inf if field == "gain" else 1.3
+    panels: list[tuple[str, Callable[[Score], float], str]] = [
+        ("effective schedule at train loss", lambda s: s.effective.value, "multiple of the schedule"),
+        ("per second", lambda s: s.effective_seconds.value, "multiple of the baseline's seconds"),
+        ("final accuracy", lambda s: 100 * s.gain, "points more than the baseline"),
+    ]
+    if all(math.isnan(s.effective.value) for scored in table.values() for s in scored.values()):
+        panels[:2] = [
+            (
+                "epochs to baseline's best train loss",
+                lambda s: min(s.loss_epochs_ratio, 1.3),
+                "share of the baseline's; edge: never",
+            )
+        ]
+    axes = figure.subplots(1, len(panels), sharey=True)
+    for axis, (title, value, label) in zip(axes, panels, strict=True):
         for j, (pair, scored) in enumerate(table.items()):
-            known = [(i, getattr(scored[arm], field)) for i, arm in enumerate(arms) if arm in scored]
-            values = [min(value, limit) for _, value in known]
-            axis.plot(values, [i for i, _ in known], "o", color=f"C{j}", alpha=0.8, label=pair)
+            known = [(i, value(scored[arm])) for i, arm in enumerate(arms) if arm in scored]
+            axis.plot([v for _, v in known], [i for i, _ in known], "o", color=f"C{j}", alpha=0.8, label=pair)
         for i, arm in enumerate(arms):
-            middle = np.median([getattr(scored[arm], field) for scored in table.values() if arm in scored])
-            axis.plot([min(middle, limit)] * 2, [i - 0.35, i + 0.35], color="k", lw=2)
-        axis.axvline(0 if field == "gain" else 1, color="0.3", ls="--", lw=1)
-        axis.set(
-            title=label, xlabel="difference" if field == "gain" else "share of the baseline's; edge: never"
-        )
+            values = [value(scored[arm]) for scored in table.values() if arm in scored]
+            found = [v for v in values if not math.isnan(v)]
+            if found:
+                label_bar = "median over pairs" if i == 0 else None
+                axis.plot([np.median(found)] * 2, [i - 0.35, i + 0.35], color="k", lw=2, label=label_bar)
+        axis.axvline(0 if title == "final accuracy" else 1, color="0.3", ls="--", lw=1)
+        axis.set(title=title, xlabel=label)
         axis.grid(alpha=0.3, axis="x")
+        if "multiple" in label:
+            axis.set_xscale("log", base=2)
+            axis.xaxis.set_major_formatter("{x:g}")
+            axis.xaxis.set_minor_locator(NullLocator())
     axes[0].set_yticks(range(len(arms)), arms)
     axes[0].invert_yaxis()
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right upper")

@@ -6,7 +6,7 @@ import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from rich.console import Console
@@ -17,6 +17,7 @@ from experiments.training.arms import BASELINE, Arm
 from experiments.training.trainer import Config
 from experiments.tuned import setups, tables
 from experiments.tuned.setups import Pair
+from experiments.views import metrics
 from experiments.views.view import Asked, Finds, Need, Shown, View, find, placed
 
 WIDEST_GRID = 16
@@ -31,29 +32,53 @@ class TunedView(View):
       arms: by default; the baseline is always among them.
       seeds: by default.
       workloads: by default; None for all pairs.
-      shorter: whether `setups.SHORTENED` are trained on other schedules, too.
+      final: whether peers run at their own rates, on pairs where these are tuned, and the
+        baseline at several lengths of its schedule, too. All else runs at the baseline's rate.
     """
 
     arms: tuple[Arm, ...]
     seeds: tuple[int, ...]
     workloads: tuple[str, ...] | None = None
-    shorter: bool = False
+    final: bool = False
 
     options = ("workloads", "arms", "seeds")
 
     def needs(self, asked: Asked) -> list[Need]:
         pairs = pairs_of(asked.workloads or self.workloads)
         rates = tuned_rates(asked.results, pairs)
-        seeds = dict.fromkeys(asked.seeds or self.seeds)
-        arms = arms_of(asked.arms or [arm.name for arm in self.arms])
+        needs = []
         # The runs of a seed follow each other: their seconds are compared, and machines' speeds drift.
-        return [
-            need(pair, arm, rates[pair.name], seed, share)
+        for pair in pairs:
+            tuned = rates[pair.name]
+            own = {arm.name: tuned.get(arm.name) for arm in setups.PEERS} if self.final else {}
+            for seed in dict.fromkeys(asked.seeds or self.seeds):
+                for arm in self._arms(asked):
+                    rate = own.get(arm.name, tuned[BASELINE])
+                    if rate is not None and arm.fits(pair.optimizer):
+                        lengths = setups.SHARES if self.final and arm.name == BASELINE else ()
+                        needs += [need(pair, arm, rate, seed, share) for share in (1.0, *lengths)]
+        return needs
+
+    def _arms(self, asked: Asked) -> list[Arm]:
+        return arms_of(asked.arms or [arm.name for arm in self.arms])
+
+    def check_ready(self, asked: Asked) -> None:
+        """Peers without a rate are left out of tables, but not silently trained without."""
+        pairs, arms = pairs_of(asked.workloads or self.workloads), self._arms(asked)
+        rates = tuned_rates(asked.results, pairs)
+        missing = [
+            (pair.name, arm.name)
             for pair in pairs
-            for seed in seeds
             for arm in arms
-            for share in (1.0, *(setups.SHARES if self.shorter and arm.name in setups.SHORTENED else ()))
+            if arm in setups.PEERS and arm.fits(pair.optimizer) and arm.name not in rates[pair.name]
         ]
+        if self.final and missing:
+            listed, of = ", ".join(" ".join(key) for key in missing), dict.fromkeys
+            raise ValueError(
+                f"There is no tuned learning rate for {listed} in {_rates(asked.results[0])}: run `python -m "
+                f"experiments.run tune --workloads {' '.join(of(p for p, _ in missing))} --arms "
+                f"{' '.join(of(a for _, a in missing))}` first, or name the arms that you want."
+            )
 
     def folder(self, scale: str) -> str:
         del scale
@@ -62,22 +87,27 @@ class TunedView(View):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Tuning(View):
-    """The baseline at each pair's first grid of rates; `tune` goes on from there."""
+    """The first grids of rates on the first seed; `tune` goes on from there. Peers' stand around the baseline's rate, once that is known."""
 
-    options = ("workloads", "seeds")
+    arms = (Arm(BASELINE), *setups.PEERS)
+    options = ("workloads", "arms", "seeds")
 
     def needs(self, asked: Asked) -> list[Need]:
-        return [n for pair in pairs_of(asked.workloads) for n in tuning(pair, pair.rates, asked)]
+        seed = _tuning_seeds(asked)[0]
+        known = _tuned(asked.results)
+        pairs = pairs_of(asked.workloads)
+        rates = tuned_rates(asked.results, [pair for pair in pairs if pair.name in known])
+        searches = [Search(pair, Arm(BASELINE), pair.rates) for pair in pairs]
+        searches += _peers([pair for pair in pairs if pair.name in rates], asked, rates)
+        return [need(of.pair, of.arm, rate, seed) for of in searches for rate in sorted(of.grid)]
 
     def folder(self, scale: str) -> str:
         del scale
         return f"{FOLDER}/{self.name}"
 
 
-def tuning(pair: Pair, grid: Sequence[float], asked: Asked) -> list[Need]:
-    """The baseline of a pair at each rate of a grid."""
-    seeds = dict.fromkeys(asked.seeds or setups.TUNING_SEEDS)
-    return [need(pair, Arm(BASELINE), rate, seed) for rate in sorted(grid) for seed in seeds]
+def _tuning_seeds(asked: Asked) -> tuple[int, ...]:
+    return tuple(dict.fromkeys(asked.seeds or setups.TUNING_SEEDS))
 
 
 def pairs_of(names: Sequence[str] | None) -> list[Pair]:
@@ -101,34 +131,121 @@ def arms_of(names: Sequence[str]) -> list[Arm]:
 
 def need(pair: Pair, arm: Arm, rate: float, seed: int, share: float = 1.0) -> Need:
     """One run, on a share of the pair's full schedule."""
-    config = Config(pair.workload, arm, pair.optimizer, rate, "cosine", round(share * pair.epochs), seed)
+    epochs = round(share * pair.epochs)
+    config = Config(pair.workload, arm, pair.optimizer, rate, pair.schedule, epochs, seed)
     return Need(pair.name, f"{FOLDER}/records/{pair.name}", share * pair.seconds, config)
 
 
 # Tuning.
 
 
+class Search(NamedTuple):
+    """A learning rate that is looked for."""
+
+    pair: Pair
+    arm: Arm
+    grid: tuple[float, ...]
+
+
+Rates = Mapping[
+    str, Mapping[str, float]
+]  # pair -> the baseline and each arm with a rate of its own -> its rate
+Losses = dict[float, dict[int, float]]  # rate -> seed -> the loss that a run ended at
+
+
 def tune(asked: Asked, how: sweep.How, console: Console) -> None:
-    """Finds each pair's learning rate for the baseline and writes it to rates.json."""
-    out = asked.results[0]
-    _read_rates(out)  # a broken file is better known before than after
-    grids = {pair: sorted(pair.rates) for pair in pairs_of(asked.workloads)}
-    while grids:
-        plans = {pair: placed(tuning(pair, grid, asked), asked.results) for pair, grid in grids.items()}
-        sweep.train([run for plan in plans.values() for run in plan], how, console)
-        for pair, plan in plans.items():
-            result = _tuning_result([run.config for run in plan], plan[0].folder)
-            wider = wider_grid(grids[pair], result["learning_rate"])
-            if wider == grids.pop(pair):
-                _write_rate(out, pair.name, result)
-                console.print(f"{pair.name}: learning rate {result['learning_rate']:g}", highlight=False)
-            elif len(wider) > WIDEST_GRID:
-                raise ValueError(
-                    f"The best learning rate of {pair.name} is still at the edge of a grid from {wider[0]:g} "
-                    f"to {wider[-1]:g}: start it elsewhere."
+    """Finds the learning rates of the baseline, then of the peers that are asked for, and writes them to rates.json."""
+    peers = [arm.name for arm in setups.PEERS]
+    others = [name for name in asked.arms or () if name not in (BASELINE, *peers)]
+    if others:
+        raise ValueError(
+            f"Only {', '.join(peers)} have a learning rate of their own; all others run at the baseline's: leave them "
+            f"out. Got {', '.join(others)}."
+        )
+    _read_rates(asked.results[0])  # a broken file is better known before than after
+    pairs = pairs_of(asked.workloads)
+    best = _search([Search(pair, Arm(BASELINE), pair.rates) for pair in pairs], asked, how, console)
+    _search(
+        _peers(pairs, asked, {pair: {BASELINE: rate} for pair, rate in best.items()}), asked, how, console
+    )
+
+
+def _peers(pairs: Sequence[Pair], asked: Asked, rates: Rates) -> list[Search]:
+    """The peers that are asked for, each on a grid around the baseline's rate."""
+    return [
+        Search(pair, arm, tuple(factor * rates[pair.name][BASELINE] for factor in setups.FACTORS))
+        for pair in pairs
+        for arm in setups.PEERS
+        if arm.fits(pair.optimizer) and (asked.arms is None or arm.name in asked.arms)
+    ]
+
+
+def _search(searches: Sequence[Search], asked: Asked, how: sweep.How, console: Console) -> dict[str, float]:
+    """Ends all searches; the best rates by pair, of the last arm."""
+    seeds = _tuning_seeds(asked)
+    losses: dict[Search, Losses] = {search: {rate: {} for rate in search.grid} for search in searches}
+    best: dict[str, float] = {}
+    while losses:
+        due = {
+            search: [_placed(search, rate, seed, asked) for rate, seed in next_runs(known, seeds)[0]]
+            for search, known in losses.items()
+        }
+        sweep.train([run for of in due.values() for run in of], how, console)
+        for search, of in due.items():
+            known = losses[search]
+            for run in of:
+                known.setdefault(run.config.learning_rate, {})[run.config.seed] = _judged(run)
+            left, rate = next_runs(known, seeds)
+            if rate is not None:
+                del losses[search]
+                best[search.pair.name] = rate
+                _write_rate(asked.results[0], search, _tuning_result(search, known, rate, asked))
+                console.print(
+                    f"{search.pair.name} {search.arm.name}: learning rate {rate:g}", highlight=False
                 )
-            else:
-                grids[pair] = wider
+            elif len(known.keys() | {r for r, _ in left}) > WIDEST_GRID:
+                raise ValueError(
+                    f"The best learning rate of {search.pair.name} {search.arm.name} is still at the edge of a grid "
+                    f"from {min(known):g} to {max(known):g}: start it elsewhere."
+                )
+    return best
+
+
+def next_runs(
+    losses: Mapping[float, Mapping[int, float]], seeds: Sequence[int]
+) -> tuple[list[tuple[float, int]], float | None]:
+    """Which rates to train on which seeds next, and the best rate once there is nothing left to train.
+
+    All rates on the first seed, and more while the best is at an edge; the best two
+    on the others. The better of these in the mean is the best, unless it is at an edge.
+
+    >>> next_runs({1: {}, 2: {}, 4: {}}, (1, 2))
+    ([(1, 1), (2, 1), (4, 1)], None)
+    >>> next_runs({1: {1: 0.6}, 2: {1: 0.4}, 4: {1: 0.5}}, (1, 2))
+    ([(2, 2), (4, 2)], None)
+    >>> next_runs({1: {1: 0.6}, 2: {1: 0.4, 2: 0.4}, 4: {1: 0.5, 2: 0.2}}, (1, 2))
+    ([(8, 1)], None)
+    >>> next_runs({1: {1: 0.6}, 2: {1: 0.4, 2: 0.4}, 4: {1: 0.5, 2: 0.5}}, (1, 2))
+    ([], 2)
+    """
+    first, *others = seeds
+    if missing := [(rate, first) for rate in sorted(losses) if first not in losses[rate]]:
+        return missing, None
+
+    def beyond(best: float) -> list[tuple[float, int]]:
+        return [(rate, first) for rate in wider_grid(list(losses), best) if rate not in losses]
+
+    ranked = sorted(losses, key=lambda rate: _finite(losses[rate][first]))
+    if wider := beyond(ranked[0]):
+        return wider, None
+    if missing := [(rate, seed) for rate in ranked[:2] for seed in others if seed not in losses[rate]]:
+        return missing, None
+    best = min(ranked[:2], key=lambda rate: _finite(float(np.mean([losses[rate][seed] for seed in seeds]))))
+    return (wider, None) if (wider := beyond(best)) else ([], best)
+
+
+def _finite(loss: float) -> float:
+    return loss if math.isfinite(loss) else math.inf
 
 
 def wider_grid(grid: Sequence[float], best: float) -> list[float]:
@@ -139,23 +256,38 @@ def wider_grid(grid: Sequence[float], best: float) -> list[float]:
     return [*lower, *grid, *upper]
 
 
-def _tuning_result(configs: Sequence[Config], folder: Path) -> dict[str, Any]:
-    """The grid, its final train losses, the best rate, and what it cost to find."""
-    losses: dict[float, list[float]] = {}
-    seconds = 0.0
-    for config in configs:
-        epochs = records.read(folder, config).epochs
-        losses.setdefault(config.learning_rate, []).append(epochs[-1]["train_loss"])
-        seconds += sum(e["train_seconds"] for e in epochs)
-    means = {rate: float(np.mean(values)) for rate, values in losses.items()}
+def _placed(search: Search, rate: float, seed: int, asked: Asked) -> sweep.Planned:
+    """One run, where it is recorded or is to be."""
+    (planned,) = placed([need(search.pair, search.arm, rate, seed)], asked.results)
+    return planned
+
+
+def _measure(config: Config) -> str:
+    """The loss that an arm is tuned for: at the weights that it evaluates."""
+    return "train_loss" if config.arm.method(config.recipe).evaluated is None else "probe_loss"
+
+
+def _judged(run: sweep.Planned) -> float:
+    return metrics.last(records.read(run.folder, run.config), _measure(run.config))
+
+
+def _tuning_result(search: Search, losses: Losses, best: float, asked: Asked) -> dict[str, Any]:
+    """The grid, the losses by rate in the order of the seeds, the best rate, and what it cost to find."""
+    seeds = _tuning_seeds(asked)
+    planned = [_placed(search, rate, seed, asked) for rate, of in losses.items() for seed in of]
+    runs = [records.read(run.folder, run.config) for run in planned]
+    by_rate = {f"{rate:g}": [losses[rate][s] for s in seeds if s in losses[rate]] for rate in sorted(losses)}
+    measure = _measure(planned[0].config)
     return {
-        "learning_rate": min(means, key=lambda rate: means[rate] if math.isfinite(means[rate]) else math.inf),
-        "seeds": list(dict.fromkeys(config.seed for config in configs)),
-        "epochs": configs[0].epochs,
-        "mean_final_train_loss": {f"{rate:g}": means[rate] for rate in sorted(means)},
-        "final_train_losses": {f"{rate:g}": losses[rate] for rate in sorted(losses)},
-        "runs": len(configs),
-        "train_seconds": round(seconds, 1),
+        "learning_rate": best,
+        "seeds": list(seeds),
+        "epochs": search.pair.epochs,
+        f"mean_final_{measure}": {
+            rate: float(np.mean(of)) for rate, of in by_rate.items() if len(of) == len(seeds)
+        },
+        f"final_{measure}es": by_rate,
+        "runs": len(runs),
+        "train_seconds": round(sum(metrics.total(run, "train_seconds") for run in runs), 1),
     }
 
 
@@ -168,38 +300,65 @@ def _read_rates(results: Path) -> dict[str, Any]:
     return command.read_json(path) if path.exists() else {}
 
 
-def _write_rate(results: Path, pair: str, result: dict[str, Any]) -> None:
-    tuned = _read_rates(results) | {pair: result}
+def _write_rate(results: Path, search: Search, result: dict[str, Any]) -> None:
+    """An entry for each pair, of the baseline, and under its `arms` one for each other."""
+    tuned = _read_rates(results)
+    entry = tuned.get(search.pair.name)
+    arms = _arms_in(entry)
+    if search.arm.name == BASELINE:
+        entry = result | ({"arms": arms} if arms else {})
+    else:
+        assert isinstance(entry, dict)  # of the baseline, which is looked for first
+        entry = entry | {"arms": dict(sorted((arms | {search.arm.name: result}).items()))}
+    tuned[search.pair.name] = entry
     if devices.is_first():
         _rates(results).parent.mkdir(parents=True, exist_ok=True)
         _rates(results).write_text(json.dumps(dict(sorted(tuned.items())), indent=2) + "\n")
 
 
-def tuned_rates(results: Sequence[Path], pairs: Sequence[Pair]) -> dict[str, float]:
-    """The rates of pairs, each from the first folder of results that has it.
+def _tuned(results: Sequence[Path]) -> dict[str, Any]:
+    """All that is tuned: each entry from the first folder of results that has it."""
+    tuned: dict[str, Any] = {}
+    for folder in reversed(results):
+        for pair, entry in _read_rates(folder).items():
+            arms = _arms_in(tuned.get(pair)) | _arms_in(entry)
+            tuned[pair] = entry | {"arms": arms} if arms else entry
+    return tuned
+
+
+def _arms_in(entry: Any) -> dict[str, Any]:
+    """The entries of a pair's arms that have rates of their own."""
+    arms = entry.get("arms") if isinstance(entry, dict) else None
+    return arms if isinstance(arms, dict) else {}
+
+
+def tuned_rates(results: Sequence[Path], pairs: Sequence[Pair]) -> Rates:
+    """The rates of pairs: of the baseline, and of the arms that have their own.
 
     Raises:
-      ValueError: if one is not tuned.
+      ValueError: if a pair is not tuned.
       RefusedError: if one is not a rate.
     """
-    tuned: dict[str, Any] = {}
-    for folder in results:
-        tuned = _read_rates(folder) | tuned
+    tuned = _tuned(results)
     missing = [pair.name for pair in pairs if pair.name not in tuned]
     if missing:
         raise ValueError(
             f"There is no tuned learning rate for {', '.join(missing)} in {_rates(results[0])}: "
             f"run `python -m experiments.run tune --workloads {' '.join(missing)}` first."
         )
-    rates = {}
-    for pair in pairs:
-        entry = tuned[pair.name]
-        rate = entry.get("learning_rate") if isinstance(entry, dict) else None
-        if not isinstance(rate, (int, float)) or not 0 < rate < math.inf:
+
+    def rate(name: str, entry: Any) -> float:
+        found = entry.get("learning_rate") if isinstance(entry, dict) else None
+        if not isinstance(found, (int, float)) or not 0 < found < math.inf:
             raise command.RefusedError(
-                f"The `learning_rate` of {pair.name} in {_rates(results[0])} must be positive and finite. Got {rate!r}."
+                f"The `learning_rate` of {name} in {_rates(results[0])} must be positive and finite. Got {found!r}."
             )
-        rates[pair.name] = rate
+        return found
+
+    rates: dict[str, dict[str, float]] = {}
+    for name in (pair.name for pair in pairs):
+        rates[name] = {BASELINE: rate(name, tuned[name])}
+        rates[name] |= {arm: rate(f"{name} {arm}", entry) for arm, entry in _arms_in(tuned[name]).items()}
     return rates
 
 
@@ -219,8 +378,10 @@ def grouped(finds: Finds) -> tables.Pairs:
 
 
 def scores(name: str, results: Path) -> tables.Scores:
-    """What is recorded of a view in a folder of results."""
-    return tables.scores(grouped(find(VIEWS[name], Asked((results,)))))
+    """What is recorded of a view in a folder of results, on the pairs that have a rate there."""
+    view, tuned = VIEWS[name], _tuned((results,))
+    pairs = [pair.name for pair in pairs_of(view.workloads) if pair.name in tuned]
+    return tables.scores(grouped(find(view, Asked((results,), workloads=pairs))))
 
 
 def _render(
@@ -252,8 +413,9 @@ _FIRST = setups.TUNING_SEEDS[:1]
 
 TUNE = Tuning(
     name="tune",
-    title="Learning rates of the baseline",
-    claim="Each pair's rate has the best mean final train loss; it is never at the edge of the grid, which is extended.",
+    title="Learning rates of the baseline and of the arms that have their own",
+    claim="Four rates on seed 1, the best two on seeds 2 and 3; the best has the least mean final train loss, or loss at "
+    "evaluated weights where an arm has such, and is never at the edge of the grid, which is extended.",
     render=lambda name, finds, folder: Shown({}, {}, ()),
 )
 VIEWS: dict[str, TunedView] = {
@@ -265,7 +427,7 @@ VIEWS: dict[str, TunedView] = {
             claim="PDT reaches the baseline's best train loss sooner where the baseline's rate is tuned; controls do not.",
             arms=setups.FINAL,
             seeds=setups.REPORTED_SEEDS,
-            shorter=True,
+            final=True,
         ),
         _view(
             name="screen",
@@ -290,6 +452,7 @@ VIEWS: dict[str, TunedView] = {
             claim="`rollback` takes back the jumps that ruin a run.",
             arms=setups.RUNAWAY,
             seeds=_FIRST,
+            workloads=setups.SIX,
         ),
         _view(
             name="statistics",

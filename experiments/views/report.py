@@ -1,7 +1,6 @@
 """Tables and pictures over records. Nothing here trains."""
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,48 +11,13 @@ from rich import box
 from rich.table import Table
 
 from experiments.training.arms import BASELINE
-from experiments.training.records import Record, Run
-
-
-class Crossing(NamedTuple):
-    """When a run first reached a target: epochs and training seconds, infinite if it never did."""
-
-    epochs: float
-    seconds: float
-
-
-def clock(run: Run) -> np.ndarray:
-    """(epochs,), seconds from the start: training steps and all that PDT does, compilation apart."""
-    return np.cumsum([e["train_seconds"] + e["pdt_seconds"] for e in run.epochs])
-
-
-def first_crossing(run: Run, reached: Callable[[Record], bool]) -> Crossing:
-    """The first epoch whose record has reached the target."""
-    for record, seconds in zip(run.epochs, clock(run), strict=True):
-        if reached(record):
-            return Crossing(record["epoch"], float(seconds))
-    return Crossing(math.inf, math.inf)
-
-
-def to_best(run: Run, baseline: Run, field: str) -> Crossing:
-    """When a run is first as good as the baseline's best: the least, of an accuracy the greatest."""
-    sign = -1 if field.endswith("accuracy") else 1
-    best = min(sign * e[field] for e in baseline.epochs)
-    return first_crossing(run, lambda e: sign * e[field] <= best)
-
-
-def steady_ratio(run: Run, baseline: Run, field: str) -> float:
-    """Epochs to the baseline's best, over the baseline's own; each longer by the run's share of time in predictions.
-
-    Unlike a ratio of seconds it is the same on a machine whose speed drifts.
-    """
-    own, first = (to_best(r, baseline, field).epochs for r in (run, baseline))
-    spent, trained = (sum(e[kind] for e in run.epochs) for kind in ("pdt_seconds", "train_seconds"))
-    return own * (1 + spent / trained) / first
+from experiments.training.records import Run
+from experiments.views import metrics
+from experiments.views.metrics import Crossing, time_ratio, to_best
 
 
 class Result(NamedTuple):
-    """One run against the baseline of the same seed; ratios are (rule / baseline) seconds."""
+    """One run against the baseline of the same seed; ratios are `metrics.time_ratio`."""
 
     to_loss: Crossing
     to_accuracy: Crossing
@@ -66,16 +30,14 @@ class Result(NamedTuple):
 
 def compare(run: Run, baseline: Run) -> Result:
     """Both targets are the baseline's own best; its time is its first crossing."""
-    to_loss, base_loss = (to_best(x, baseline, "train_loss") for x in (run, baseline))
-    to_accuracy, base_accuracy = (to_best(x, baseline, "validation_accuracy") for x in (run, baseline))
     return Result(
-        to_loss,
-        to_accuracy,
-        to_loss.seconds / base_loss.seconds,
-        to_accuracy.seconds / base_accuracy.seconds,
+        to_best(run, baseline, "train_loss"),
+        to_best(run, baseline, "validation_accuracy"),
+        time_ratio(run, baseline, "train_loss"),
+        time_ratio(run, baseline, "validation_accuracy"),
         min(e["train_loss"] for e in run.epochs),
-        run.epochs[-1]["validation_accuracy"],
-        sum(e["pdt_seconds"] for e in run.epochs),
+        metrics.last(run, "validation_accuracy"),
+        metrics.total(run, "pdt_seconds"),
     )
 
 

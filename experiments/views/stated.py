@@ -17,9 +17,9 @@ from experiments.paper.views import VIEWS
 from experiments.training import records
 from experiments.training.arms import BASELINE
 from experiments.tuned import setups
-from experiments.tuned.tables import Score, Scores, brief, number, points, saved
+from experiments.tuned.tables import Score, Scores, brief, interval, number, points, saved
 from experiments.tuned.views import scores
-from experiments.views import page, report
+from experiments.views import metrics, page
 from experiments.views.report import markdown
 from experiments.views.view import Asked, find
 
@@ -56,10 +56,7 @@ def _range(shares: Sequence[float]) -> str:
 
 
 def _final(scores: Scores) -> Figures:
-    recommended, released, random, doubled = (
-        _of(scores, arm) for arm in ("recommended", "released", "random-mask", "schedule-free-x2")
-    )
-    reached = {pair: score for pair, score in doubled.items() if math.isfinite(score.loss_epochs_ratio)}
+    recommended, released, random = (_of(scores, arm) for arm in ("recommended", "released", "random-mask"))
 
     def epochs(of: Mapping[str, Score]) -> list[str]:
         return [number(score.loss_epochs_ratio, ".0%") for score in of.values()]
@@ -71,7 +68,7 @@ def _final(scores: Scores) -> Figures:
         "bench.summary": brief(scores, setups.README_ARMS),
         "bench.saved": _range([1 - score.loss_epochs_ratio for score in recommended.values()]),
         "bench.saved-median": median(recommended, "loss_epochs_ratio"),
-        "bench.seconds-saved-median": median(recommended, "loss_seconds_ratio"),
+        "bench.seconds-saved-median": median(recommended, "loss_time_ratio"),
         "bench.released-saved-median": median(released, "loss_epochs_ratio"),
         "bench.runs": str(sum(score.seeds for score in recommended.values())),
         "bench.recommended": listed(
@@ -80,9 +77,7 @@ def _final(scores: Scores) -> Figures:
         "bench.released": listed(epochs(released)),
         "bench.random-mask": listed(epochs(random)),
         "bench.points": listed([points(score.gain, score.gain_interval) for score in recommended.values()]),
-        "bench.schedule-free-x2": listed(epochs(reached)),
-        "bench.schedule-free-x2-pairs": listed([f"`{pair}`" for pair in reached]),
-        "bench.schedule-free-x2-points": f"{100 * doubled['char_lm-adamw'].gain:.1f}",
+        "bench.effective": listed([interval(score.effective) for score in recommended.values()]),
         "bench.overhead": _range([score.overhead for score in recommended.values()]),
         "bench.greatest-rise": f"{max(score.rise for score in recommended.values()):.2f}",
         **{
@@ -94,7 +89,7 @@ def _final(scores: Scores) -> Figures:
 
 def _detached(scores: Scores) -> Figures:
     baseline, recommended = _of(scores, BASELINE), _of(scores, "recommended")
-    ratios = [score.loss_seconds_ratio for score in recommended.values()]
+    ratios = [score.loss_time_ratio for score in recommended.values()]
     head = [
         "pair",
         "epochs, baseline",
@@ -108,7 +103,7 @@ def _detached(scores: Scores) -> Figures:
             f"`{pair}`",
             *(number(score.loss_epochs, ".1f") for score in (baseline[pair], after)),
             *(number(score.loss_seconds, ".1f") for score in (baseline[pair], after)),
-            saved(after.loss_seconds_ratio),
+            saved(after.loss_time_ratio),
         ]
         for pair, after in recommended.items()
     ]
@@ -215,7 +210,7 @@ def _paper_size(folder: Path) -> Figures:
     trained, spent = (sum(e[of] for e in recommended.epochs) for of in ("train_seconds", "pdt_seconds"))
 
     def sooner(rule: str, field: str) -> int:
-        first, own = (report.to_best(run, baseline, field).epochs for run in (baseline, runs[rule]))
+        first, own = (metrics.to_best(run, baseline, field).epochs for run in (baseline, runs[rule]))
         return round(first - own)
 
     epoch = statistics.median(e["train_seconds"] for e in recommended.epochs)
@@ -229,7 +224,7 @@ def _paper_size(folder: Path) -> Figures:
         "h100.spent": f"{spent:.2f}",
         "h100.whole": f"{trained + spent:.0f}",
         "h100.share": f"{spent / (trained + spent):.1%}",
-        "h100.epochs": f"{report.to_best(recommended, baseline, 'train_loss').epochs:.0f}",
+        "h100.epochs": f"{metrics.to_best(recommended, baseline, 'train_loss').epochs:.0f}",
         **{
             f"h100.{rule}-{name}": str(sooner(rule, field))
             for rule in ("recommended", "released")

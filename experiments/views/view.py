@@ -103,6 +103,9 @@ class View:
         del scale
         return f"python -m experiments.run {self.name}"
 
+    def check_ready(self, asked: Asked) -> None:
+        """Raises ValueError if something else must be run before what the view takes can be trained."""
+
     def check(self, args: argparse.Namespace) -> None:
         """Raises ValueError if the arguments ask what is not this kind of view's to answer."""
         for name in dict.fromkeys(o for kind in View.__subclasses__() for o in kind.options):

@@ -21,6 +21,7 @@ def end_apart(
     donated: Moment | None,
     borrowed: Moment | None,
     kept: Window,
+    updates_seen: jax.Array,
     value: jax.Array,
     missing: jax.Array,
     *,
@@ -34,20 +35,21 @@ def end_apart(
     Args:
       donated, borrowed: one of them is what the boundary writes; its window the columns that it replaces.
       kept: the columns of the window that it only reads.
-      value, missing, plan: as for `end`.
+      updates_seen, value, missing, plan: as for `end`.
     """
     now = borrowed if donated is None else donated
     assert now is not None
-    storage, spent = plan.settings.storage, now.window
-    window = spent if plan.settings.guard else storage.join(spent, kept)
-    after, report = _boundary.end(now._replace(window=window), value, missing, plan)
+    storage, spent, shifts = plan.settings.storage, now.window, plan.settings.shifts
+    window = spent if plan.settings.guard or shifts else storage.join(spent, kept)
+    after, report = _boundary.end(now._replace(window=window), updates_seen, value, missing, plan)
     if plan.settings.guard:
         newest = jax.tree.map(jnp.copy, after.window[-1])  # or the weights and it would share buffers
         return after._replace(window=(*after.window[:-1], newest)), report
-    *older, newest = storage.pushed(after.window)
+    *older, newest = after.window if shifts else storage.pushed(after.window)
     if not storage.host:  # whose window is a copy already
         seen = now.clock.snapshots_seen > 0
-        newest = own(newest, spent[-1], older[0] if older else [value] * len(newest), seen)
+        made_of_it = [value] * len(newest) if after.motion is None else after.motion.mean
+        newest = own(newest, spent[-1], older[0] if older else made_of_it, seen)
     # In the order of the arguments, or their buffers would be swapped, and before
     # the report: with CUDA, an open XLA bug corrupts donated buffers otherwise.
     return after._replace(window=(*older, newest)), report
@@ -107,7 +109,7 @@ def end_inside(
         steps, before, seen, _ = carry
         trained: Any = optax.apply_updates(cast(Any, old), steps)
         now = before._replace(weights=trained)
-        after, report = _boundary.end(now, seen.mean_value(), jnp.array(False), plan)
+        after, report = _boundary.end(now, seen.updates_seen, seen.mean_value(), jnp.array(False), plan)
         steps = jax.tree.map(_jump, steps, old, trained, after.weights)
         # What the caller will have after adding the updates, to the last bit.
         landed: Any = optax.apply_updates(cast(Any, old), steps)

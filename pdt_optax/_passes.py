@@ -72,6 +72,25 @@ def combine(coefficients: jax.Array, basis: Sequence[jax.Array]) -> jax.Array:
     return total
 
 
+def accepted(
+    rule: Accept,
+    increments: jax.Array,
+    step: jax.Array,
+    differences: jax.Array,
+    reference: jax.Array,
+    horizon: int | jax.Array,
+) -> jax.Array:
+    """What an acceptance rule says of a leaf, or ValueError if that is no mask."""
+    mask = rule(increments, step, differences, reference, horizon)
+    weighs = _layout.is_floating(mask) or getattr(mask, "dtype", None) == jnp.bool_
+    if getattr(mask, "shape", None) != step.shape or not weighs:
+        raise ValueError(
+            "An acceptance rule must return a mask of its leaf's shape, bool or a floating-point weight in "
+            f"[0, 1]. {rule} returned {_layout.describe(mask)} for a leaf of shape {list(step.shape)}."
+        )
+    return mask
+
+
 def assemble(
     points: Points,
     storage: Storage,
@@ -99,14 +118,7 @@ def assemble(
         basis, step = columns()
         reference, *seen = basis
         rows = [combine(row.astype(compute), basis) for row in increments]
-        mask = rule(jnp.stack(rows), step, jnp.stack(seen), reference, horizon)
-        weighs = _layout.is_floating(mask) or getattr(mask, "dtype", None) == jnp.bool_
-        if getattr(mask, "shape", None) != param.shape or not weighs:
-            raise ValueError(
-                "An acceptance rule must return a mask of its leaf's shape, bool or a floating-point weight in "
-                f"[0, 1]. {rule} returned {_layout.describe(mask)} for a leaf of shape {list(param.shape)}."
-            )
-        return mask
+        return accepted(rule, jnp.stack(rows), step, jnp.stack(seen), reference, horizon)
 
     # A branch of its own, whose result is written to memory once: the count of
     # the accepted and the new weights would else each compute the mask again.

@@ -170,7 +170,7 @@ def predict(
         )
     points: list[Points] = list(zip(*window, weights, strict=True))
     groups = stacks(weights, together)
-    stacked = [tuple(map(_stack, *(points[i] for i in group))) for group in groups]
+    stacked = [tuple(map(stack, *(points[i] for i in group))) for group in groups]
     small = in_widest_float(functools.partial(_forecast, storage, dynamics, horizon))
     far = horizon if reach is None else reach
     epoch, ahead = jnp.asarray(step, jnp.int32), jnp.asarray(far, jnp.int32)
@@ -212,7 +212,7 @@ def stacks(leaves: Sequence[jax.Array], together: bool) -> list[list[int]]:
     return list(groups.values())
 
 
-def _stack(*leaves: jax.Array) -> jax.Array:
+def stack(*leaves: jax.Array) -> jax.Array:
     return leaves[0] if len(leaves) == 1 else jnp.stack(leaves)
 
 
@@ -243,14 +243,14 @@ def _forecast(
     return (
         increments.astype(result),
         jnp.sum(increments, axis=0).astype(result),
-        finite & _stays_finite(model_gram, increments, min(dtypes, key=_largest)),
+        finite & _stays_finite(model_gram, increments, min(dtypes, key=largest)),
         forecast.singular_values.astype(jnp.float32),
         jnp.asarray(forecast.rank, jnp.int32),
         forecast.eigenvalues.astype(jnp.complex64),
     )
 
 
-def _largest(dtype: DTypeLike) -> float:
+def largest(dtype: DTypeLike) -> float:
     return float(jnp.finfo(dtype).max)
 
 
@@ -262,6 +262,6 @@ def _stays_finite(gram: jax.Array, increments: jax.Array, dtype: DTypeLike) -> j
     """
     length = jnp.sqrt(jnp.diagonal(gram))
     bound = length[0] + jnp.sum(jnp.abs(increments) * length)
-    largest = min(_largest(dtype), _largest(gram.dtype)) / 2
-    small_enough = jnp.max(jnp.abs(increments)) < _largest(jnp.float32) / 2
-    return (bound < largest) & small_enough
+    most = min(largest(dtype), largest(gram.dtype)) / 2
+    small_enough = jnp.max(jnp.abs(increments)) < largest(jnp.float32) / 2
+    return (bound < most) & small_enough

@@ -74,6 +74,15 @@ class Predictor(Settings):
       Predictive Differential Training Guided by Training Dynamics, Algorithm 1.
     """
 
+    def __post_init__(self, horizon: int | None, interval: int | None) -> None:
+        super().__post_init__(horizon, interval)
+        if self.deliver == "gradual":
+            raise ValueError(
+                '`deliver` must be "jump" or "auto" in a `Predictor`: it sees no updates that could deliver a '
+                "prediction in parts. Wrap the optimizer instead: pdt_optax.pdt(optimizer, deliver='gradual'). "
+                f"Got deliver={self.deliver!r}."
+            )
+
     def init(self, params: optax.Params, opt_state: optax.OptState | None = None) -> History:
         """The history before the first epoch, with a snapshot of the initial weights.
 
@@ -139,8 +148,10 @@ class Predictor(Settings):
         if self.needs_value and value is None:
             raise ValueError(self.value_rule("predictor.end_epoch(params, history, value=loss)"))
         mean = jnp.float32(jnp.nan) if value is None else scalar(value)
-        missing = jnp.array(False)
-        params, history, _, report = end_with(self, params, history, opt_state, mean, missing, donate=donate)
+        unseen, missing = jnp.zeros((), jnp.int32), jnp.array(False)
+        params, history, _, report = end_with(
+            self, params, history, opt_state, unseen, mean, missing, donate=donate
+        )
         return params, history, report
 
     def _check_opt_state(self, opt_state: optax.OptState | None, call: str) -> None:
@@ -189,6 +200,7 @@ def end_with(
     params: optax.Params,
     history: History,
     opt_state: Tree,
+    updates_seen: jax.Array,
     value: jax.Array,
     missing: jax.Array,
     *,
@@ -196,9 +208,10 @@ def end_with(
 ) -> tuple[optax.Params, History, Tree, PDTReport]:
     """`Predictor.end_epoch`, its arguments checked, and the optimizer's state."""
     now, plan = at_boundary(predictor, params, history, opt_state)
-    spent, kept = (now.window, ()) if predictor.guard else predictor.storage.split(now.window)
+    passes = predictor.guard is not None or predictor.shifts
+    spent, kept = (now.window, ()) if passes else predictor.storage.split(now.window)
     now = now._replace(window=spent)
     given = (now, None) if donate else (None, now)
-    after, report = end_apart(*given, kept, value, missing, plan=plan)
+    after, report = end_apart(*given, kept, updates_seen, value, missing, plan=plan)
     new = history.after(after._replace(window=(*kept, *after.window)))
     return _layout.put(history.weights, params, after.weights), new, history.refill(opt_state, after), report

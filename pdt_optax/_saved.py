@@ -56,6 +56,7 @@ pdt_optax.resize_window(state, 5), or set window=3. Got 3 snapshots, window=5.
     if made is not predictor:
         for state in _with_fields(tree, {"history", "last_report"}):
             wrapper_of(made).check_report(state["last_report"])
+        wrapper_of(made).check_delivery(found[0].get("delivery"))
 
 
 def _with_fields(tree: object, fields: set[str]) -> Iterator[Mapping[str, Any]]:
@@ -134,8 +135,8 @@ def resize_window(state: Tree, window: int) -> Tree:
       >>> opt_state = pdt_optax.resize_window(saved, 7)
       >>> params, opt_state, report = tx.end_epoch(params, opt_state)
     """
-    window = count("window", window, 2, "a difference takes two snapshots")
-    find(state, History)
+    running = find(state, History).motion is not None
+    window = count("window", window, 1 if running else 2, "a difference takes two snapshots")
 
     def resized(history: History) -> History:
         held = len(history.snapshots)
@@ -147,7 +148,7 @@ def resize_window(state: Tree, window: int) -> Tree:
 
     def spectra(report: PDTReport) -> PDTReport:
         def blank(x: jax.Array) -> Any:
-            nan = jax.ShapeDtypeStruct((window - 1,), x.dtype)
+            nan = jax.ShapeDtypeStruct((max(window - 1, 1),), x.dtype)
             return nan if isinstance(x, jax.ShapeDtypeStruct) else jnp.full(nan.shape, jnp.nan, nan.dtype)
 
         values, eigenvalues = map(blank, (report.singular_values, report.eigenvalues))

@@ -17,9 +17,10 @@ class Guard:
         raise NotImplementedError
 
     def after(self, pace: Pace) -> Pace:
-        """The pace once a jump was taken back: the horizon halves and the interval doubles."""
+        """The pace once a jump was taken back: the horizon halves and the interval doubles, from 0 to 1."""
         shorter = jnp.maximum(pace.horizon_now // 2, 1)
-        return pace._replace(horizon_now=shorter, interval_now=2 * pace.interval_now)
+        rarer = jnp.maximum(2 * pace.interval_now, 1)
+        return pace._replace(horizon_now=shorter, interval_now=rarer)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -201,7 +201,9 @@ def _taken_back(now: Moment, value: jax.Array, plan: Plan) -> tuple[Moment, PDTR
     window = (storage.moved_to if plan.settings.own_motion else storage.replace_newest)(now.window, chosen)
     plain = jnp.ones_like(now.clock.plain_epochs)
     clock = now.clock._replace(pace=guard.after(now.clock.pace), plain_epochs=plain)
-    report = no_report(plan.settings.spectrum, sum(plan.predicted), value)._replace(rolled_back=jnp.array(True))
+    report = no_report(plan.settings.spectrum, sum(plan.predicted), value)._replace(
+        rolled_back=jnp.array(True)
+    )
     spent = before._replace(armed=jnp.array(False), optimizer_before=opt_state)
     delivery = now.delivery
     if delivery is not None:

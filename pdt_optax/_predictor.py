@@ -208,8 +208,7 @@ def end_with(
 ) -> tuple[optax.Params, History, Tree, PDTReport]:
     """`Predictor.end_epoch`, its arguments checked, and the optimizer's state."""
     now, plan = at_boundary(predictor, params, history, opt_state)
-    passes = predictor.guard is not None or predictor.shifts
-    spent, kept = (now.window, ()) if passes else predictor.storage.split(now.window)
+    spent, kept = predictor.spent(now.window)
     now = now._replace(window=spent)
     given = (now, None) if donate else (None, now)
     after, report = end_apart(*given, kept, updates_seen, value, missing, plan=plan)

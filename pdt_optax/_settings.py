@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pdt_optax import _layout, presets
 from pdt_optax._predict import check_model
-from pdt_optax._window import Storage
+from pdt_optax._window import Storage, Window
 from pdt_optax.accept import Accept, Rule, as_rule
 from pdt_optax.dynamics import Dynamics
 from pdt_optax.guard import Guard
@@ -101,9 +101,14 @@ class Settings:
         return max(self.window - 1, 1)
 
     @property
-    def shifts(self) -> bool:
-        """Whether a boundary moves the older snapshots along."""
-        return self.own_motion and self.window > 1 and self.snapshot_dtype is None
+    def rewrites(self) -> bool:
+        """Whether a boundary writes the whole window, and not just the columns that a new snapshot replaces."""
+        shifts = self.own_motion and self.window > 1 and self.snapshot_dtype is None
+        return shifts or self.guard is not None
+
+    def spent(self, window: Window) -> tuple[Window, Window]:
+        """The columns of a window that a boundary writes, and those that it only reads."""
+        return (window, ()) if self.rewrites else self.storage.split(window)
 
     @property
     def rule(self) -> Rule:

@@ -52,7 +52,11 @@ class PDT(optax.GradientTransformationExtraArgs):
 
 
 def pdt(
-    inner: optax.GradientTransformation, *, every: int | None = None, deliver: Deliver = "auto", **settings: Any
+    inner: optax.GradientTransformation,
+    *,
+    every: int | None = None,
+    deliver: Deliver = "auto",
+    **settings: Any,
 ) -> PDT:
     """Predictive Differential Training around any Optax optimizer.
 
@@ -278,7 +282,14 @@ def end_epoch(
             raise ValueError(wrapper.predictor.value_rule("tx.end_epoch(params, opt_state, value=loss)"))
     mean = seen.mean_value() if value is None else scalar(value)
     params, history, inner_state, report = end_with(
-        wrapper.predictor, params, state.history, state.inner_state, seen.updates_seen, mean, missing, donate=donate
+        wrapper.predictor,
+        params,
+        state.history,
+        state.inner_state,
+        seen.updates_seen,
+        mean,
+        missing,
+        donate=donate,
     )
     new = PDTState(inner_state, history, _layout.refill(state.this_epoch, Epoch.start()), None)
     return params, _history.replaced(opt_state, PDTState, lambda _: new), report

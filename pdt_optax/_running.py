@@ -12,7 +12,7 @@ from jax import lax
 from pdt_optax._layout import Column
 from pdt_optax._passes import accepted
 from pdt_optax._predict import largest, stack, stacks
-from pdt_optax._reduce import in_widest_float, over_shards, totals, widest_float
+from pdt_optax._reduce import Leaf, in_widest_float, over_shards, totals, widest_float
 from pdt_optax._slow import Pull, slow_drift
 from pdt_optax.accept import Rule, everything, mean_weights
 

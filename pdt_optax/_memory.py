@@ -87,12 +87,11 @@ def memory(
     Example:
       >>> import jax, jax.numpy as jnp, optax, pdt_optax
       >>> params = {"kernel": jax.ShapeDtypeStruct((4096, 14000), jnp.float32)}
-      >>> print(pdt_optax.memory(pdt_optax.pdt(optax.adamw(1e-3), snapshot_dtype="bfloat16"), params))
+      >>> print(pdt_optax.memory(pdt_optax.pdt(optax.adamw(1e-3)), params))
       parameters                  229 MB
       optimizer                   459 MB
       snapshots                   688 MB
-      at a prediction            57.3 MB
-      at most, on the devices    1.43 GB
+      at most, on the devices    1.38 GB
     """
     predictor = predictor_of(made)
     if isinstance(made, Predictor):

@@ -72,6 +72,11 @@ class Settings:
                 f"the newest alone: leave them out. Got {window=}, snapshot_device={self.snapshot_device!r}, "
                 f"snapshot_dtype={self.snapshot_dtype!r}."
             )
+        if running and not self.own_motion:
+            raise ValueError(
+                f"`own_motion` must be True with {self.dynamics}: it is a mean of the optimizer's own motion. "
+                f"Got own_motion={self.own_motion!r}."
+            )
         given = {name: x for name, x in (("horizon", horizon), ("interval", interval)) if x is not None}
         if self.guard is not None and not isinstance(self.guard, Guard):
             raise TypeError(f"`guard` must be None or `rollback(...)`. Got {self.guard!r}.")

@@ -418,3 +418,8 @@ def test_around_multisteps_and_inside_it() -> None:
         assert report.delivered_share == 1
         delivery = pdt_optax._history.find(state, pdt_optax.History).delivery
         assert delivery.updates == calls
+
+
+def test_own_motion_is_what_it_is_a_mean_of() -> None:
+    with pytest.raises(ValueError, match="`own_motion` must be True with slow_drift"):
+        pdt_optax.Predictor(own_motion=False)

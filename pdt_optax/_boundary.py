@@ -182,6 +182,7 @@ def end(
         after, report = lax.cond(take_back, lambda: _taken_back(now, value, plan), go_on)
     if now.delivery is not None:
         extrapolated = (now.clock.predictions_made > 0) & (now.clock.plain_epochs == 0)
+        extrapolated &= not settings.dry_run
         delivered = jnp.where(extrapolated, now.delivery.share(updates_seen), jnp.nan)
         report = report._replace(gradual=jnp.array(True), delivered_share=delivered)
     return after, report._replace(value_missing=missing)

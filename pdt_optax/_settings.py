@@ -54,8 +54,13 @@ class Settings:
                 "`start` must be at least `window`: the first prediction needs a full window. "
                 f"Got {start=}, {window=}."
             )
-        # A rule sees the mean motion as the one difference of a running model.
-        check_model(self.dynamics, as_rule("accept", accept), max(window, 2) if running else window)
+        rule = as_rule("accept", accept)
+        if running and rule.minimum_window > 2:
+            raise ValueError(
+                f"`accept` must need one difference at most: {self.dynamics} shows it the mean motion alone. "
+                f"Got {rule}, which needs {rule.minimum_window - 1}."
+            )
+        check_model(self.dynamics, rule, max(window, 2) if running else window)
         if not isinstance(schedule, Schedule):
             raise TypeError(
                 "`schedule` must be an acceleration schedule, such as `fixed()` or `adaptive()` (with its "

@@ -213,7 +213,7 @@ def _delivered(updates: optax.Updates, delivery: Delivery, seen: jax.Array) -> o
     """The updates with their part of what is delivered to the weights."""
     part, like = delivery.part(seen), delivery.displacement
     leaves = _layout.take(like, updates, "updates", types=False)
-    moved = [u + part * x for u, x in zip(leaves, jax.tree.leaves(like), strict=True)]
+    moved = [(u + part * x).astype(u.dtype) for u, x in zip(leaves, jax.tree.leaves(like), strict=True)]
     return _layout.put(like, updates, moved)
 
 

@@ -423,3 +423,16 @@ def test_around_multisteps_and_inside_it() -> None:
 def test_own_motion_is_what_it_is_a_mean_of() -> None:
     with pytest.raises(ValueError, match="`own_motion` must be True with slow_drift"):
         pdt_optax.Predictor(own_motion=False)
+
+
+def test_a_rule_sees_the_mean_motion_alone() -> None:
+    """`shrink` divides by how far differences are apart: of one there is no such thing."""
+    for window in (1, 5):
+        with pytest.raises(ValueError, match="`accept` must need one difference at most"):
+            pdt_optax.Predictor(accept=pdt_optax.shrink(), window=window)
+
+
+def test_an_update_keeps_its_type() -> None:
+    tx, params = pdt_optax.pdt(optax.identity()), {"w": jnp.ones(3)}
+    updates, _ = tx.update({"w": jnp.ones(3, jnp.bfloat16)}, tx.init(params), params)
+    assert updates["w"].dtype == jnp.bfloat16

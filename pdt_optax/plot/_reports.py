@@ -167,7 +167,9 @@ def persistence(reports: Reports, ax: Axes | None = None) -> Axes:
     ax.plot(epochs, r.persistence, "o-", color=BLUE, ms=4, label="persistence of all weights")
     known = np.isfinite(r.persistence_per_leaf).any(1)
     low, high = np.nanpercentile(r.persistence_per_leaf[known], (25, 75), axis=1)
-    ax.fill_between(epochs[known], low, high, color=BLUE, alpha=0.2, lw=0, label="of the middle half of the leaves")
+    ax.fill_between(
+        epochs[known], low, high, color=BLUE, alpha=0.2, lw=0, label="of the middle half of the leaves"
+    )
     ax.axhline(0, color="black", lw=0.8)
     moved = epochs[np.asarray(r.predicted, bool)]
     if moved.size:

@@ -105,7 +105,8 @@ def oracle(
         own = w - origin - delivered[epoch] * displacement
         persistence = own @ mean / (mean @ mean) if mean.any() else np.nan
         if epoch > start:
-            gain *= np.exp(0.2 * np.clip((persistence - 0.1) / 0.1, -1, 1))
+            cosine = own @ mean / (np.linalg.norm(own) * np.linalg.norm(mean))
+            gain *= np.exp(0.2 * np.clip((cosine - 0.15) / 0.1, -1, 1))
             gain = float(np.clip(gain, model.gain, model.most_gain))
         far = model.memory if model.memory >= 1 else max(model.memory * (epoch + 1), 2)
         weight = (1 - 1 / far) * weight + 1
@@ -374,7 +375,7 @@ def test_a_predictor_sees_no_updates() -> None:
         pdt_optax.pdt(optax.sgd(0.1), deliver="slowly")
 
 
-@pytest.mark.parametrize("settings", [{"memory": 0}, {"gain": 3.0}, {"gain": 0}, {"memory": True}])
+@pytest.mark.parametrize("settings", [{"memory": 0}, {"gain": 4.0}, {"gain": 0}, {"memory": True}])
 def test_numbers_out_of_range(settings: Any) -> None:
     with pytest.raises(ValueError, match=f"`{next(iter(settings))}` must be"):
         pdt_optax.slow_drift(**settings)

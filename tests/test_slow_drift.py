@@ -427,9 +427,15 @@ def test_own_motion_is_what_it_is_a_mean_of() -> None:
 
 
 def test_a_rule_sees_the_mean_motion_alone() -> None:
-    """`shrink` divides by how far differences are apart: of one there is no such thing."""
+    """However many snapshots the window keeps beside it."""
+
+    class Older(pdt_optax.Rule):
+        minimum_window = 3
+
     for window in (1, 5):
         with pytest.raises(ValueError, match="`accept` must need one difference at most"):
+            pdt_optax.Predictor(accept=Older(), window=window)
+        with pytest.raises(ValueError, match="shrink"):
             pdt_optax.Predictor(accept=pdt_optax.shrink(), window=window)
 
 

@@ -48,7 +48,7 @@ class PDT(optax.GradientTransformationExtraArgs):
         donate: bool = False,
     ) -> tuple[Any, Any, PDTReport]:
         """Ends an epoch: predicts if it is time, and takes a snapshot. See `end_epoch`."""
-        return end_epoch(self, params, opt_state, value=value, donate=donate)
+        return end_epoch(self, params, cast(Any, opt_state), value=value, donate=donate)
 
 
 def pdt(

@@ -6,7 +6,6 @@ from typing import Any, NamedTuple, TypeVar
 import jax
 import jax.numpy as jnp
 import optax
-from jax import lax
 
 from pdt_optax import _layout
 from pdt_optax._boundary import Backup, Clock, Delivery, Moment, Motion, is_gradual
@@ -110,7 +109,9 @@ def start(
     newest = _layout.snapshot(params, settings.exclude)
 
     def nothing(x: jax.Array) -> jax.Array:
-        return lax.full_like(x, 0, jnp.promote_types(x.dtype, jnp.float32))
+        # Zeros made of the weights: under jit on a mesh, XLA would put constants on every device whole.
+        zero = jnp.abs(x.astype(jnp.promote_types(x.dtype, jnp.float32)) * 0)
+        return jnp.where(zero == 0, zero, 0)
 
     motion, delivery, model = None, None, settings.dynamics
     if isinstance(model, slow_drift):

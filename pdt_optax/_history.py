@@ -10,6 +10,7 @@ import optax
 from pdt_optax import _layout
 from pdt_optax._boundary import Backup, Clock, Delivery, Moment, Motion, is_gradual
 from pdt_optax._layout import Column, Tree
+from pdt_optax._reduce import usual_promotion
 from pdt_optax._settings import Settings
 from pdt_optax._slow import Pull, slow_drift
 from pdt_optax.schedule import Pace
@@ -102,6 +103,7 @@ def own_copy(x: Tree) -> Tree:
     return jnp.array(x, copy=True) if isinstance(x, jax.Array) else x
 
 
+@usual_promotion()
 def start(
     params: optax.Params, opt_state: optax.OptState | None, settings: Settings, *, gradual: bool = False
 ) -> History:

@@ -4,7 +4,7 @@ import importlib
 from typing import Any
 
 from pdt_optax import presets
-from pdt_optax._boundary import Backup, Clock
+from pdt_optax._boundary import Backup, Clock, Delivery, Motion
 from pdt_optax._compiled import Epoch
 from pdt_optax._decompose import Modes, decompose
 from pdt_optax._history import History
@@ -14,6 +14,7 @@ from pdt_optax._predictor import Predictor
 from pdt_optax._recorder import Recorder
 from pdt_optax._report import PDTReport
 from pdt_optax._saved import check_saved, leaf_paths, resize_window, snapshots
+from pdt_optax._slow import slow_drift
 from pdt_optax._transformation import PDT, PDTState, end_epoch, pdt
 from pdt_optax.accept import (
     Rule,
@@ -35,6 +36,7 @@ __all__ = [
     "PDT",
     "Backup",
     "Clock",
+    "Delivery",
     "Dynamics",
     "Epoch",
     "Forecast",
@@ -42,6 +44,7 @@ __all__ = [
     "History",
     "Memory",
     "Modes",
+    "Motion",
     "PDTReport",
     "PDTState",
     "Pace",
@@ -72,6 +75,7 @@ __all__ = [
     "resize_window",
     "rollback",
     "shrink",
+    "slow_drift",
     "snapshots",
 ]
 

@@ -10,11 +10,14 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax import lax
+from jax.typing import DTypeLike
 
 from pdt_optax._layout import Column
 from pdt_optax._predict import predict
 from pdt_optax._report import PDTReport, no_report
+from pdt_optax._running import follow
 from pdt_optax._settings import Settings
+from pdt_optax._slow import Pull, slow_drift
 from pdt_optax._window import Window
 from pdt_optax.schedule import Pace, Schedule
 
@@ -80,12 +83,55 @@ class Backup(NamedTuple):
     optimizer_before: optax.OptState
 
 
+class Motion(NamedTuple):
+    """What a running model remembers of the optimizer's own motion.
+
+    Attributes:
+      mean: of a boundary's displacement, in float32 or wider, a tree like the
+        snapshots; at a boundary, the list of its leaves.
+      pull: see `Pull`.
+    """
+
+    mean: optax.Params
+    pull: Pull
+
+
+class Delivery(NamedTuple):
+    """What the coming updates add to the weights, in equal parts.
+
+    Attributes:
+      displacement: in all, a tree like the snapshots with a `MaskedNode` for
+        each leaf of less than 32 bits, which is moved at once; at a boundary,
+        the list of its leaves.
+      parts: (), int32; in how many updates.
+    """
+
+    displacement: optax.Params
+    parts: jax.Array
+
+    def part(self, updates_seen: jax.Array) -> jax.Array:
+        """The part of the displacement that the next update adds, after so many: (), float32."""
+        return jnp.where(updates_seen < self.parts, 1 / jnp.maximum(self.parts, 1), 0).astype(jnp.float32)
+
+    def share(self, updates_seen: jax.Array) -> jax.Array:
+        """The share of the displacement that so many updates have added: (), float32."""
+        done = jnp.minimum(updates_seen, self.parts) / jnp.maximum(self.parts, 1)
+        return jnp.where(self.parts > 0, done, 0).astype(jnp.float32)
+
+
+def is_gradual(leaf: jax.Array) -> bool:
+    """Whether a leaf can take a displacement in parts: in less than 32 bits they would be rounded away."""
+    return leaf.dtype.itemsize >= 4
+
+
 class Moment(NamedTuple):
     """All that a boundary reads and writes.
 
     Attributes:
       weights: all floating leaves of the parameters under a guard, else those that are predicted.
       window: the snapshots, oldest to newest.
+      motion: None but for a running model.
+      delivery: None unless predictions are delivered in parts.
       opt_state: the leaves of the optimizer's state under a guard, else none.
       backup: from before the last jump, None without a guard.
       clock: as it stood during the epoch.
@@ -93,16 +139,21 @@ class Moment(NamedTuple):
 
     weights: Column
     window: Window
+    motion: Motion | None
+    delivery: Delivery | None
     opt_state: Column
     backup: Backup | None
     clock: Clock
 
 
-def end(now: Moment, value: jax.Array, missing: jax.Array, plan: Plan) -> tuple[Moment, PDTReport]:
+def end(
+    now: Moment, updates_seen: jax.Array, value: jax.Array, missing: jax.Array, plan: Plan
+) -> tuple[Moment, PDTReport]:
     """Ends an epoch.
 
     Args:
       now: after the epoch, before its snapshot.
+      updates_seen: (), int32; in the epoch.
       value: (), float32, the epoch's value.
       missing: (), bool; whether it was needed and none came.
       plan: which of the weights are predicted, and how.
@@ -115,13 +166,13 @@ def end(now: Moment, value: jax.Array, missing: jax.Array, plan: Plan) -> tuple[
     settings = plan.settings
 
     def go_on() -> tuple[Moment, PDTReport]:
-        new, clock, report = _predict_if_due(now, value, plan)
-        remaining = iter(new)
+        after, report = _predict_if_due(now, updates_seen, value, plan)
+        remaining = iter(after.weights)
         weights = [next(remaining) if p else w for w, p in zip(now.weights, plan.predicted, strict=True)]
         backup = None
         if settings.guard is not None:
             backup = Backup(report.predicted & (not settings.dry_run), now.weights, now.opt_state)
-        return Moment(weights, settings.storage.push(now.window, new), now.opt_state, backup, clock), report
+        return after._replace(weights=weights, backup=backup), report
 
     if settings.guard is None or now.backup is None:
         after, report = go_on()
@@ -129,6 +180,11 @@ def end(now: Moment, value: jax.Array, missing: jax.Array, plan: Plan) -> tuple[
         failed = settings.guard.failed(value, now.clock.pace.value_before)
         take_back = now.backup.armed & failed & ~missing
         after, report = lax.cond(take_back, lambda: _taken_back(now, value, plan), go_on)
+    if now.delivery is not None:
+        extrapolated = (now.clock.predictions_made > 0) & (now.clock.plain_epochs == 0)
+        extrapolated &= not settings.dry_run
+        delivered = jnp.where(extrapolated, now.delivery.share(updates_seen), jnp.nan)
+        report = report._replace(gradual=jnp.array(True), delivered_share=delivered)
     return after, report._replace(value_missing=missing)
 
 
@@ -142,24 +198,93 @@ def _taken_back(now: Moment, value: jax.Array, plan: Plan) -> tuple[Moment, PDTR
     pairs = zip(kept, now.opt_state, strict=True)
     opt_state = [b if b.dtype == n.dtype else b.astype(n.dtype) for b, n in pairs]
     # The newest snapshot is the weights after the jump: the optimizer's own take its place.
-    window = plan.settings.storage.replace_newest(now.window, plan.chosen(weights))
+    storage, chosen = plan.settings.storage, plan.chosen(weights)
+    window = (storage.moved_to if plan.settings.own_motion else storage.replace_newest)(now.window, chosen)
     plain = jnp.ones_like(now.clock.plain_epochs)
     clock = now.clock._replace(pace=guard.after(now.clock.pace), plain_epochs=plain)
-    report = no_report(len(window), sum(plan.predicted), value)._replace(rolled_back=jnp.array(True))
+    report = no_report(plan.settings.spectrum, sum(plan.predicted), value)._replace(
+        rolled_back=jnp.array(True)
+    )
     spent = before._replace(armed=jnp.array(False), optimizer_before=opt_state)
-    return Moment(weights, window, opt_state, spent, clock), report
+    delivery = now.delivery
+    if delivery is not None:
+        nothing = [jnp.zeros_like(x) for x in jax.tree.leaves(delivery.displacement)]
+        delivery = Delivery(nothing, jnp.zeros_like(delivery.parts))
+    return Moment(weights, window, now.motion, delivery, opt_state, spent, clock), report
 
 
-def _predict_if_due(now: Moment, value: jax.Array, plan: Plan) -> tuple[Column, Clock, PDTReport]:
-    """The new weights, the clock after this epoch, and its report."""
-    settings, window, clock, trained = plan.settings, now.window, now.clock, plan.chosen(now.weights)
+def _predict_if_due(
+    now: Moment, updates_seen: jax.Array, value: jax.Array, plan: Plan
+) -> tuple[Moment, PDTReport]:
+    """The moment after this epoch, its weights those that are predicted, and its report."""
+    settings, clock, trained = plan.settings, now.clock, plan.chosen(now.weights)
     epoch = clock.snapshots_seen - 1  # counted from 0; the snapshot of `init` came before it
     jumped = (clock.predictions_made > 0) & (clock.plain_epochs == 0)
     pace = settings.schedule.next(clock.pace, value, jumped)
     pace = pace._replace(value_before=value, value_before_that=clock.pace.value_before)
     rested = (clock.predictions_made == 0) | (clock.plain_epochs >= pace.interval_now)
-    due = (epoch >= (settings.start or settings.window)) & (clock.snapshots_held >= settings.window) & rested
-    nothing = no_report(len(window), len(trained), value)
+    due = (epoch >= settings.start) & (clock.snapshots_held >= settings.window) & rested
+    nothing = no_report(settings.spectrum, len(trained), value)
+    share = jnp.zeros((), jnp.float32) if now.delivery is None else now.delivery.share(updates_seen)
+    arrived = _arrived(now, share, trained)
+
+    if now.motion is None:
+        new, report = _windowed(now.window, trained, epoch, due, pace, nothing, plan)
+        moved = [n.astype(d) - t.astype(d) for n, t, d in zip(new, trained, map(_wide, trained), strict=True)]
+        motion = None
+    else:
+        moved, motion, report = _running(now, trained, share, epoch, due, jumped, pace, nothing, plan)
+        new = [jnp.where(m != 0, (t + m).astype(t.dtype), t) for t, m in zip(trained, moved, strict=True)]
+
+    delivery = now.delivery
+    if delivery is not None:  # parts of what is to come, in place of the jump
+        new = [t if is_gradual(t) else n for t, n in zip(trained, new, strict=True)]
+        later = [m for m, t in zip(moved, trained, strict=True) if is_gradual(t)]
+        delivery = Delivery(later, updates_seen)
+    if settings.own_motion:
+        # The path that the optimizer would have taken to where the weights are now.
+        shift = [
+            n.astype(d) - t.astype(d) + (0 if a is None else a)
+            for n, t, a, d in zip(new, trained, arrived, map(_wide, trained), strict=True)
+        ]
+        window = settings.storage.push(now.window, new, shift)
+    else:
+        window = settings.storage.push(now.window, new)
+
+    held, seen, plain, made = map(optax.safe_increment, clock[:4])
+    clock = Clock(
+        snapshots_held=jnp.minimum(held, settings.window),
+        snapshots_seen=jnp.asarray(seen),
+        plain_epochs=jnp.where(report.predicted, 0, plain),
+        predictions_made=jnp.where(report.predicted, made, clock.predictions_made),
+        pace=pace,
+    )
+    return Moment(new, window, motion, delivery, now.opt_state, now.backup, clock), report
+
+
+def _wide(x: jax.Array) -> DTypeLike:
+    return jnp.promote_types(x.dtype, jnp.float32)
+
+
+def _arrived(now: Moment, share: jax.Array, trained: Column) -> list[jax.Array | None]:
+    """What of the last displacement each leaf was given during the epoch; None where it was moved at once."""
+    if now.delivery is None:
+        return [None] * len(trained)
+    parts = iter(jax.tree.leaves(now.delivery.displacement))
+    return [share * next(parts) if is_gradual(t) else None for t in trained]
+
+
+def _windowed(
+    window: Window,
+    trained: Column,
+    epoch: jax.Array,
+    due: jax.Array,
+    pace: Pace,
+    nothing: PDTReport,
+    plan: Plan,
+) -> tuple[Column, PDTReport]:
+    """The new weights by a model that sees a window of snapshots."""
+    settings = plan.settings
 
     def predicted(trained: Column) -> tuple[Column, PDTReport]:
         prediction = predict(
@@ -184,12 +309,49 @@ def _predict_if_due(now: Moment, value: jax.Array, plan: Plan) -> tuple[Column, 
         lambda carry: (jnp.array(False), *predicted(carry[1])),
         (due, trained, nothing),
     )
-    held, seen, plain, made = map(optax.safe_increment, clock[:4])
-    clock = Clock(
-        snapshots_held=jnp.minimum(held, settings.window),
-        snapshots_seen=jnp.asarray(seen),
-        plain_epochs=jnp.where(report.predicted, 0, plain),
-        predictions_made=jnp.where(report.predicted, made, clock.predictions_made),
-        pace=pace,
+    return new, report
+
+
+def _running(
+    now: Moment,
+    trained: Column,
+    share: jax.Array,
+    epoch: jax.Array,
+    due: jax.Array,
+    jumped: jax.Array,
+    pace: Pace,
+    nothing: PDTReport,
+    plan: Plan,
+) -> tuple[Column, Motion, PDTReport]:
+    """The displacement by a model that keeps a mean of the motion, and the mean with this epoch in it."""
+    settings, motion = plan.settings, now.motion
+    assert motion is not None
+    assert isinstance(settings.dynamics, slow_drift)
+    parts = iter([] if now.delivery is None else jax.tree.leaves(now.delivery.displacement))
+    points = [
+        (s, m, *([next(parts)] if now.delivery is not None and is_gradual(t) else []), t)
+        for s, m, t in zip(now.window[-1], jax.tree.leaves(motion.mean), trained, strict=True)
+    ]
+    followed = follow(
+        points,
+        motion.pull,
+        share,
+        epoch,
+        due,
+        jumped & (not settings.dry_run),
+        pace.horizon_now,
+        dynamics=settings.dynamics,
+        accept=settings.rule,
+        horizon=settings.schedule.longest,
+        together=plan.together,
     )
-    return new, clock, report
+    known = {name: x for name, x in followed._asdict().items() if name in PDTReport._fields}
+    report = nothing._replace(
+        predicted=due & followed.finite,
+        horizon=jnp.where(due, pace.horizon_now, 0),
+        rank=due.astype(jnp.int32),
+        gain=followed.pull.gain,
+        **known,
+    )
+    moved = [jnp.zeros_like(x) for x in followed.displacement] if settings.dry_run else followed.displacement
+    return moved, Motion(followed.mean, followed.pull), report

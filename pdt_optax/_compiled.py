@@ -12,15 +12,18 @@ from jax import lax
 from pdt_optax import _boundary
 from pdt_optax._boundary import Moment, Plan
 from pdt_optax._layout import Column
+from pdt_optax._reduce import usual_promotion
 from pdt_optax._report import PDTReport
 from pdt_optax._window import Window
 
 
 @functools.partial(jax.jit, static_argnames="plan", donate_argnames="donated")
+@usual_promotion()
 def end_apart(
     donated: Moment | None,
     borrowed: Moment | None,
     kept: Window,
+    updates_seen: jax.Array,
     value: jax.Array,
     missing: jax.Array,
     *,
@@ -34,20 +37,21 @@ def end_apart(
     Args:
       donated, borrowed: one of them is what the boundary writes; its window the columns that it replaces.
       kept: the columns of the window that it only reads.
-      value, missing, plan: as for `end`.
+      updates_seen, value, missing, plan: as for `end`.
     """
     now = borrowed if donated is None else donated
     assert now is not None
-    storage, spent = plan.settings.storage, now.window
-    window = spent if plan.settings.guard else storage.join(spent, kept)
-    after, report = _boundary.end(now._replace(window=window), value, missing, plan)
+    storage, spent, rewrites = plan.settings.storage, now.window, plan.settings.rewrites
+    window = spent if rewrites else storage.join(spent, kept)
+    after, report = _boundary.end(now._replace(window=window), updates_seen, value, missing, plan)
     if plan.settings.guard:
         newest = jax.tree.map(jnp.copy, after.window[-1])  # or the weights and it would share buffers
         return after._replace(window=(*after.window[:-1], newest)), report
-    *older, newest = storage.pushed(after.window)
+    *older, newest = after.window if rewrites else storage.pushed(after.window)
     if not storage.host:  # whose window is a copy already
         seen = now.clock.snapshots_seen > 0
-        newest = own(newest, spent[-1], older[0] if older else [value] * len(newest), seen)
+        made_of_it = [value] * len(newest) if after.motion is None else jax.tree.leaves(after.motion.mean)
+        newest = own(newest, spent[-1], older[0] if older else made_of_it, seen)
     # In the order of the arguments, or their buffers would be swapped, and before
     # the report: with CUDA, an open XLA bug corrupts donated buffers otherwise.
     return after._replace(window=(*older, newest)), report
@@ -80,6 +84,7 @@ class Epoch(NamedTuple):
     def start(cls) -> "Epoch":
         return cls(jnp.zeros((), jnp.int32), jnp.zeros((), jnp.float32), jnp.zeros((), jnp.int32))
 
+    @usual_promotion()
     def mean_value(self) -> jax.Array:
         """NaN if no value was seen."""
         return self.value_sum / self.values_seen
@@ -93,6 +98,7 @@ def _jump(update: jax.Array, old: jax.Array, trained: jax.Array, new: jax.Array)
 
 
 @functools.partial(jax.jit, static_argnames=("plan", "every"))
+@usual_promotion()
 def end_inside(
     steps: Column, now: Moment, seen: Epoch, report: PDTReport, *, plan: Plan, every: int
 ) -> tuple[Column, Moment, Epoch, PDTReport]:
@@ -107,7 +113,7 @@ def end_inside(
         steps, before, seen, _ = carry
         trained: Any = optax.apply_updates(cast(Any, old), steps)
         now = before._replace(weights=trained)
-        after, report = _boundary.end(now, seen.mean_value(), jnp.array(False), plan)
+        after, report = _boundary.end(now, seen.updates_seen, seen.mean_value(), jnp.array(False), plan)
         steps = jax.tree.map(_jump, steps, old, trained, after.weights)
         # What the caller will have after adding the updates, to the last bit.
         landed: Any = optax.apply_updates(cast(Any, old), steps)

@@ -8,13 +8,15 @@ import jax.numpy as jnp
 import optax
 
 from pdt_optax import _layout
-from pdt_optax._boundary import Backup, Clock, Moment
+from pdt_optax._boundary import Backup, Clock, Delivery, Moment, Motion, is_gradual
 from pdt_optax._layout import Column, Tree
+from pdt_optax._reduce import usual_promotion
 from pdt_optax._settings import Settings
+from pdt_optax._slow import Pull, slow_drift
 from pdt_optax.schedule import Pace
 
 # Of what a `History` holds and means; it grows when a saved one could be misread.
-VERSION = 2
+VERSION = 3
 
 Kind = TypeVar("Kind")
 
@@ -26,6 +28,10 @@ class History(NamedTuple):
       snapshots: `window` trees like the parameters, oldest to newest, with a
         `MaskedNode` for each leaf that is never predicted. Until `window` were
         taken, the oldest repeat the initial weights.
+      motion: the mean of the optimizer's own motion, for a running model such as
+        `slow_drift`; else None.
+      delivery: what the coming updates add to the weights, where `pdt` delivers
+        predictions in parts; else None.
       clock: counters, and the schedule's numbers.
       backup: what the guard would bring back, None without one.
       version: (VERSION,), int8, zeros. The length says which version of this
@@ -33,6 +39,8 @@ class History(NamedTuple):
     """
 
     snapshots: tuple[optax.Params, ...]
+    motion: Motion | None
+    delivery: Delivery | None
     clock: Clock
     backup: Backup | None
     version: jax.Array
@@ -59,11 +67,27 @@ class History(NamedTuple):
             backup = Backup(armed, *map(jax.tree.leaves, backup[1:]))
         held, seen, plain, made, *pace = jax.tree.leaves(self.clock)
         clock = Clock(held, seen, plain, made, Pace(*pace))
-        return Moment(weights, tuple(map(jax.tree.leaves, self.snapshots)), opt_state, backup, clock)
+        window = tuple(map(jax.tree.leaves, self.snapshots))
+        return Moment(weights, window, self._motion(), self._delivery(), opt_state, backup, clock)
+
+    def _motion(self) -> Motion | None:
+        if self.motion is None:
+            return None
+        weight, gain = jax.tree.leaves(self.motion.pull)
+        return Motion(jax.tree.leaves(self.motion.mean), Pull(weight, gain))
+
+    def _delivery(self) -> Delivery | None:
+        if self.delivery is None:
+            return None
+        *displacement, parts = jax.tree.leaves(self.delivery)
+        return Delivery(displacement, parts)
 
     def after(self, moment: Moment) -> "History":
         """This history after a boundary, in the containers that it had before."""
-        return _layout.refill(self, History(moment.window, moment.clock, moment.backup, self.version))
+        new = History(
+            moment.window, moment.motion, moment.delivery, moment.clock, moment.backup, self.version
+        )
+        return _layout.refill(self, new)
 
     def refill(self, opt_state: Tree, moment: Moment) -> Tree:
         """The optimizer's state after a boundary, which a guard may have brought back."""
@@ -79,13 +103,31 @@ def own_copy(x: Tree) -> Tree:
     return jnp.array(x, copy=True) if isinstance(x, jax.Array) else x
 
 
-def start(params: optax.Params, opt_state: optax.OptState | None, settings: Settings) -> History:
-    """The history before the first epoch."""
+@usual_promotion()
+def start(
+    params: optax.Params, opt_state: optax.OptState | None, settings: Settings, *, gradual: bool = False
+) -> History:
+    """The history before the first epoch; `gradual` if predictions are delivered in parts."""
+    newest = _layout.snapshot(params, settings.exclude)
+
+    def nothing(x: jax.Array) -> jax.Array:
+        # Zeros made of the weights: under jit on a mesh, XLA would put constants on every device whole.
+        zero = jnp.abs(x.astype(jnp.promote_types(x.dtype, jnp.float32)) * 0)
+        return jnp.where(zero == 0, zero, 0)
+
+    motion, delivery, model = None, None, settings.dynamics
+    if isinstance(model, slow_drift):
+        motion = Motion(jax.tree.map(nothing, newest), model.start())
+    if gradual:
+        in_parts = jax.tree.map(lambda x: nothing(x) if is_gradual(x) else optax.MaskedNode(), newest)
+        delivery = Delivery(in_parts, jnp.zeros((), jnp.int32))
     backup = None
     if settings.guard is not None:
         backup = Backup(jnp.array(False), _layout.snapshot(params), jax.tree.map(own_copy, opt_state))
     return History(
-        snapshots=settings.storage.start(_layout.snapshot(params, settings.exclude), settings.window),
+        snapshots=settings.storage.start(newest, settings.window),
+        motion=motion,
+        delivery=delivery,
         clock=Clock.start(settings.schedule),
         backup=backup,
         version=jnp.zeros(VERSION, jnp.int8),
@@ -130,6 +172,13 @@ def check(saved: Mapping[str, Any], settings: Settings) -> None:
             "The state must be of the version that this pdt_optax reads: restore it with the pdt_optax that saved "
             "it, or go on without its snapshots: tx.init(params)._replace(inner_state=saved.inner_state). "
             f"Expected version {VERSION}, got {got}."
+        )
+    running = isinstance(settings.dynamics, slow_drift)
+    if running != (saved.get("motion") is not None):
+        kinds = ["a model that sees a window of snapshots", "a model that keeps a mean of the motion"]
+        raise ValueError(
+            "The state must come from the `init` of a predictor with the same kind of `dynamics`. "
+            f"Expected the state of {kinds[running]}; got that of {kinds[not running]}."
         )
     held, window = len(saved["snapshots"]), settings.window
     if held != window:

@@ -12,8 +12,8 @@ from jax import lax
 from jax.typing import DTypeLike
 
 from pdt_optax._layout import Column, as_array, floating, put, refill, take
-from pdt_optax._passes import Points, assemble, gram_matrix
-from pdt_optax._reduce import in_widest_float, on_one_device
+from pdt_optax._passes import Points, assemble, gram_matrix, leaf_types
+from pdt_optax._reduce import in_widest_float, on_one_device, usual_promotion
 from pdt_optax._window import WHOLE, Storage, Window
 from pdt_optax.accept import Accept, Rule, as_rule, mean_weights
 from pdt_optax.dynamics import Dynamics, check_fit
@@ -137,6 +137,7 @@ def predict_and_mask(
 
 
 @functools.partial(jax.jit, static_argnames=("dynamics", "accept", "horizon", "storage", "together"))
+@usual_promotion()
 def predict(
     window: Window,
     weights: Column,
@@ -170,7 +171,7 @@ def predict(
         )
     points: list[Points] = list(zip(*window, weights, strict=True))
     groups = stacks(weights, together)
-    stacked = [tuple(map(_stack, *(points[i] for i in group))) for group in groups]
+    stacked = [tuple(map(stack, *(points[i] for i in group))) for group in groups]
     small = in_widest_float(functools.partial(_forecast, storage, dynamics, horizon))
     far = horizon if reach is None else reach
     epoch, ahead = jnp.asarray(step, jnp.int32), jnp.asarray(far, jnp.int32)
@@ -212,7 +213,7 @@ def stacks(leaves: Sequence[jax.Array], together: bool) -> list[list[int]]:
     return list(groups.values())
 
 
-def _stack(*leaves: jax.Array) -> jax.Array:
+def stack(*leaves: jax.Array) -> jax.Array:
     return leaves[0] if len(leaves) == 1 else jnp.stack(leaves)
 
 
@@ -223,14 +224,15 @@ def _forecast(
     dtypes = [leaf[-1].dtype for leaf in points]
     working = jnp.float64 if all(d == jnp.float64 for d in dtypes) else jnp.float32
     result = jnp.float64 if any(d == jnp.float64 for d in dtypes) else jnp.float32
-    gram, unseen = gram_matrix(points, storage, dynamics.fit, not dynamics.needs_gram)
-    finite = jnp.all(jnp.isfinite(gram)) & jnp.isfinite(unseen)
+    grams, unseen = gram_matrix(points, storage, dynamics.fit, not dynamics.needs_gram)
+    finite = jnp.all(jnp.isfinite(grams)) & jnp.all(jnp.isfinite(unseen))
     # Some LAPACK solvers never return from a NaN; `finite` remembers it.
-    model_gram = jnp.where(jnp.all(jnp.isfinite(gram)), gram, 0)
+    grams = jnp.where(jnp.all(jnp.isfinite(grams)), grams, 0)
+    model_gram = grams.sum(0)
     size = max(1, sum(leaf[-1].size for leaf in points))
     epsilon = float(jnp.finfo(working).eps)
     forecast = dynamics(model_gram, horizon, size=size, epsilon=epsilon, epoch=epoch)
-    window = len(gram)
+    window = len(model_gram)
     spectrum = (window - 1,)
     shapes = {"increments": (horizon, window), "singular_values": spectrum, "eigenvalues": spectrum}
     for name, shape in shapes.items():
@@ -243,25 +245,25 @@ def _forecast(
     return (
         increments.astype(result),
         jnp.sum(increments, axis=0).astype(result),
-        finite & _stays_finite(model_gram, increments, min(dtypes, key=_largest)),
+        finite & _stays_finite(grams, increments, leaf_types(points)),
         forecast.singular_values.astype(jnp.float32),
         jnp.asarray(forecast.rank, jnp.int32),
         forecast.eigenvalues.astype(jnp.complex64),
     )
 
 
-def _largest(dtype: DTypeLike) -> float:
+def largest(dtype: DTypeLike) -> float:
     return float(jnp.finfo(dtype).max)
 
 
-def _stays_finite(gram: jax.Array, increments: jax.Array, dtype: DTypeLike) -> jax.Array:
-    """Whether every predicted weight is sure to be finite, told from h x h numbers alone.
+def _stays_finite(grams: jax.Array, increments: jax.Array, dtypes: Sequence[DTypeLike]) -> jax.Array:
+    """Whether every predicted weight is sure to be finite, told from h x h numbers a type alone.
 
     No element of a column is larger than the column's length, so every partial
-    sum of a prediction is below sum_j |coefficient_j| length_j.
+    sum of a prediction is below sum_j |coefficient_j| length_j, over the leaves of its type.
     """
-    length = jnp.sqrt(jnp.diagonal(gram))
-    bound = length[0] + jnp.sum(jnp.abs(increments) * length)
-    largest = min(_largest(dtype), _largest(gram.dtype)) / 2
-    small_enough = jnp.max(jnp.abs(increments)) < _largest(jnp.float32) / 2
-    return (bound < largest) & small_enough
+    length = jnp.sqrt(jnp.diagonal(grams, axis1=1, axis2=2))
+    bound = length[:, 0] + jnp.sum(jnp.abs(increments) * length[:, None], axis=(1, 2))
+    most = jnp.array([min(largest(x), largest(grams.dtype)) / 2 for x in dtypes], grams.dtype)
+    small_enough = jnp.max(jnp.abs(increments)) < largest(jnp.float32) / 2
+    return jnp.all(bound < most) & small_enough

@@ -36,8 +36,8 @@ def check_saved(made: PDT | Predictor, saved: object) -> None:
 
     Example:
       >>> import jax.numpy as jnp, optax, pdt_optax
-      >>> state = pdt_optax.pdt(optax.sgd(0.1), window=3, start=3).init(jnp.ones(2))
-      >>> pdt_optax.check_saved(pdt_optax.pdt(optax.sgd(0.1)), {"opt_state": state})
+      >>> state = pdt_optax.Predictor(window=3).init(jnp.ones(2))
+      >>> pdt_optax.check_saved(pdt_optax.Predictor(window=5), {"opt_state": state})
       Traceback (most recent call last):
       ...
       ValueError: The state must hold as many snapshots as its predictor's `window`: give it another window by \
@@ -56,6 +56,7 @@ pdt_optax.resize_window(state, 5), or set window=3. Got 3 snapshots, window=5.
     if made is not predictor:
         for state in _with_fields(tree, {"history", "last_report"}):
             wrapper_of(made).check_report(state["last_report"])
+        wrapper_of(made).check_delivery(found[0].get("delivery"))
 
 
 def _with_fields(tree: object, fields: set[str]) -> Iterator[Mapping[str, Any]]:
@@ -134,8 +135,8 @@ def resize_window(state: Tree, window: int) -> Tree:
       >>> opt_state = pdt_optax.resize_window(saved, 7)
       >>> params, opt_state, report = tx.end_epoch(params, opt_state)
     """
-    window = count("window", window, 2, "a difference takes two snapshots")
-    find(state, History)
+    running = find(state, History).motion is not None
+    window = count("window", window, 1 if running else 2, "a difference takes two snapshots")
 
     def resized(history: History) -> History:
         held = len(history.snapshots)
@@ -147,7 +148,7 @@ def resize_window(state: Tree, window: int) -> Tree:
 
     def spectra(report: PDTReport) -> PDTReport:
         def blank(x: jax.Array) -> Any:
-            nan = jax.ShapeDtypeStruct((window - 1,), x.dtype)
+            nan = jax.ShapeDtypeStruct((max(window - 1, 1),), x.dtype)
             return nan if isinstance(x, jax.ShapeDtypeStruct) else jnp.full(nan.shape, jnp.nan, nan.dtype)
 
         values, eigenvalues = map(blank, (report.singular_values, report.eigenvalues))

@@ -2,15 +2,19 @@
 
 import dataclasses
 import functools
-from typing import Any
+from typing import Any, Literal
 
 from pdt_optax import _layout, presets
 from pdt_optax._predict import check_model
-from pdt_optax._window import Storage
+from pdt_optax._window import Storage, Window
 from pdt_optax.accept import Accept, Rule, as_rule
 from pdt_optax.dynamics import Dynamics
 from pdt_optax.guard import Guard
 from pdt_optax.schedule import Schedule, count, fixed
+
+Deliver = Literal["auto", "jump", "gradual"]
+
+_USUAL: Any = None  # what the preset of the same kind of model has
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -18,31 +22,67 @@ class Settings:
     """All that a boundary depends on; documented in `Predictor`."""
 
     dynamics: Dynamics = presets.recommended["dynamics"]
-    accept: Rule | Accept = presets.recommended["accept"]
-    window: int = presets.recommended["window"]
-    schedule: Schedule = fixed()
+    accept: Rule | Accept = _USUAL
+    window: int = _USUAL
+    schedule: Schedule = _USUAL
     horizon: dataclasses.InitVar[int | None] = None
     interval: dataclasses.InitVar[int | None] = None
-    start: int | None = None
+    start: int = _USUAL
     guard: Guard | None = None
+    own_motion: bool = True
+    deliver: Deliver = "auto"
     exclude: _layout.Exclude = None
     snapshot_dtype: str | None = None
     snapshot_device: str | None = None
     dry_run: bool = False
 
     def __post_init__(self, horizon: int | None, interval: int | None) -> None:
-        window = count("window", self.window, 2, "a difference takes two snapshots")
-        start = window if self.start is None else count("start", self.start, 1, "it counts epochs")
+        running = getattr(self.dynamics, "running", False)
+        usual = presets.recommended if running else presets.drift
+        window = count(
+            "window",
+            usual["window"] if self.window is None else self.window,
+            1 if running else 2,
+            "a running mean takes one snapshot" if running else "a difference takes two snapshots",
+        )
+        start = max(window, getattr(self.dynamics, "warm_up", 0)) if self.start is None else self.start
+        start = count("start", start, 1, "it counts epochs")
+        accept = usual["accept"] if self.accept is None else self.accept
+        schedule = fixed(interval=usual["interval"]) if self.schedule is None else self.schedule
         if start < window:
             raise ValueError(
                 "`start` must be at least `window`: the first prediction needs a full window. "
                 f"Got {start=}, {window=}."
             )
-        check_model(self.dynamics, self.rule, window)
-        if not isinstance(self.schedule, Schedule):
+        rule = as_rule("accept", accept)
+        if running:
+            rule.check(self.dynamics)
+        if running and rule.minimum_window > 2:
+            raise ValueError(
+                f"`accept` must need one difference at most: {self.dynamics} shows it the mean motion alone. "
+                f"Got {rule}, which needs {rule.minimum_window - 1}."
+            )
+        check_model(self.dynamics, rule, max(window, 2) if running else window)
+        if not isinstance(schedule, Schedule):
             raise TypeError(
                 "`schedule` must be an acceleration schedule, such as `fixed()` or `adaptive()` (with its "
-                f"parentheses). Got {self.schedule!r}."
+                f"parentheses). Got {schedule!r}."
+            )
+        if self.deliver not in ("auto", "jump", "gradual"):
+            raise ValueError(
+                '`deliver` must be "jump", all at the epoch\'s end, "gradual", in equal parts over the updates of '
+                f'the next epoch (in `pdt`), or "auto". Got deliver={self.deliver!r}.'
+            )
+        if running and (self.snapshot_device or (self.snapshot_dtype and window == 1)):
+            raise ValueError(
+                "`snapshot_device` and `snapshot_dtype` are for a window of older snapshots, and a running mean needs "
+                f"the newest alone: leave them out. Got {window=}, snapshot_device={self.snapshot_device!r}, "
+                f"snapshot_dtype={self.snapshot_dtype!r}."
+            )
+        if running and not self.own_motion:
+            raise ValueError(
+                f"`own_motion` must be True with {self.dynamics}: it is a mean of the optimizer's own motion. "
+                f"Got own_motion={self.own_motion!r}."
             )
         given = {name: x for name, x in (("horizon", horizon), ("interval", interval)) if x is not None}
         if self.guard is not None and not isinstance(self.guard, Guard):
@@ -57,8 +97,8 @@ class Settings:
                 '`snapshot_device` must be None, beside the parameters, or "host", in host memory between '
                 f"predictions. Got snapshot_device={self.snapshot_device!r}."
             )
-        schedule, exclude = dataclasses.replace(self.schedule, **given), _layout.hashable(self.exclude)
-        known = {"window": window, "start": start, "schedule": schedule, "exclude": exclude}
+        schedule, exclude = dataclasses.replace(schedule, **given), _layout.hashable(self.exclude)
+        known = {"accept": accept, "window": window, "start": start, "schedule": schedule, "exclude": exclude}
         for name, value in known.items():
             object.__setattr__(self, name, value)
 
@@ -66,6 +106,25 @@ class Settings:
     def needs_value(self) -> bool:
         """Whether the epochs' values are needed."""
         return self.schedule.needs_value or self.guard is not None
+
+    @property
+    def spectrum(self) -> int:
+        """How many singular values and eigenvalues a report has."""
+        return max(self.window - 1, 1)
+
+    @property
+    def rewrites(self) -> bool:
+        """Whether a boundary writes the whole window, and not just the columns that a new snapshot replaces."""
+        return self.shifts or self.guard is not None
+
+    @property
+    def shifts(self) -> bool:
+        """Whether a boundary moves the older snapshots along."""
+        return self.own_motion and self.window > 1 and self.snapshot_dtype is None
+
+    def spent(self, window: Window) -> tuple[Window, Window]:
+        """The columns of a window that a boundary writes, and those that it only reads."""
+        return (window, ()) if self.rewrites else self.storage.split(window)
 
     @property
     def rule(self) -> Rule:

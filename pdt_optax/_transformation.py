@@ -11,10 +11,13 @@ from jax import lax
 from jax.core import Tracer
 
 from pdt_optax import _history, _layout
+from pdt_optax._boundary import Delivery
 from pdt_optax._compiled import Epoch, end_inside
 from pdt_optax._history import History
 from pdt_optax._predictor import Predictor, at_boundary, end_with, scalar
+from pdt_optax._reduce import usual_promotion
 from pdt_optax._report import PDTReport, no_report
+from pdt_optax._settings import Deliver
 from pdt_optax.schedule import count
 
 
@@ -40,21 +43,29 @@ class PDT(optax.GradientTransformationExtraArgs):
     def end_epoch(
         self,
         params: optax.Params,
-        opt_state: optax.OptState,
+        opt_state: optax.OptState | None = None,
         *,
         value: jax.typing.ArrayLike | None = None,
         donate: bool = False,
     ) -> tuple[Any, Any, PDTReport]:
         """Ends an epoch: predicts if it is time, and takes a snapshot. See `end_epoch`."""
-        return end_epoch(self, params, opt_state, value=value, donate=donate)
+        return end_epoch(self, params, cast(Any, opt_state), value=value, donate=donate)
 
 
-def pdt(inner: optax.GradientTransformation, *, every: int | None = None, **settings: Any) -> PDT:
+def pdt(
+    inner: optax.GradientTransformation,
+    *,
+    every: int | None = None,
+    deliver: Deliver = "auto",
+    **settings: Any,
+) -> PDT:
     """Predictive Differential Training around any Optax optimizer.
 
-    `update` is `inner`'s and a counter. Between epochs, call `end_epoch`: it does
-    what `Predictor` describes. The state holds the snapshots; where a step's
-    arrays should not carry them, use a `Predictor` beside the optimizer.
+    Between epochs, call `end_epoch`: it does what `Predictor` describes. By
+    default the prediction is then delivered by the coming epoch's updates, in
+    equal parts, so that every gradient sees the moving weights: `update` is
+    `inner`'s, one addition, and a counter. The state holds the snapshots; where a
+    step's arrays should not carry them, use a `Predictor` beside the optimizer.
 
     Args:
       inner: any optax transformation. Extra arguments of `update` reach it.
@@ -68,6 +79,13 @@ def pdt(inner: optax.GradientTransformation, *, every: int | None = None, **sett
         on a CPU), under vmap it predicts at each step and selects, and on a GPU
         the host reads a condition at each step (docs/speed.md, "On a GPU"). A
         `scan` over epochs with `end_epoch` inside has none of these costs.
+      deliver: "gradual" delivers a prediction in as many updates as the last epoch
+        had. If the coming epoch is longer, delivery stops when all is delivered; if
+        it is shorter, the rest is dropped, and the report's `delivered_share` says
+        so. Leaves of less than 32 bits are moved at once: parts would be rounded
+        away. "jump" moves all weights at the epoch's end. "auto" is "gradual"; with a
+        guard it is "jump", since a guard judges by the epoch after it, whose mean
+        loss would see half of what is delivered meanwhile.
       **settings: those of `Predictor`; `snapshot_device` not with `every`. Where the
         guard or the schedule needs an epoch's value, the mean of the `value`s that
         `update` saw serves, or the one given to `end_epoch`.
@@ -100,7 +118,9 @@ def pdt(inner: optax.GradientTransformation, *, every: int | None = None, **sett
         raise TypeError(
             f"`inner` must be an optax gradient transformation, such as optax.adamw(1e-3). Got {inner!r}.{hint}"
         )
-    predictor = Predictor(**settings)
+    if deliver == "gradual":
+        settings["deliver"] = "auto"  # a `Predictor` alone sees no updates
+    predictor = Predictor(**{"deliver": deliver, **settings})
     if every is not None:
         every = count("every", every, 1, "it counts calls of `update`")
         if predictor.snapshot_device is not None:
@@ -108,14 +128,16 @@ def pdt(inner: optax.GradientTransformation, *, every: int | None = None, **sett
                 "`snapshot_device` needs the `end_epoch` form: inside `update` every step would carry the window "
                 f"through the device. Got snapshot_device={predictor.snapshot_device!r}, {every=}."
             )
-    wrapper = _Wrapper(optax.with_extra_args_support(inner), predictor, every)
+    gradual = deliver == "gradual" or (deliver == "auto" and predictor.guard is None)
+    wrapper = _Wrapper(optax.with_extra_args_support(inner), predictor, every, gradual)
     # Bound methods, so that the settings survive `_replace` and tree maps.
     return PDT(cast(Any, wrapper.init), cast(Any, wrapper.update))
 
 
 # `help(pdt)` and editors show the settings by name, with their defaults.
 _own, _settings = (inspect.signature(f).parameters.values() for f in (pdt, Predictor))
-pdt.__signature__ = inspect.Signature([*[*_own][:-1], *_settings], return_annotation=PDT)  # pyright: ignore[reportFunctionMemberAccess]
+_shared = [x for x in _settings if x.name != "deliver"]
+pdt.__signature__ = inspect.Signature([*[*_own][:-1], *_shared], return_annotation=PDT)  # pyright: ignore[reportFunctionMemberAccess]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -125,6 +147,7 @@ class _Wrapper:
     inner: optax.GradientTransformationExtraArgs
     predictor: Predictor
     every: int | None
+    gradual: bool
 
     def init(self, params: optax.Params) -> PDTState:
         inner_state = self.inner.init(params)
@@ -133,9 +156,9 @@ class _Wrapper:
                 "`inner` must not hold another `pdt`: their predictions would build on each other's jumps. "
                 f"Found {len(nested)}."
             )
-        history = _history.start(params, inner_state, self.predictor)
+        history = _history.start(params, inner_state, self.predictor, gradual=self.gradual)
         leaves = len(jax.tree.leaves(history.snapshots[-1]))
-        report = None if self.every is None else no_report(self.predictor.window, leaves)
+        report = None if self.every is None else no_report(self.predictor.spectrum, leaves)
         return PDTState(inner_state, history, Epoch.start(), report)
 
     def update(
@@ -143,6 +166,8 @@ class _Wrapper:
     ) -> tuple[optax.Updates, PDTState]:
         updates, inner_state = self.inner.update(updates, state.inner_state, params, **extra)
         seen = state.this_epoch
+        if state.history.delivery is not None:
+            updates = _delivered(updates, state.history.delivery, seen.updates_seen)
         seen = seen._replace(updates_seen=optax.safe_increment(seen.updates_seen))
         if (value := extra.get("value")) is not None:
             values_seen = optax.safe_increment(seen.values_seen)
@@ -169,6 +194,15 @@ class _Wrapper:
         new = PDTState(history.refill(inner_state, now), history.after(now), seen, report)
         return _layout.put(history.weights, updates, steps), new
 
+    def check_delivery(self, delivery: object) -> None:
+        """Raises ValueError if a state is of a wrapper with another way to deliver predictions."""
+        expected, got = ("gradual" if x else "jump" for x in (self.gradual, delivery is not None))
+        if expected != got:
+            raise ValueError(
+                "The state must come from the `init` of a wrapper like this one: `deliver` differs. "
+                f"Expected the state of deliver={expected!r}; got that of deliver={got!r}."
+            )
+
     def check_report(self, report: object) -> None:
         """Raises ValueError if a state is of a wrapper with another way to end epochs."""
         expected, got = ("with" if x else "without" for x in (self.every is not None, report is not None))
@@ -177,6 +211,17 @@ class _Wrapper:
                 "The state must come from the `init` of a wrapper like this one: it holds a report only where "
                 f"`every` is set. Expected the state of a wrapper {expected} `every`; got that of one {got} it."
             )
+
+
+@usual_promotion()
+def _delivered(updates: optax.Updates, delivery: Delivery, seen: jax.Array) -> optax.Updates:
+    """The updates with their part of what is delivered to the weights."""
+    part, like = delivery.part(seen), delivery.displacement
+    leaves = _layout.take(like, updates, "updates", types=False)
+    # Chosen, not added as 0: until there is something to deliver, the updates are the inner optimizer's to the last bit.
+    pairs = zip(leaves, jax.tree.leaves(like), strict=True)
+    moved = [jnp.where(part > 0, (u + part * x).astype(u.dtype), u) for u, x in pairs]
+    return _layout.put(like, updates, moved)
 
 
 def wrapper_of(pdt_tx: object) -> _Wrapper:
@@ -235,6 +280,8 @@ def end_epoch(
       False
     """
     wrapper = wrapper_of(pdt_tx)
+    for tree in (params, opt_state):
+        _layout.refuse_train_state(tree, "tx.end_epoch(state.params, state.opt_state)")
     if wrapper.every is not None:
         raise ValueError(
             "`end_epoch` is not for a wrapper that ends its epochs inside `update`: drop the call, or "
@@ -242,6 +289,7 @@ def end_epoch(
         )
     state = _history.find(opt_state, PDTState)
     wrapper.check_report(state.last_report)
+    wrapper.check_delivery(state.history.delivery)
     seen = Epoch(*jax.tree.leaves(state.this_epoch))
     missing = jnp.array(False)
     if value is None and wrapper.predictor.needs_value:
@@ -250,7 +298,14 @@ def end_epoch(
             raise ValueError(wrapper.predictor.value_rule("tx.end_epoch(params, opt_state, value=loss)"))
     mean = seen.mean_value() if value is None else scalar(value)
     params, history, inner_state, report = end_with(
-        wrapper.predictor, params, state.history, state.inner_state, mean, missing, donate=donate
+        wrapper.predictor,
+        params,
+        state.history,
+        state.inner_state,
+        seen.updates_seen,
+        mean,
+        missing,
+        donate=donate,
     )
     new = PDTState(inner_state, history, _layout.refill(state.this_epoch, Epoch.start()), None)
     return params, _history.replaced(opt_state, PDTState, lambda _: new), report

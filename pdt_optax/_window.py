@@ -45,11 +45,20 @@ class Storage:
         """Moved to where one can compute with it."""
         return jax.device_put(window, jax.memory.Space.Device) if self.host else window
 
-    def push(self, window: Window, newest: Column) -> Window:
-        """The window with its oldest snapshot dropped and `newest` behind the others."""
+    def push(self, window: Window, newest: Column, shift: Column | None = None) -> Window:
+        """The window with its oldest snapshot dropped and `newest` behind the others, those moved by `shift`."""
         if self.dtype is None:
-            return (*window[1:], self.parked(newest))
+            older = window[1:]
+            if shift is not None:
+                older = [
+                    [(s + x).astype(s.dtype) for s, x in zip(c, shift, strict=True)]
+                    for c in self.at_hand(older)
+                ]
+                older = self.parked(tuple(older))
+            return (*older, self.parked(newest))
         old = self.at_hand(window[-1])
+        if shift is not None:
+            old = [o + x for o, x in zip(old, shift, strict=True)]
         difference = [(n - o).astype(self.dtype) for o, n in zip(old, newest, strict=True)]
         return (*window[1:-1], *self.parked((difference, newest)))
 
@@ -61,6 +70,15 @@ class Storage:
         columns = zip(last, newest, replaced, strict=True)
         last = [(d.astype(x.dtype) + (x - r)).astype(self.dtype) for d, x, r in columns]
         return (*window[:-2], *self.parked((last, newest)))
+
+    def moved_to(self, window: Window, newest: Column) -> Window:
+        """The window with all of its snapshots moved as the newest is."""
+        if self.dtype is not None:
+            return (*window[:-1], self.parked(newest))
+        *older, last = self.at_hand(window)
+        shift = [n - x for n, x in zip(newest, last, strict=True)]
+        older = [[s + x for s, x in zip(column, shift, strict=True)] for column in older]
+        return self.parked((*older, newest))
 
     def whole(self, window: Window) -> Window:
         """Whole snapshots; those that are kept as differences to the precision of these."""

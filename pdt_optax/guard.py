@@ -17,9 +17,10 @@ class Guard:
         raise NotImplementedError
 
     def after(self, pace: Pace) -> Pace:
-        """The pace once a jump was taken back: the horizon halves and the interval doubles."""
+        """The pace once a jump was taken back: the horizon halves and the interval doubles, from 0 to 1."""
         shorter = jnp.maximum(pace.horizon_now // 2, 1)
-        return pace._replace(horizon_now=shorter, interval_now=2 * pace.interval_now)
+        rarer = jnp.maximum(2 * pace.interval_now, 1)
+        return pace._replace(horizon_now=shorter, interval_now=rarer)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,7 +47,8 @@ class rollback(Guard):  # noqa: N801
 
     Example:
       >>> import jax.numpy as jnp, optax, pdt_optax
-      >>> tx = pdt_optax.pdt(optax.sgd(0.1), window=2, horizon=30, guard=pdt_optax.rollback())
+      >>> jumps = {**pdt_optax.presets.drift, "window": 2, "start": 2, "horizon": 30}
+      >>> tx = pdt_optax.pdt(optax.sgd(0.1), **jumps, guard=pdt_optax.rollback())
       >>> w = jnp.array([1.0])
       >>> opt_state = tx.init(w)
       >>> for epoch in range(4):  # the third ends in a jump far past the optimum, at 0

@@ -2,7 +2,8 @@
 
 - `paper`: the paper's Algorithm 1 with Eqs. 5, 6 and 7
 - `released`: what its authors' released code does: all published numbers
-- `recommended`: the defaults of `pdt`
+- `drift`: the mean motion of the last five snapshots, where signs agree
+- `recommended`: the defaults of `pdt` and `Predictor`
 
 The paper and its released code differ; `paper` and `released` follow each to
 the letter, at the settings of the paper's experiments.
@@ -12,15 +13,18 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
-from pdt_optax.accept import Rule, agree, paper_rule, released_rule
-from pdt_optax.dynamics import Dynamics, dmd, drift
+from pdt_optax._slow import slow_drift
+from pdt_optax.accept import Rule, agree, everything, paper_rule, released_rule
+from pdt_optax.dynamics import Dynamics, dmd
+from pdt_optax.dynamics import drift as _drift
 
 Preset = Mapping[str, Any]
 
 
 def _every_other_epoch(dynamics: Dynamics, accept: Rule, horizon: int) -> Preset:
     parts = {"dynamics": dynamics, "accept": accept, "horizon": horizon}
-    return MappingProxyType({**parts, "window": 5, "start": 5, "interval": 1})
+    clock = {"window": 5, "start": 5, "interval": 1}
+    return MappingProxyType({**parts, **clock, "own_motion": False, "deliver": "jump"})
 
 
 _paper_dmd = dmd(rank=None, modes="exact", fit="past", displacement=False)
@@ -28,9 +32,21 @@ _released_dmd = dmd(rank="gavish-donoho", modes="projected", fit="past", displac
 
 paper = _every_other_epoch(_paper_dmd, paper_rule(), horizon=5)
 released = _every_other_epoch(_released_dmd, released_rule(), horizon=5)
-recommended = _every_other_epoch(drift(), agree(), horizon=1)
+drift = _every_other_epoch(_drift(), agree(), horizon=1)
+recommended: Preset = MappingProxyType(
+    {
+        "dynamics": slow_drift(),
+        "accept": everything(),
+        "horizon": 1,
+        "window": 1,
+        "start": 5,
+        "interval": 0,
+        "own_motion": True,
+        "deliver": "auto",
+    }
+)
 
-_BY_NAME = {"paper": paper, "released": released, "recommended": recommended}
+_BY_NAME = {"paper": paper, "released": released, "drift": drift, "recommended": recommended}
 
 
 def names() -> tuple[str, ...]:

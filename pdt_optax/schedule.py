@@ -49,7 +49,7 @@ class Schedule:
 
     Args:
       horizon: how many epochs ahead the first prediction looks, >= 1.
-      interval: plain epochs between two predictions at first, >= 1.
+      interval: plain epochs between two predictions at first, >= 0; 0 predicts at the end of every epoch.
 
     Attributes:
       needs_value: whether `next` looks at the epochs' values.
@@ -57,7 +57,7 @@ class Schedule:
       longest: the longest horizon that the schedule can come to.
 
     Raises:
-      ValueError: unless both are whole numbers >= 1.
+      ValueError: unless both are whole numbers, from 1 and from 0.
 
     Example:
       >>> import dataclasses, optax, pdt_optax
@@ -75,7 +75,7 @@ class Schedule:
     steady = False
 
     def __post_init__(self) -> None:
-        interval = count("interval", self.interval, 1, "an epoch must be trained between two predictions")
+        interval = count("interval", self.interval, 0, "it counts the plain epochs between two predictions")
         object.__setattr__(self, "horizon", check_horizon(self.horizon))
         object.__setattr__(self, "interval", interval)
 

@@ -11,7 +11,7 @@ the two, index.html. Without --out, what the checkout has recorded is not traine
 examples:
   python -m experiments.run --list
   python -m experiments.run table2 --scale small
-  python -m experiments.run fig4 --rule released recommended --seeds 0 100
+  python -m experiments.run fig4 --rule released drift recommended --seeds 0 100
   python -m experiments.run all --scale smoke
   python -m experiments.run table1 --scale paper --dry-run
   python -m experiments.run fig4 --scale paper --time 20
@@ -230,7 +230,7 @@ def _dry_run(chosen: Sequence[View], asked: Asked, count: int) -> None:
 
     for config in _one_of_each(chosen, asked):
         workload, method = config.workload, config.arm.method(config.recipe)
-        if isinstance(workload, Siamese) or method.predictor is None:
+        if isinstance(workload, Siamese) or method.made is None:
             print("  no dry run: it is for classifiers under PDT")
             continue
         assert isinstance(workload, Resized)
@@ -238,7 +238,7 @@ def _dry_run(chosen: Sequence[View], asked: Asked, count: int) -> None:
         told = dry_run.dry_run(
             lambda rngs, w=workload: w.model(rngs),
             method.tx,
-            method.predictor,
+            method.made,
             spec,
             devices=count if workload.data == imagenet.NAME else 1,
         )

@@ -23,7 +23,7 @@ STYLES: Sequence[dict[str, Any]] = (
     {"color": "#E69F00", "ls": (0, (3, 1, 1, 1, 1, 1)), "marker": "v"},
     {"color": "#56B4E9", "ls": (0, (1, 1)), "marker": "x"},
 )
-FIXED = {BASELINE: 0, "paper": 1, "released": 2, "recommended": 3}
+FIXED = {BASELINE: 0, "paper": 1, "released": 2, "drift": 3, "recommended": 4}
 LABELS = {
     "train_loss": "train loss",
     "validation_loss": "validation loss",

@@ -16,7 +16,7 @@ from experiments.training.trainer import Config
 from experiments.training.workloads import Resized, Siamese, Workload
 
 SEEDS = (0, 100, 200, 300, 400)
-RULES = ("baseline", *pdt_optax.presets.names())
+RULES = ("baseline", "paper", "released", "drift")
 
 
 class Network(NamedTuple):
@@ -280,9 +280,9 @@ def non_selective(name: str) -> Arm:
 
 
 def guarded() -> Arm:
-    """The recommended rule, and jumps that ruin the epoch after them taken back."""
+    """The drift of the window, and jumps that ruin the epoch after them taken back."""
     return Predictive(
-        "recommended-guarded", tuple({**pdt_optax.presets.recommended, "guard": pdt_optax.rollback()}.items())
+        "drift-guarded", tuple({**pdt_optax.presets.drift, "guard": pdt_optax.rollback()}.items())
     )
 
 

@@ -110,7 +110,7 @@ def _presets(rules: Sequence[str]) -> list[str]:
 
 
 def _and_guarded(rules: Sequence[str], scale: str) -> list[Arm]:
-    """The rules, and the recommended one under the guard."""
+    """The rules, and the drift under the guard."""
     del scale
     return [*map(preset, rules), setups.guarded()]
 
@@ -298,7 +298,7 @@ VIEWS: dict[str, PaperView] = {
             render=figures.table,
             arms=_and_guarded,
             seeds="all",
-            note="Besides the rules, the recommended one with `guard=rollback()`, which takes failed jumps back.",
+            note="Besides the rules, the drift with `guard=rollback()`, which takes failed jumps back.",
         ),
         PaperView(
             name="table7",

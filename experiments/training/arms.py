@@ -48,7 +48,7 @@ class Method(NamedTuple):
         and a `PDTReport` or None. It may donate what it is given, and is on the clock.
       evaluated: None, or which weights to evaluate, given the parameters, the
         state and what the arm keeps.
-      predictor: whose history the arm keeps, if it is PDT.
+      made: the `pdt` or `Predictor` of the arm, if it is PDT.
       refreshes: whether the statistics of BatchNorm are estimated anew after a
         jump, from a pass over the epoch's batches.
       validates: whether `end_epoch` gets the validation loss of the epoch's
@@ -60,7 +60,7 @@ class Method(NamedTuple):
     begin: Callable[[Any, Any], Any] | None = None
     end_epoch: Callable[[Any, Any, Any, jax.Array], tuple[Any, Any, Any, Any]] | None = None
     evaluated: Callable[[Any, Any, Any], Any] | None = None
-    predictor: pdt_optax.Predictor | None = None
+    made: pdt_optax.PDT | pdt_optax.Predictor | None = None
     refreshes: bool = False
     validates: bool = False
 
@@ -99,10 +99,10 @@ class Arm:
 
 @dataclasses.dataclass(frozen=True)
 class Predictive(Arm):
-    """PDT beside the optimizer.
+    """PDT: beside the optimizer where predictions are jumps, around it where its updates deliver them.
 
     Attributes:
-      given: the settings of `pdt_optax.Predictor` as pairs, or a function of the
+      given: the settings of `pdt_optax.pdt` as pairs, or a function of the
         recipe that returns them, for rules that know the learning rates.
     """
 
@@ -112,7 +112,10 @@ class Predictive(Arm):
         return dict(self.given(recipe) if callable(self.given) else self.given)
 
     def method(self, recipe: Recipe) -> Method:
-        predictor = pdt_optax.Predictor(**self.settings(recipe))
+        settings = self.settings(recipe)
+        if settings.get("deliver") in ("auto", "gradual"):
+            return _around(recipe, settings)
+        predictor = pdt_optax.Predictor(**settings)
         guarded = predictor.guard is not None
 
         def begin(params: Any, opt_state: Any) -> pdt_optax.History:
@@ -125,12 +128,23 @@ class Predictive(Arm):
             )
             return params, history.opt_state if guarded else opt_state, history, report
 
-        return Method(recipe.inner(), recipe.schedule, begin, end_epoch, predictor=predictor)
+        return Method(recipe.inner(), recipe.schedule, begin, end_epoch, made=predictor)
+
+
+def _around(recipe: Recipe, settings: Mapping[str, Any]) -> Method:
+    """PDT around the optimizer: its updates deliver the predictions."""
+    tx = pdt_optax.pdt(recipe.inner(), **settings)
+
+    def end_epoch(params: Any, opt_state: Any, kept: Any, value: jax.Array) -> tuple[Any, ...]:
+        params, opt_state, report = tx.end_epoch(params, opt_state, value=value, donate=True)
+        return params, opt_state, kept, report
+
+    return Method(tx, recipe.schedule, end_epoch=end_epoch, made=tx)
 
 
 def predictive(name: str, **settings: Any) -> Predictive:
-    """PDT with these settings over those that `pdt` recommends."""
-    return Predictive(name, tuple({**pdt_optax.presets.recommended, **settings}.items()))
+    """PDT with these settings over those of the preset `drift`."""
+    return Predictive(name, tuple({**pdt_optax.presets.drift, **settings}.items()))
 
 
 def preset(name: str) -> Arm:

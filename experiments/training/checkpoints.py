@@ -130,7 +130,7 @@ class Checkpoints:
                 file=sys.stderr,
             )
 
-    def latest(self, like: Any, predictor: pdt_optax.Predictor | None) -> Saved | None:
+    def latest(self, like: Any, made: pdt_optax.PDT | pdt_optax.Predictor | None) -> Saved | None:
         """The latest checkpoint that can be read, its state in the shapes and on the devices of `like`; None without any.
 
         One that is damaged is named on stderr, and the one before it taken.
@@ -143,8 +143,8 @@ class Checkpoints:
         for epoch in found:
             saved, problem = self._restored(epoch, like)
             if all_agree(saved is not None) and saved:
-                if predictor is not None:
-                    pdt_optax.check_saved(predictor, saved.state.kept)
+                if made is not None:
+                    pdt_optax.check_saved(made, saved.state)
                 return saved
             print(f"{self.folder / str(epoch)} cannot be read ({problem}).", file=sys.stderr)
         if found:

@@ -106,7 +106,7 @@ def training_step(graph: Any, tx: optax.GradientTransformationExtraArgs) -> Call
 def dry_run(
     model: Callable[..., Any],
     tx: optax.GradientTransformation,
-    predictor: pdt_optax.Predictor,
+    made: pdt_optax.PDT | pdt_optax.Predictor,
     batch: Split,
     *,
     devices: int = 1,
@@ -116,7 +116,7 @@ def dry_run(
     Args:
       model: makes it, from `rngs`.
       tx: the optimizer.
-      predictor: beside it.
+      made: the `Predictor` beside it, or `tx` itself if `pdt` made it.
       batch: `jax.ShapeDtypeStruct`s of uint8 images and of labels.
       devices: that share the batch; weights, optimizer and snapshots are on each. None is needed here.
 
@@ -143,7 +143,7 @@ def dry_run(
         parameters=sum(math.prod(x.shape) for x in jax.tree.leaves(params)),
         devices=devices,
         batch=placed(batch, "data"),
-        memory=pdt_optax.memory(predictor, params, optimizer=tx),
+        memory=pdt_optax.memory(made, params, optimizer=tx),
         activations=_residuals(functools.partial(_loss, graph), params, rest, batch, key) // devices,
         operations=lowered_flops(lowered),
         step=lowered,

@@ -260,4 +260,4 @@ class LeafByLeaf(Predictive):
             return params, state, history._replace(snapshots=(*history.snapshots[:-1], copy)), report
 
         method = Predictive(self.name, self.given).method(recipe)
-        return method._replace(end_epoch=jax.jit(end_epoch), predictor=predictor)
+        return method._replace(end_epoch=jax.jit(end_epoch), made=predictor)

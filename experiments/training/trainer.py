@@ -223,7 +223,7 @@ def train(
     model_key, order_key, dropout_key = jax.random.split(jax.random.key(config.seed), 3)
     state = program.init(model_key)
     epochs: list[dict[str, Any]] = []
-    if checkpoints and (saved := checkpoints.latest(state, method.predictor)):
+    if checkpoints and (saved := checkpoints.latest(state, method.made)):
         state, epochs = saved.state, saved.epochs
         order_key, dropout_key = (_key(saved.position[name]) for name in ("order_key", "dropout_key"))
     yield from epochs
@@ -347,10 +347,10 @@ class _Batches:
 def memory(config: Config) -> pdt_optax.Memory | None:
     """What the run will hold besides data, gradients and activations; None if its arm is not PDT."""
     method = config.arm.method(config.recipe)
-    if method.predictor is None:
+    if method.made is None:
         return None
     model = nnx.eval_shape(lambda: config.workload.model(nnx.Rngs(0)))
-    return pdt_optax.memory(method.predictor, nnx.state(model, nnx.Param), optimizer=method.tx)
+    return pdt_optax.memory(method.made, nnx.state(model, nnx.Param), optimizer=method.tx)
 
 
 def operations(config: Config) -> dict[str, float]:

@@ -125,14 +125,14 @@ PAIRS = {
     )
 }
 
-RECOMMENDED = pdt_optax.presets.recommended
+DRIFT = pdt_optax.presets.drift
 SIX = tuple(PAIRS)[:6]  # the pairs chosen first
 
 # Controls, each against one explanation of a gain: that any longer step would do,
 # that any weights would do.
 CONTROLS = (
     predictive("last-step", dynamics=pdt_optax.drift(), accept=pdt_optax.everything(), window=2),
-    predictive("random-mask", accept=pdt_optax.random_subset(like=RECOMMENDED["accept"])),
+    predictive("random-mask", accept=pdt_optax.random_subset(like=DRIFT["accept"])),
 )
 
 # What one could do instead: average, wrap the optimizer in another one, add slow
@@ -148,19 +148,19 @@ PEERS = (
 )
 FACTORS = (0.5, 1.0, 2.0, 4.0)  # of the baseline's tuned rate: a peer's first grid
 FINAL = (*(preset(name) for name in (BASELINE, *pdt_optax.presets.names())), *CONTROLS, *PEERS)
-README_ARMS = ("released", "recommended", *(arm.name for arm in (*CONTROLS, *PEERS)))
+README_ARMS = ("released", "drift", "recommended", *(arm.name for arm in (*CONTROLS, *PEERS)))
 
 
 def _rate_aware(recipe: Recipe, **settings: Any) -> Mapping[str, Any]:
     """A drift that follows the run's learning rates."""
     dynamics = pdt_optax.drift(learning_rate=recipe.schedule, steps_per_epoch=recipe.steps_per_epoch)
-    return {**RECOMMENDED, "dynamics": dynamics, **settings}
+    return {**DRIFT, "dynamics": dynamics, **settings}
 
 
 def _stopping(recipe: Recipe, share: float, **settings: Any) -> Mapping[str, Any]:
     """No jump after a share of the schedule."""
-    rule = rules.until(settings.pop("accept", RECOMMENDED["accept"]), round(share * recipe.epochs))
-    return {**RECOMMENDED, "accept": rule, **settings}
+    rule = rules.until(settings.pop("accept", DRIFT["accept"]), round(share * recipe.epochs))
+    return {**DRIFT, "accept": rule, **settings}
 
 
 AGREE, SHRINK = pdt_optax.agree(), pdt_optax.shrink()
@@ -223,16 +223,16 @@ RUNAWAY = tuple(
 
 # BatchNorm's statistics after a jump: kept, as everywhere else, or estimated anew.
 STATISTICS = (
-    preset("recommended"),
-    rules.Refreshed("recommended-refreshed", tuple(RECOMMENDED.items())),
+    preset("drift"),
+    rules.Refreshed("drift-refreshed", tuple(DRIFT.items())),
 )
 
 # How the window is kept.
 STORAGE = (
     Arm(BASELINE),
-    preset("recommended"),
-    predictive("recommended-bfloat16", snapshot_dtype="bfloat16"),
-    predictive("recommended-on-host", snapshot_device="host"),
+    preset("drift"),
+    predictive("drift-bfloat16", snapshot_dtype="bfloat16"),
+    predictive("drift-on-host", snapshot_device="host"),
 )
 
 ARMS: dict[str, Arm] = {

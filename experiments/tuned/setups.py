@@ -147,8 +147,9 @@ PEERS = (
     Shaped("trapezoid", shape="trapezoid"),
 )
 FACTORS = (0.5, 1.0, 2.0, 4.0)  # of the baseline's tuned rate: a peer's first grid
-FINAL = (*(preset(name) for name in (BASELINE, *pdt_optax.presets.names())), *CONTROLS, *PEERS)
-README_ARMS = ("released", "drift", "recommended", *(arm.name for arm in (*CONTROLS, *PEERS)))
+PRESETS = ("recommended", "drift", "released", "paper")
+FINAL = (*(preset(name) for name in (BASELINE, *PRESETS)), *CONTROLS, *PEERS)
+README_ARMS = ("recommended", "drift", "released", *(arm.name for arm in (*CONTROLS, *PEERS)))
 
 
 def _rate_aware(recipe: Recipe, **settings: Any) -> Mapping[str, Any]:
@@ -161,6 +162,11 @@ def _stopping(recipe: Recipe, share: float, **settings: Any) -> Mapping[str, Any
     """No jump after a share of the schedule."""
     rule = rules.until(settings.pop("accept", DRIFT["accept"]), round(share * recipe.epochs))
     return {**DRIFT, "accept": rule, **settings}
+
+
+def _default(name: str, **settings: Any) -> Predictive:
+    """The default with these settings changed."""
+    return Predictive(name, tuple({**pdt_optax.presets.recommended, **settings}.items()))
 
 
 AGREE, SHRINK = pdt_optax.agree(), pdt_optax.shrink()
@@ -202,6 +208,18 @@ SCREEN = (
     *(ScheduleFree(f"schedule-free-x{factor:g}", rate=factor) for factor in (2.0, 4.0)),
 )
 
+# The default, and one part of it changed or left out at a time: how predictions are
+# delivered, the gain, what makes the weights longer, the memory, the start, the rule.
+ABLATION = (
+    preset("recommended"),
+    _default("slow-jump", deliver="jump"),
+    _default("slow-steady", dynamics=pdt_optax.slow_drift(most_gain=1.0)),
+    _default("slow-outward", dynamics=pdt_optax.slow_drift(outward=True)),
+    _default("slow-short", dynamics=pdt_optax.slow_drift(memory=1)),
+    _default("slow-start-1", start=1),
+    _default("slow-agree", accept=AGREE),
+)
+
 # A single jump: when, and how far.
 JUMPS = {
     (start, horizon): _try(
@@ -236,5 +254,5 @@ STORAGE = (
 )
 
 ARMS: dict[str, Arm] = {
-    arm.name: arm for arm in (*FINAL, *SCREEN, *RUNAWAY, *JUMPS.values(), *STATISTICS, *STORAGE)
+    arm.name: arm for arm in (*FINAL, *SCREEN, *ABLATION, *RUNAWAY, *JUMPS.values(), *STATISTICS, *STORAGE)
 }

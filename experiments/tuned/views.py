@@ -438,6 +438,15 @@ VIEWS: dict[str, TunedView] = {
             workloads=("mlp-sgd", "vit-adamw"),
         ),
         _view(
+            name="ablation",
+            title="The default, and one part of it changed at a time",
+            claim="Each part earns its place: delivery step by step, the gain, the length that is kept, the memory, the start, all weights.",
+            arms=setups.ABLATION,
+            seeds=setups.TUNING_SEEDS,
+            workloads=("mlp-lamb", "char_gru-clipped_adam", "vit-adamw"),
+            final=True,
+        ),
+        _view(
             name="jumps",
             title="One jump in a run",
             claim="What a jump gains depends on when it is and how far it goes.",

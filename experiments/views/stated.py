@@ -56,7 +56,7 @@ def _range(shares: Sequence[float]) -> str:
 
 
 def _final(scores: Scores) -> Figures:
-    recommended, released, random = (_of(scores, arm) for arm in ("recommended", "released", "random-mask"))
+    drift, released, random = (_of(scores, arm) for arm in ("drift", "released", "random-mask"))
 
     def epochs(of: Mapping[str, Score]) -> list[str]:
         return [number(score.loss_epochs_ratio, ".0%") for score in of.values()]
@@ -66,36 +66,33 @@ def _final(scores: Scores) -> Figures:
 
     return {
         "bench.summary": brief(scores, setups.README_ARMS),
-        "bench.saved": _range([1 - score.loss_epochs_ratio for score in recommended.values()]),
-        "bench.saved-median": median(recommended, "loss_epochs_ratio"),
-        "bench.seconds-saved-median": median(recommended, "loss_time_ratio"),
+        "bench.saved": _range([1 - score.loss_epochs_ratio for score in drift.values()]),
+        "bench.saved-median": median(drift, "loss_epochs_ratio"),
+        "bench.seconds-saved-median": median(drift, "loss_time_ratio"),
         "bench.released-saved-median": median(released, "loss_epochs_ratio"),
-        "bench.runs": str(sum(score.seeds for score in recommended.values())),
-        "bench.recommended": listed(
-            [f"{share} (`{pair}`)" for pair, share in zip(recommended, epochs(recommended), strict=True)]
+        "bench.runs": str(sum(score.seeds for score in drift.values())),
+        "bench.drift": listed(
+            [f"{share} (`{pair}`)" for pair, share in zip(drift, epochs(drift), strict=True)]
         ),
         "bench.released": listed(epochs(released)),
         "bench.random-mask": listed(epochs(random)),
-        "bench.points": listed([points(score.gain, score.gain_interval) for score in recommended.values()]),
-        "bench.effective": listed([interval(score.effective) for score in recommended.values()]),
-        "bench.overhead": _range([score.overhead for score in recommended.values()]),
-        "bench.greatest-rise": f"{max(score.rise for score in recommended.values()):.2f}",
-        **{
-            f"bench.epochs-{pair}": f"{recommended[pair].loss_epochs:.1f}"
-            for pair in ("mlp-sgd", "vit-adamw")
-        },
+        "bench.points": listed([points(score.gain, score.gain_interval) for score in drift.values()]),
+        "bench.effective": listed([interval(score.effective) for score in drift.values()]),
+        "bench.overhead": _range([score.overhead for score in drift.values()]),
+        "bench.greatest-rise": f"{max(score.rise for score in drift.values()):.2f}",
+        **{f"bench.epochs-{pair}": f"{drift[pair].loss_epochs:.1f}" for pair in ("mlp-sgd", "vit-adamw")},
     }
 
 
 def _detached(scores: Scores) -> Figures:
-    baseline, recommended = _of(scores, BASELINE), _of(scores, "recommended")
-    ratios = [score.loss_time_ratio for score in recommended.values()]
+    baseline, drift = _of(scores, BASELINE), _of(scores, "drift")
+    ratios = [score.loss_time_ratio for score in drift.values()]
     head = [
         "pair",
         "epochs, baseline",
-        "epochs, recommended",
+        "epochs, drift",
         "seconds, baseline",
-        "seconds, recommended",
+        "seconds, drift",
         "time saved",
     ]
     rows = [
@@ -105,7 +102,7 @@ def _detached(scores: Scores) -> Figures:
             *(number(score.loss_seconds, ".1f") for score in (baseline[pair], after)),
             saved(after.loss_time_ratio),
         ]
-        for pair, after in recommended.items()
+        for pair, after in drift.items()
     ]
     return {
         "detached.table": markdown([head, *rows]),
@@ -206,15 +203,15 @@ def _seconds(run: records.Run) -> float:
 def _paper_size(folder: Path) -> Figures:
     """The paper's AlexNet on a GPU, one seed."""
     runs = {run.rule: run for run in records.read_all(folder)}
-    baseline, recommended = runs[BASELINE], runs["recommended"]
-    trained, spent = (sum(e[of] for e in recommended.epochs) for of in ("train_seconds", "pdt_seconds"))
+    baseline, drift = runs[BASELINE], runs["drift"]
+    trained, spent = (sum(e[of] for e in drift.epochs) for of in ("train_seconds", "pdt_seconds"))
 
     def sooner(rule: str, field: str) -> int:
         first, own = (metrics.to_best(run, baseline, field).epochs for run in (baseline, runs[rule]))
         return round(first - own)
 
-    epoch = statistics.median(e["train_seconds"] for e in recommended.epochs)
-    jumps = [e["pdt_seconds"] for e in recommended.epochs if e["predicted"]]
+    epoch = statistics.median(e["train_seconds"] for e in drift.epochs)
+    jumps = [e["pdt_seconds"] for e in drift.epochs if e["predicted"]]
     ends = [run.epochs[-1]["validation_accuracy"] for run in runs.values()]
     return {
         "h100.epoch": f"{epoch:.3f}",
@@ -224,10 +221,10 @@ def _paper_size(folder: Path) -> Figures:
         "h100.spent": f"{spent:.2f}",
         "h100.whole": f"{trained + spent:.0f}",
         "h100.share": f"{spent / (trained + spent):.1%}",
-        "h100.epochs": f"{metrics.to_best(recommended, baseline, 'train_loss').epochs:.0f}",
+        "h100.epochs": f"{metrics.to_best(drift, baseline, 'train_loss').epochs:.0f}",
         **{
             f"h100.{rule}-{name}": str(sooner(rule, field))
-            for rule in ("recommended", "released")
+            for rule in ("drift", "released")
             for name, field in (("loss", "train_loss"), ("accuracy", "validation_accuracy"))
         },
         "h100.accuracy": f"{math.floor(1e3 * min(ends)) / 10} and {math.ceil(1e3 * max(ends)) / 10}%",

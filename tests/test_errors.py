@@ -215,8 +215,8 @@ SHRINK_RULE = "`shrink()` weighs the window's mean velocity against its noise, a
             case(
                 ValueError,
                 make(accept=rule, window=window, start=5),
-                "shrink()",
-                "slow_drift(",
+                SHRINK_RULE,
+                "Got dynamics=slow_drift(",
                 id=f"{rule} with slow_drift, window {window}",
             )
             for rule in (pdt_optax.shrink(), pdt_optax.random_subset(like=pdt_optax.shrink()))

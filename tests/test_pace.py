@@ -431,7 +431,7 @@ def test_a_rule_made_to_fail_ends_where_the_optimizer_does():
     assert not final(**ruinous) < 1.05 * baseline
     assert final(**ruinous, guard=pdt_optax.rollback(tolerance=0.1)) < 1.05 * baseline
     for deliver in ("gradual", "jump"):
-        default = {"make": pdt_optax.pdt, "horizon": 20, "deliver": deliver}
+        default = {"make": pdt_optax.pdt, "horizon": 200, "deliver": deliver}
         assert not final(**default) < 1.05 * baseline
         assert final(**default, guard=pdt_optax.rollback(tolerance=0.1)) < 1.05 * baseline
 

@@ -1,13 +1,18 @@
 """The boundary between two epochs against kernels that move the same bytes.
 
-On AlexNet's leaves at several sizes, in place: `reference-gram` sums the six
-arrays that the Gram pass reads, `reference-assembly` writes a weighted sum of
-them over one. `gram` (for `dmd`), `lengths` (of it only the diagonal, for
-`drift`), `algebra` (what is `window` x `window`), `assembly` and `snapshot` are
-the library's own passes. `boundary` is `end_epoch` with a prediction, all of it,
-by the recommended settings; `boundary-bfloat16` keeps bfloat16 differences,
-`boundary-dmd` has `dmd` for the dynamics. `small` is a tree of 400 vectors of
-1,280 weights beside one leaf of their size.
+On AlexNet's leaves at several sizes, in place. `boundary` is `end_epoch` with a
+prediction, all of it, by the recommended settings, and `boundary-gradual` the same
+where updates deliver the prediction. `reference-read` sums the three arrays that
+their first pass reads (weights, newest snapshot, mean), `reference-write` writes
+three weighted sums of them over them.
+
+For models that see a window: `reference-gram` sums the six arrays that the Gram
+pass reads, `reference-assembly` writes a weighted sum of them over one. `gram` (for
+`dmd`), `lengths` (of it only the diagonal, for `drift`), `algebra` (what is `window`
+x `window`), `assembly` and `snapshot` are the library's own passes.
+`boundary-drift` is `end_epoch` by the preset `drift`, `boundary-bfloat16` keeps its
+window as bfloat16 differences, `boundary-dmd` has `dmd` for the dynamics. `small` is
+a tree of 400 vectors of 1,280 weights beside one leaf of their size.
 """
 
 import functools
@@ -18,12 +23,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 import pdt_optax
 from benchmarks import measure, trees
 from benchmarks.lowered import lower
 from experiments import command
+from pdt_optax import History
 from pdt_optax._compiled import own
+from pdt_optax._history import replaced
 from pdt_optax._passes import assemble, gram_matrix
 from pdt_optax._reduce import widest_float
 from pdt_optax._window import WHOLE
@@ -51,6 +59,17 @@ def _reference_assembly(walk: Trees) -> Callable[[], Any]:
     return measure.InPlace(weigh, (walk[-1], walk[:-1]), (0,))
 
 
+def _reference_write(walk: Trees) -> Callable[[], Any]:
+    def weigh(*three: Any) -> Any:
+        def leaf(a: jax.Array, b: jax.Array, c: jax.Array) -> tuple[jax.Array, ...]:
+            return 0.9 * a + 0.1 * b, 0.9 * b + 0.1 * c, 0.9 * c + 0.1 * a
+
+        outer = jax.tree.structure(three[0])
+        return jax.tree.transpose(outer, jax.tree.structure((0, 0, 0)), jax.tree.map(leaf, *three))
+
+    return measure.InPlace(weigh, tuple(walk[-3:]), (0, 1, 2))
+
+
 def _gram(walk: Trees, diagonal: bool) -> Callable[[], Any]:
     @jax.jit
     def gram(walk: Trees) -> Any:
@@ -76,7 +95,7 @@ def _algebra(dynamics: Any) -> Callable[[], Any]:
 
 
 def _assembly(walk: Trees) -> Callable[[], Any]:
-    settings = pdt_optax.presets.recommended
+    settings = pdt_optax.presets.drift
     window = len(walk) - 1
     increments = jnp.full((settings["horizon"], window), 1 / (window - 1)).at[:, 0].set(0)
 
@@ -109,35 +128,40 @@ def _snapshot(walk: Trees) -> Callable[[], Any]:
 class _Boundary:
     """`end_epoch` with a prediction at each call, on its own results."""
 
-    def __init__(self, walk: Trees, **settings: Any):
-        self.predictor = pdt_optax.Predictor(**settings)
+    def __init__(self, walk: Trees, made: pdt_optax.PDT | pdt_optax.Predictor):
+        self.made = made
         self.params = jax.tree.map(jnp.copy, walk[-1])
-        self.history = self.predictor.init(self.params)
+        self.state: Any = made.init(self.params)
         for snapshot in walk[:-1]:
-            _, self.history, _ = self.predictor.end_epoch(jax.tree.map(jnp.copy, snapshot), self.history)
+            _, self.state, _ = made.end_epoch(jax.tree.map(jnp.copy, snapshot), self.state)
 
     def __call__(self) -> Any:
-        clock = self.history.clock._replace(
-            snapshots_held=jnp.int32(len(self.history.snapshots)),
-            snapshots_seen=jnp.int32(9),
-            predictions_made=jnp.int32(0),
-        )
-        self.params, self.history, report = self.predictor.end_epoch(
-            self.params, self.history._replace(clock=clock), donate=True
-        )
-        return self.params, report
+        def due(history: History) -> History:
+            clock = history.clock._replace(
+                snapshots_held=jnp.int32(len(history.snapshots)),
+                snapshots_seen=jnp.int32(9),
+                predictions_made=jnp.int32(0),
+            )
+            return history._replace(clock=clock)
+
+        state = replaced(self.state, History, due)
+        self.params, self.state, report = self.made.end_epoch(self.params, state, donate=True)
+        return self.params, self.state, report
 
     def temporary_bytes(self) -> int:
         """What the boundary allocates beyond its arguments and results."""
-        compiled = lower(self.predictor, self.params).compile()
+        compiled = lower(self.made, self.params).compile()
         return compiled.memory_analysis().temp_size_in_bytes
 
 
 def figures(shapes: trees.Shapes, repeats: int) -> dict[str, Any]:
     """All kernels on one tree, taken in turns, and the ratios that matter."""
     walk = trees.random_walk(shapes, 6)
-    boundary = _Boundary(walk)
+    predictor, drift = pdt_optax.Predictor, pdt_optax.presets.drift
+    boundary = _Boundary(walk, predictor())
     calls = {
+        "reference-read": _reference_gram(walk[-3:]),
+        "reference-write": _reference_write(walk),
         "reference-gram": _reference_gram(walk),
         "reference-assembly": _reference_assembly(walk),
         "gram": _gram(walk, diagonal=False),
@@ -147,12 +171,17 @@ def figures(shapes: trees.Shapes, repeats: int) -> dict[str, Any]:
         "assembly": _assembly(walk),
         "snapshot": _snapshot(walk),
         "boundary": boundary,
-        "boundary-bfloat16": _Boundary(walk, snapshot_dtype="bfloat16"),
-        "boundary-dmd": _Boundary(walk, dynamics=pdt_optax.dmd(fit="current")),
+        "boundary-gradual": _Boundary(walk, pdt_optax.pdt(optax.identity())),
+        "boundary-drift": _Boundary(walk, predictor(**drift)),
+        "boundary-bfloat16": _Boundary(walk, predictor(**drift, snapshot_dtype="bfloat16")),
+        "boundary-dmd": _Boundary(walk, predictor(**{**drift, "dynamics": pdt_optax.dmd(fit="current")})),
     }
-    assert all(bool(call()[1].predicted) for name, call in calls.items() if name.startswith("boundary"))
+    assert all(bool(call()[2].predicted) for name, call in calls.items() if name.startswith("boundary"))
     seconds = measure.interleaved(calls, repeats)
-    both = [a + b for a, b in zip(seconds["reference-gram"], seconds["reference-assembly"], strict=True)]
+    three, both = (
+        [a + b for a, b in zip(seconds[f"reference-{first}"], seconds[f"reference-{second}"], strict=True)]
+        for first, second in (("read", "write"), ("gram", "assembly"))
+    )
     largest = 4 * max(jax.tree.leaves(jax.tree.map(lambda x: x.size, walk[0])))
     return {
         "parameters": trees.count(shapes),
@@ -161,7 +190,9 @@ def figures(shapes: trees.Shapes, repeats: int) -> dict[str, Any]:
         "gram_to_reference": measure.median_ratio(seconds["gram"], seconds["reference-gram"]),
         "lengths_to_reference": measure.median_ratio(seconds["lengths"], seconds["reference-gram"]),
         "assembly_to_reference": measure.median_ratio(seconds["assembly"], seconds["reference-assembly"]),
-        "boundary_to_references": measure.median_ratio(seconds["boundary"], both),
+        "boundary_to_references": measure.median_ratio(seconds["boundary"], three),
+        "boundary_gradual_to_references": measure.median_ratio(seconds["boundary-gradual"], three),
+        "boundary_drift_to_references": measure.median_ratio(seconds["boundary-drift"], both),
         "boundary_dmd_to_references": measure.median_ratio(seconds["boundary-dmd"], both),
         "temporary_mib": round(boundary.temporary_bytes() / 2**20, 1),
         "largest_leaf_mib": round(largest / 2**20, 1),

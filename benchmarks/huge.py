@@ -1,4 +1,4 @@
-"""ViT-Huge's 632,045,800 weights: snapshots as bfloat16 differences, predictions in place.
+"""ViT-Huge's 632,045,800 weights: the default, all in float32, predictions in place.
 
 Eight epochs whose training is a small random step in place, each with its
 boundary. Prints what `pdt_optax.memory` says beforehand and the most memory
@@ -27,7 +27,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     p.add_argument("--small", action="store_true", help="the 16 M AlexNet tree instead, to try the command")
     args = p.parse_args(argv)
     shapes = trees.alexnet("16M") if args.small else trees.vit_huge()
-    predictor = pdt_optax.Predictor(snapshot_dtype="bfloat16")
+    predictor = pdt_optax.Predictor()
     told = pdt_optax.memory(predictor, {n: jax.ShapeDtypeStruct(s, jnp.float32) for n, s in shapes.items()})
     print(f"{trees.count(shapes):,} weights in {len(shapes)} leaves. To be held:\n{told}", flush=True)
 

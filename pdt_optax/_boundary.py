@@ -182,6 +182,7 @@ def end(
         after, report = lax.cond(take_back, lambda: _taken_back(now, value, plan), go_on)
     if now.delivery is not None:
         extrapolated = (now.clock.predictions_made > 0) & (now.clock.plain_epochs == 0)
+        extrapolated &= not settings.dry_run
         delivered = jnp.where(extrapolated, now.delivery.share(updates_seen), jnp.nan)
         report = report._replace(gradual=jnp.array(True), delivered_share=delivered)
     return after, report._replace(value_missing=missing)
@@ -201,7 +202,9 @@ def _taken_back(now: Moment, value: jax.Array, plan: Plan) -> tuple[Moment, PDTR
     window = (storage.moved_to if plan.settings.own_motion else storage.replace_newest)(now.window, chosen)
     plain = jnp.ones_like(now.clock.plain_epochs)
     clock = now.clock._replace(pace=guard.after(now.clock.pace), plain_epochs=plain)
-    report = no_report(plan.settings.spectrum, sum(plan.predicted), value)._replace(rolled_back=jnp.array(True))
+    report = no_report(plan.settings.spectrum, sum(plan.predicted), value)._replace(
+        rolled_back=jnp.array(True)
+    )
     spent = before._replace(armed=jnp.array(False), optimizer_before=opt_state)
     delivery = now.delivery
     if delivery is not None:

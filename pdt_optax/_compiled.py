@@ -39,16 +39,16 @@ def end_apart(
     """
     now = borrowed if donated is None else donated
     assert now is not None
-    storage, spent, shifts = plan.settings.storage, now.window, plan.settings.shifts
-    window = spent if plan.settings.guard or shifts else storage.join(spent, kept)
+    storage, spent, rewrites = plan.settings.storage, now.window, plan.settings.rewrites
+    window = spent if rewrites else storage.join(spent, kept)
     after, report = _boundary.end(now._replace(window=window), updates_seen, value, missing, plan)
     if plan.settings.guard:
         newest = jax.tree.map(jnp.copy, after.window[-1])  # or the weights and it would share buffers
         return after._replace(window=(*after.window[:-1], newest)), report
-    *older, newest = after.window if shifts else storage.pushed(after.window)
+    *older, newest = after.window if rewrites else storage.pushed(after.window)
     if not storage.host:  # whose window is a copy already
         seen = now.clock.snapshots_seen > 0
-        made_of_it = [value] * len(newest) if after.motion is None else after.motion.mean
+        made_of_it = [value] * len(newest) if after.motion is None else jax.tree.leaves(after.motion.mean)
         newest = own(newest, spent[-1], older[0] if older else made_of_it, seen)
     # In the order of the arguments, or their buffers would be swapped, and before
     # the report: with CUDA, an open XLA bug corrupts donated buffers otherwise.

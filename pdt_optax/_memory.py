@@ -11,6 +11,7 @@ from pdt_optax._predict import predict, stacks
 from pdt_optax._predictor import Predictor
 from pdt_optax._saved import predictor_of
 from pdt_optax._transformation import PDT
+from pdt_optax.accept import everything
 
 
 class Memory(NamedTuple):
@@ -19,7 +20,7 @@ class Memory(NamedTuple):
     Attributes:
       params: of the parameters.
       optimizer: of the inner optimizer's state.
-      snapshots: of the window.
+      snapshots: of the window, and of a running mean and what is delivered.
       snapshots_on_host: whether they wait in host memory.
       backup: of the guard's weights and optimizer state.
       boundary: what `end_epoch(..., donate=True)` needs beyond all this while
@@ -86,12 +87,11 @@ def memory(
     Example:
       >>> import jax, jax.numpy as jnp, optax, pdt_optax
       >>> params = {"kernel": jax.ShapeDtypeStruct((4096, 14000), jnp.float32)}
-      >>> print(pdt_optax.memory(pdt_optax.pdt(optax.adamw(1e-3), snapshot_dtype="bfloat16"), params))
+      >>> print(pdt_optax.memory(pdt_optax.pdt(optax.adamw(1e-3)), params))
       parameters                  229 MB
       optimizer                   459 MB
       snapshots                   688 MB
-      at a prediction            57.3 MB
-      at most, on the devices    1.43 GB
+      at most, on the devices    1.38 GB
     """
     predictor = predictor_of(made)
     if isinstance(made, Predictor):
@@ -100,19 +100,29 @@ def memory(
     else:
         state: Any = jax.eval_shape(made.init, params)
         opt_state, history = state.inner_state, state.history
+    kept = (history.snapshots, history.motion, history.delivery)
     weights = _layout.take(history.snapshots[-1], params)
     window = tuple(map(jax.tree.leaves, history.snapshots))
     model, rule, storage = predictor.dynamics, predictor.rule, predictor.storage
-    ahead = functools.partial(predict, dynamics=model, accept=rule, horizon=predictor.schedule.longest)
-    result = jax.eval_shape(lambda w, x: ahead(storage.at_hand(w), x, 0, storage=storage), window, weights)
+    if history.motion is None:
+        ahead = functools.partial(predict, dynamics=model, accept=rule, horizon=predictor.schedule.longest)
+        masks = jax.eval_shape(
+            lambda w, x: ahead(storage.at_hand(w), x, 0, storage=storage).mask, window, weights
+        )
+    elif isinstance(rule, everything):
+        masks = []
+    else:
+        masks = [jax.eval_shape(lambda x: rule.at(0, 0)(x[None], x, x[None], x, 1), x) for x in weights]
+        masks += jax.tree.leaves(history.motion.mean)  # which the mask is computed from once more
     together = [i for stack in stacks(weights, together=True) if len(stack) > 1 for i in stack]
-    copied = [column[i] for column in (*window, weights) for i in together]
-    snapshots = _bytes(history.snapshots)
+    columns = [*window, *(jax.tree.leaves(x.mean) for x in [history.motion] if x), weights]
+    copied = [column[i] for column in columns for i in together]
+    snapshots = _bytes(kept)
     return Memory(
         params=_bytes(params),
         optimizer=_bytes(opt_state),
         snapshots=snapshots,
         snapshots_on_host=storage.host,
         backup=_bytes(history.backup),
-        boundary=_bytes(result.mask) + _bytes(copied) + (snapshots if storage.host else 0),
+        boundary=_bytes(masks) + _bytes(copied) + (snapshots if storage.host else 0),
     )

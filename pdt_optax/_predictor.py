@@ -21,25 +21,36 @@ from pdt_optax._settings import Settings
 class Predictor(Settings):
     """Predictive Differential Training beside any optimizer, in any framework: your step is untouched.
 
-    Between epochs, call `end_epoch`: it keeps a snapshot of the weights and, when
-    it is time, predicts where the last `window` snapshots lead in `horizon` more
-    epochs and moves the weights whose own last step agrees. All others keep what
-    the optimizer gave them.
+    Between epochs, call `end_epoch`: it models how the weights move, predicts
+    where they are going and moves those whose prediction is accepted. All
+    others keep what the optimizer gave them. Nothing moves before the end of
+    epoch `start`.
+
+    The default keeps a mean of the optimizer's own motion and adds it once more:
+    `presets.recommended`. What is left out here follows from `dynamics`: the
+    other settings of that preset for `slow_drift`, those of `presets.drift` for
+    models that see a window of snapshots.
 
     Args:
-      dynamics: how weights move: `drift()`, `dmd(...)`.
-      accept: which weights take their prediction: `agree()`, `shrink()`, ...
-      window: snapshots that a prediction looks back on, >= 2. The history holds
-        that many copies of the weights.
+      dynamics: how weights move: `slow_drift()`, `drift()`, `dmd(...)`.
+      accept: which weights take their prediction: `everything()`, `agree()`, `shrink()`, ...
+      window: snapshots that the history holds, each a copy of the weights. A model
+        looks back on all of them and needs at least 2; `slow_drift` needs 1, and
+        more are for `decompose` and pictures.
       schedule: how far and how often it predicts: `fixed()`, `adaptive()` or
         `released_schedule()`.
       horizon: how many epochs ahead the schedule starts, >= 1; by default the schedule's own.
-      interval: plain epochs between two predictions, >= 1; by default the schedule's own.
+      interval: plain epochs between two predictions, >= 0; by default the schedule's own.
       start: the first epoch, counted from 0, whose end may predict; at least
-        `window`, the default.
+        `window`, by default 5 or, for models that see a window, `window`.
       guard: `rollback(...)` takes a jump back when the epoch after it is too
         much worse. It and all schedules but `fixed` look at the epochs'
         values: pass them to `end_epoch` as `value`.
+      own_motion: True keeps the path that the optimizer took by itself: when weights
+        were moved, older snapshots are moved along. False keeps the weights as they
+        were, as the paper and its released code do.
+      deliver: "jump" moves weights at the epoch's end. A `Predictor` can do nothing
+        else ("auto" means this); `pdt` can deliver a prediction in parts.
       exclude: leaves that are never predicted, such as embeddings or norms: a
         tree of bools like the parameters (or a prefix of it), or a function of
         a leaf's path (`"layers/0/kernel"`); True keeps the leaf out.
@@ -67,8 +78,9 @@ class Predictor(Settings):
       ...     params, history, report = predictor.end_epoch(params, history, value=loss(params))
       ...     if report.predicted:
       ...         print(f"Epoch {epoch} ended at {report.mean_value:.3f} and jumped to {loss(params):.3f}.")
-      Epoch 5 ended at 1.412 and jumped to 1.066.
-      Epoch 7 ended at 0.700 and jumped to 0.461.
+      Epoch 5 ended at 1.412 and jumped to 1.085.
+      Epoch 6 ended at 0.879 and jumped to 0.611.
+      Epoch 7 ended at 0.495 and jumped to 0.296.
 
     References:
       Predictive Differential Training Guided by Training Dynamics, Algorithm 1.
@@ -208,8 +220,7 @@ def end_with(
 ) -> tuple[optax.Params, History, Tree, PDTReport]:
     """`Predictor.end_epoch`, its arguments checked, and the optimizer's state."""
     now, plan = at_boundary(predictor, params, history, opt_state)
-    passes = predictor.guard is not None or predictor.shifts
-    spent, kept = (now.window, ()) if passes else predictor.storage.split(now.window)
+    spent, kept = predictor.spent(now.window)
     now = now._replace(window=spent)
     given = (now, None) if donate else (None, now)
     after, report = end_apart(*given, kept, updates_seen, value, missing, plan=plan)

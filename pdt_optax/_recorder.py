@@ -15,7 +15,7 @@ from pdt_optax import _history, _layout
 from pdt_optax._report import PDTReport
 from pdt_optax.schedule import count
 
-_FORMAT = "pdt_optax.Recorder 2"
+_FORMAT = "pdt_optax.Recorder 3"
 
 
 class Recorder:
@@ -40,7 +40,7 @@ class Recorder:
     Example:
       >>> import jax.numpy as jnp, optax, pdt_optax
       >>> from tqdm import trange
-      >>> tx = pdt_optax.pdt(optax.sgd(0.1), window=2)
+      >>> tx = pdt_optax.pdt(optax.sgd(0.1), dynamics=pdt_optax.drift(), window=2)
       >>> params = {"w": jnp.ones((3, 4))}
       >>> opt_state = tx.init(params)
       >>> recorder = pdt_optax.Recorder(weights_per_leaf=5)

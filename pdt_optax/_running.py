@@ -12,11 +12,12 @@ from jax import lax
 from pdt_optax._layout import Column
 from pdt_optax._passes import accepted
 from pdt_optax._predict import largest, stack, stacks
-from pdt_optax._reduce import in_widest_float, over_shards, totals, widest_float
+from pdt_optax._reduce import Leaf, in_widest_float, over_shards, totals, widest_float
 from pdt_optax._slow import Pull, slow_drift
-from pdt_optax.accept import Rule, mean_weights
+from pdt_optax.accept import Rule, everything, mean_weights
 
-Points = tuple[jax.Array, ...]  # of a leaf: the newest snapshot, the mean, what is delivered to it (if anything), the weights
+# Of a leaf: the newest snapshot, the mean, what is delivered to it (if anything), and the weights.
+Points = Leaf
 
 # The products of [weights, step, mean, delivered] that are summed, in this order.
 _PAIRS = [*zip(*np.triu_indices(4), strict=True)]
@@ -42,7 +43,9 @@ class Followed(NamedTuple):
     persistence_per_leaf: jax.Array
 
 
-def own_step(newest: jax.Array, delivered: jax.Array | None, share: jax.Array, weights: jax.Array) -> jax.Array:
+def own_step(
+    newest: jax.Array, delivered: jax.Array | None, share: jax.Array, weights: jax.Array
+) -> jax.Array:
     """d_n: what the optimizer did to a leaf since its newest snapshot, without what was delivered to it."""
     wide = jnp.promote_types(weights.dtype, jnp.float32)
     step = weights.astype(wide) - newest.astype(wide)
@@ -81,21 +84,36 @@ def follow(
     stacked = [tuple(map(stack, *(points[i] for i in group))) for group in groups]
     order = np.argsort([i for group in groups for i in group])
     dtypes = [leaf[-1].dtype for leaf in points]
-    small = in_widest_float(functools.partial(_pulled, dynamics, groups, [dtypes[i] for g in groups for i in g]))
+    small = in_widest_float(
+        functools.partial(_pulled, dynamics, groups, [dtypes[i] for g in groups for i in g])
+    )
     numbers = small(stacked, pull, share, epoch, extrapolated, far)
     # Or XLA would repeat the small steps for each weight.
     k, held, weight, gain, whole, finite, persistence, of_leaves = lax.optimization_barrier(numbers)
     go = due & finite
 
     def moved(leaf: jax.Array | int, points: Points) -> tuple[jax.Array, ...]:
-        newest, mean, *delivered, weights = points
-        wide = mean.dtype
-        step = own_step(newest, delivered[0] if delivered else None, share, weights).astype(wide)
-        mean = jnp.where(whole, mean + k.astype(wide) * (step - mean), mean)
-        each = gain.astype(wide) * (mean + held.astype(wide) * weights.astype(wide))
-        rows = jnp.stack([jnp.where(i < far, each, 0) for i in range(horizon)])
-        mask = accepted(accept.at(epoch, leaf), rows, step, mean[None], weights, far)
-        return mean, jnp.where(go, far * each * mask.astype(wide), 0), mask & go if mask.dtype == bool else mask * go
+        newest, old, *delivered, weights = points
+        wide = old.dtype
+
+        def columns() -> tuple[jax.Array, ...]:
+            """The own step, the mean and the prediction's step; made anew wherever they are used, never in memory."""
+            step = own_step(newest, delivered[0] if delivered else None, share, weights).astype(wide)
+            mean = jnp.where(whole, old + k.astype(wide) * (step - old), old)
+            return step, mean, gain.astype(wide) * (mean + held.astype(wide) * weights.astype(wide))
+
+        def judged() -> jax.Array:
+            step, mean, each = columns()
+            rows = jnp.stack([jnp.where(i < far, each, 0) for i in range(horizon)])
+            return accepted(accept.at(epoch, leaf), rows, step, mean[None], weights, far)
+
+        if isinstance(accept, everything):
+            mask = jnp.broadcast_to(go, weights.shape)
+        else:  # a branch of its own, whose result is written to memory once
+            like = jax.eval_shape(judged)
+            mask = lax.cond(go, judged, lambda: jnp.zeros_like(weights, like.dtype))
+        _, mean, each = columns()
+        return mean, jnp.where(go, far * each * mask.astype(wide), 0), mask
 
     results = []
     masks = []

@@ -36,8 +36,8 @@ def check_saved(made: PDT | Predictor, saved: object) -> None:
 
     Example:
       >>> import jax.numpy as jnp, optax, pdt_optax
-      >>> state = pdt_optax.pdt(optax.sgd(0.1), window=3, start=3).init(jnp.ones(2))
-      >>> pdt_optax.check_saved(pdt_optax.pdt(optax.sgd(0.1)), {"opt_state": state})
+      >>> state = pdt_optax.Predictor(window=3).init(jnp.ones(2))
+      >>> pdt_optax.check_saved(pdt_optax.Predictor(window=5), {"opt_state": state})
       Traceback (most recent call last):
       ...
       ValueError: The state must hold as many snapshots as its predictor's `window`: give it another window by \

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pdt_optax import _layout, presets
 from pdt_optax._predict import check_model
-from pdt_optax._window import Storage
+from pdt_optax._window import Storage, Window
 from pdt_optax.accept import Accept, Rule, as_rule
 from pdt_optax.dynamics import Dynamics
 from pdt_optax.guard import Guard
@@ -54,8 +54,13 @@ class Settings:
                 "`start` must be at least `window`: the first prediction needs a full window. "
                 f"Got {start=}, {window=}."
             )
-        # A rule sees the mean motion as the one difference of a running model.
-        check_model(self.dynamics, as_rule("accept", accept), max(window, 2) if running else window)
+        rule = as_rule("accept", accept)
+        if running and rule.minimum_window > 2:
+            raise ValueError(
+                f"`accept` must need one difference at most: {self.dynamics} shows it the mean motion alone. "
+                f"Got {rule}, which needs {rule.minimum_window - 1}."
+            )
+        check_model(self.dynamics, rule, max(window, 2) if running else window)
         if not isinstance(schedule, Schedule):
             raise TypeError(
                 "`schedule` must be an acceleration schedule, such as `fixed()` or `adaptive()` (with its "
@@ -71,6 +76,11 @@ class Settings:
                 "`snapshot_device` and `snapshot_dtype` are for a window of older snapshots, and a running mean needs "
                 f"the newest alone: leave them out. Got {window=}, snapshot_device={self.snapshot_device!r}, "
                 f"snapshot_dtype={self.snapshot_dtype!r}."
+            )
+        if running and not self.own_motion:
+            raise ValueError(
+                f"`own_motion` must be True with {self.dynamics}: it is a mean of the optimizer's own motion. "
+                f"Got own_motion={self.own_motion!r}."
             )
         given = {name: x for name, x in (("horizon", horizon), ("interval", interval)) if x is not None}
         if self.guard is not None and not isinstance(self.guard, Guard):
@@ -101,9 +111,14 @@ class Settings:
         return max(self.window - 1, 1)
 
     @property
-    def shifts(self) -> bool:
-        """Whether a boundary moves the older snapshots along."""
-        return self.own_motion and self.window > 1 and self.snapshot_dtype is None
+    def rewrites(self) -> bool:
+        """Whether a boundary writes the whole window, and not just the columns that a new snapshot replaces."""
+        shifts = self.own_motion and self.window > 1 and self.snapshot_dtype is None
+        return shifts or self.guard is not None
+
+    def spent(self, window: Window) -> tuple[Window, Window]:
+        """The columns of a window that a boundary writes, and those that it only reads."""
+        return (window, ()) if self.rewrites else self.storage.split(window)
 
     @property
     def rule(self) -> Rule:

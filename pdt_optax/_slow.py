@@ -3,7 +3,6 @@
 import dataclasses
 from typing import Any, ClassVar, NamedTuple
 
-import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
@@ -91,7 +90,9 @@ class slow_drift(Dynamics):  # noqa: N801 - used like a function, printed like a
                 "`memory` must be positive: a share of the epochs so far below 1, else a number of epochs. "
                 f"Got memory={self.memory!r}."
             )
-        if not (is_number(self.gain) and is_number(self.most_gain) and 0 < self.gain <= self.most_gain < jnp.inf):
+        if not (
+            is_number(self.gain) and is_number(self.most_gain) and 0 < self.gain <= self.most_gain < jnp.inf
+        ):
             raise ValueError(
                 "`gain` must be positive and at most `most_gain`: it grows from the one to the other. "
                 f"Got gain={self.gain!r}, most_gain={self.most_gain!r}."

@@ -52,13 +52,19 @@ class PDT(optax.GradientTransformationExtraArgs):
 
 
 def pdt(
-    inner: optax.GradientTransformation, *, every: int | None = None, deliver: Deliver = "auto", **settings: Any
+    inner: optax.GradientTransformation,
+    *,
+    every: int | None = None,
+    deliver: Deliver = "auto",
+    **settings: Any,
 ) -> PDT:
     """Predictive Differential Training around any Optax optimizer.
 
-    `update` is `inner`'s and a counter. Between epochs, call `end_epoch`: it does
-    what `Predictor` describes. The state holds the snapshots; where a step's
-    arrays should not carry them, use a `Predictor` beside the optimizer.
+    Between epochs, call `end_epoch`: it does what `Predictor` describes. By
+    default the prediction is then delivered by the coming epoch's updates, in
+    equal parts, so that every gradient sees the moving weights: `update` is
+    `inner`'s, one addition, and a counter. The state holds the snapshots; where a
+    step's arrays should not carry them, use a `Predictor` beside the optimizer.
 
     Args:
       inner: any optax transformation. Extra arguments of `update` reach it.
@@ -72,6 +78,11 @@ def pdt(
         on a CPU), under vmap it predicts at each step and selects, and on a GPU
         the host reads a condition at each step (docs/speed.md, "On a GPU"). A
         `scan` over epochs with `end_epoch` inside has none of these costs.
+      deliver: "gradual" delivers a prediction in as many updates as the last epoch
+        had. If the coming epoch is longer, delivery stops when all is delivered; if
+        it is shorter, the rest is dropped, and the report's `delivered_share` says
+        so. Leaves of less than 32 bits are moved at once: parts would be rounded
+        away. "jump" moves all weights at the epoch's end. "auto" is "gradual".
       **settings: those of `Predictor`; `snapshot_device` not with `every`. Where the
         guard or the schedule needs an epoch's value, the mean of the `value`s that
         `update` saw serves, or the one given to `end_epoch`.
@@ -202,7 +213,7 @@ def _delivered(updates: optax.Updates, delivery: Delivery, seen: jax.Array) -> o
     """The updates with their part of what is delivered to the weights."""
     part, like = delivery.part(seen), delivery.displacement
     leaves = _layout.take(like, updates, "updates", types=False)
-    moved = [u + part * x for u, x in zip(leaves, jax.tree.leaves(like), strict=True)]
+    moved = [(u + part * x).astype(u.dtype) for u, x in zip(leaves, jax.tree.leaves(like), strict=True)]
     return _layout.put(like, updates, moved)
 
 
@@ -278,7 +289,14 @@ def end_epoch(
             raise ValueError(wrapper.predictor.value_rule("tx.end_epoch(params, opt_state, value=loss)"))
     mean = seen.mean_value() if value is None else scalar(value)
     params, history, inner_state, report = end_with(
-        wrapper.predictor, params, state.history, state.inner_state, seen.updates_seen, mean, missing, donate=donate
+        wrapper.predictor,
+        params,
+        state.history,
+        state.inner_state,
+        seen.updates_seen,
+        mean,
+        missing,
+        donate=donate,
     )
     new = PDTState(inner_state, history, _layout.refill(state.this_epoch, Epoch.start()), None)
     return params, _history.replaced(opt_state, PDTState, lambda _: new), report

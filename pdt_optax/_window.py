@@ -50,7 +50,10 @@ class Storage:
         if self.dtype is None:
             older = window[1:]
             if shift is not None:
-                older = [[(s + x).astype(s.dtype) for s, x in zip(c, shift, strict=True)] for c in self.at_hand(older)]
+                older = [
+                    [(s + x).astype(s.dtype) for s, x in zip(c, shift, strict=True)]
+                    for c in self.at_hand(older)
+                ]
                 older = self.parked(tuple(older))
             return (*older, self.parked(newest))
         old = self.at_hand(window[-1])

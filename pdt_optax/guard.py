@@ -47,7 +47,8 @@ class rollback(Guard):  # noqa: N801
 
     Example:
       >>> import jax.numpy as jnp, optax, pdt_optax
-      >>> tx = pdt_optax.pdt(optax.sgd(0.1), window=2, horizon=30, guard=pdt_optax.rollback())
+      >>> jumps = {**pdt_optax.presets.drift, "window": 2, "start": 2, "horizon": 30}
+      >>> tx = pdt_optax.pdt(optax.sgd(0.1), **jumps, guard=pdt_optax.rollback())
       >>> w = jnp.array([1.0])
       >>> opt_state = tx.init(w)
       >>> for epoch in range(4):  # the third ends in a jump far past the optimum, at 0

@@ -41,7 +41,11 @@ class Trained(NamedTuple):
 
 
 def train(
-    tx: Any, *, epochs: int = EPOCHS, dtype: Any = jnp.float32, lengths: Callable[[int], int] = lambda e: STEPS
+    tx: Any,
+    *,
+    epochs: int = EPOCHS,
+    dtype: Any = jnp.float32,
+    lengths: Callable[[int], int] = lambda e: STEPS,
 ) -> Trained:
     """Trains an MLP on digits; `lengths` are the epochs' updates."""
     params = jax.tree.map(lambda x: x.astype(dtype), training.init_params())
@@ -114,7 +118,9 @@ def oracle(
     return found
 
 
-def check(run: Trained, model: Any, *, gradual: bool, start: int = 5, delivered: list[float] | None = None) -> None:
+def check(
+    run: Trained, model: Any, *, gradual: bool, start: int = 5, delivered: list[float] | None = None
+) -> None:
     """Every epoch's end of a run against the oracle.
 
     Means and displacements are float32 and the weights that they come from too: 3e-7 of a weight
@@ -266,7 +272,9 @@ def test_mixed_leaves() -> None:
 @pytest.mark.parametrize("deliver", ["gradual", "jump"])
 @pytest.mark.parametrize("dynamics", [pdt_optax.slow_drift(), pdt_optax.drift(), pdt_optax.dmd()])
 @pytest.mark.parametrize("snapshot_dtype", [None, "bfloat16"])
-def test_a_window_holds_the_optimizers_own_path(deliver: str, dynamics: Any, snapshot_dtype: str | None) -> None:
+def test_a_window_holds_the_optimizers_own_path(
+    deliver: str, dynamics: Any, snapshot_dtype: str | None
+) -> None:
     """Its newest entry is where the weights are, its differences what the optimizer did by itself."""
     tx = pdt_optax.pdt(
         optax.adam(3e-3), dynamics=dynamics, window=4, start=5, deliver=deliver, snapshot_dtype=snapshot_dtype
@@ -355,12 +363,12 @@ def test_a_predictor_jumps() -> None:
         [0.0] * 6,
     )[-1]
     np.testing.assert_allclose(report.persistence, found.persistence, rtol=1e-5)
-    np.testing.assert_allclose(w, 0.9 ** 6 * np.array([4.0, -3.0]) + found.displacement, rtol=1e-5)
+    np.testing.assert_allclose(w, 0.9**6 * np.array([4.0, -3.0]) + found.displacement, rtol=1e-5)
     assert found.persistence == pytest.approx(steps[5] @ steps[0] / (steps[0] @ steps[0]), rel=0.5)
 
 
 def test_a_predictor_sees_no_updates() -> None:
-    with pytest.raises(ValueError, match="`deliver` must be \"jump\" or \"auto\" in a `Predictor`"):
+    with pytest.raises(ValueError, match='`deliver` must be "jump" or "auto" in a `Predictor`'):
         pdt_optax.Predictor(deliver="gradual")
     with pytest.raises(ValueError, match="deliver='slowly'"):
         pdt_optax.pdt(optax.sgd(0.1), deliver="slowly")
@@ -383,7 +391,7 @@ def test_the_state_of_another_kind_is_told() -> None:
     w = jnp.ones(2)
     jumps, parts = (pdt_optax.pdt(optax.sgd(0.1), deliver=d) for d in ("jump", "gradual"))
     windowed = pdt_optax.pdt(optax.sgd(0.1), **pdt_optax.presets.drift)
-    with pytest.raises(ValueError, match="`deliver` differs. Expected the state of deliver='jump'"):
+    with pytest.raises(ValueError, match=r"`deliver` differs\. Expected the state of deliver='jump'"):
         jumps.end_epoch(w, parts.init(w))
     with pytest.raises(ValueError, match="`deliver` differs"):
         pdt_optax.check_saved(jumps, parts.init(w))
@@ -410,3 +418,21 @@ def test_around_multisteps_and_inside_it() -> None:
         assert report.delivered_share == 1
         delivery = pdt_optax._history.find(state, pdt_optax.History).delivery
         assert delivery.updates == calls
+
+
+def test_own_motion_is_what_it_is_a_mean_of() -> None:
+    with pytest.raises(ValueError, match="`own_motion` must be True with slow_drift"):
+        pdt_optax.Predictor(own_motion=False)
+
+
+def test_a_rule_sees_the_mean_motion_alone() -> None:
+    """`shrink` divides by how far differences are apart: of one there is no such thing."""
+    for window in (1, 5):
+        with pytest.raises(ValueError, match="`accept` must need one difference at most"):
+            pdt_optax.Predictor(accept=pdt_optax.shrink(), window=window)
+
+
+def test_an_update_keeps_its_type() -> None:
+    tx, params = pdt_optax.pdt(optax.identity()), {"w": jnp.ones(3)}
+    updates, _ = tx.update({"w": jnp.ones(3, jnp.bfloat16)}, tx.init(params), params)
+    assert updates["w"].dtype == jnp.bfloat16

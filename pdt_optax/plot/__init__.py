@@ -4,6 +4,7 @@
 - `singular_values`: of the windows over time, and which of them a model used
 - `accepted_share`: over time
 - `accepted_share_per_leaf`: by layer and over time
+- `persistence`: whether the path goes on, over time
 - `mask`: of one layer at one prediction
 - `trajectories`: of a few weights: what they did, what was predicted, what was accepted
 - `forecast_error`: how far ahead a run can be predicted
@@ -24,6 +25,7 @@ from pdt_optax.plot._reports import (
     accepted_share,
     accepted_share_per_leaf,
     eigenvalues,
+    persistence,
     singular_values,
 )
 from pdt_optax.plot._surface import loss_surface
@@ -38,6 +40,7 @@ __all__ = [
     "forecast_error",
     "loss_surface",
     "mask",
+    "persistence",
     "singular_values",
     "trajectories",
 ]

@@ -111,14 +111,14 @@ def accepted_share(reports: Reports, ax: Axes | None = None) -> Axes:
 
     Example:
       >>> import jax.numpy as jnp, optax, pdt_optax
-      >>> tx, params, reports = pdt_optax.pdt(optax.sgd(0.1), window=2), jnp.array([1.0, 2.0]), []
+      >>> tx, params, reports = pdt_optax.pdt(optax.sgd(0.1), **pdt_optax.presets.drift), jnp.array([1.0, 2.0]), []
       >>> opt_state = tx.init(params)
-      >>> for epoch in range(5):
+      >>> for epoch in range(8):
       ...     params, opt_state, report = tx.end_epoch(0.8 * params, opt_state)
       ...     reports.append(report)
       >>> pdt_optax.plot.accepted_share(reports).lines[0].get_xydata()  # epochs count from 1
-      array([[3., 1.],
-             [5., 1.]])
+      array([[6., 1.],
+             [8., 1.]])
     """
     epochs, r = _predictions(reports)
     ax = axes(ax)
@@ -130,6 +130,52 @@ def accepted_share(reports: Reports, ax: Axes | None = None) -> Axes:
         ax.plot(epochs[undone], shares, "x", color=VERMILION, ms=9, mew=2, label="taken back")
         ax.legend()
     ax.set(xlabel="epoch", ylabel="accepted share of weights", ylim=(-0.02, 1.02))
+    return whole_epochs(ax)
+
+
+def persistence(reports: Reports, ax: Axes | None = None) -> Axes:
+    """How much of its past mean motion the optimizer goes on doing by itself, and the gain that follows.
+
+    The line is that of all weights, the band holds the middle half of the leaves.
+    Above 0 the path goes on and a prediction can help; below 0 it turns back.
+    After a delivery the optimizer persists less, since part of its way is done.
+
+    Args:
+      reports: of a run with `slow_drift`, one an epoch; `dry_run` will do.
+      ax: where to draw.
+
+    Raises:
+      ValueError: for no reports, or none with a persistence.
+
+    Example:
+      >>> import jax.numpy as jnp, pdt_optax
+      >>> predictor, params, reports = pdt_optax.Predictor(dry_run=True), jnp.array([1.0, 2.0]), []
+      >>> history = predictor.init(params)
+      >>> for epoch in range(3):
+      ...     params, history, report = predictor.end_epoch(0.9 * params, history)
+      ...     reports.append(report)
+      >>> pdt_optax.plot.persistence(reports).lines[0].get_ydata().round(2)  # 0.9 of the step before
+      array([ nan, 0.9 , 0.87], dtype=float32)
+    """
+    r = _stacked(reports)
+    if np.isnan(r.persistence).all():
+        raise ValueError(
+            "There is nothing to draw: only `slow_drift` measures the persistence of the path, from the second "
+            f"epoch on. Got {len(r.persistence)} reports without."
+        )
+    epochs, ax = np.arange(1, len(r.persistence) + 1), axes(ax)
+    ax.plot(epochs, r.persistence, "o-", color=BLUE, ms=4, label="persistence of all weights")
+    known = np.isfinite(r.persistence_per_leaf).any(1)
+    low, high = np.nanpercentile(r.persistence_per_leaf[known], (25, 75), axis=1)
+    ax.fill_between(
+        epochs[known], low, high, color=BLUE, alpha=0.2, lw=0, label="of the middle half of the leaves"
+    )
+    ax.axhline(0, color="black", lw=0.8)
+    moved = epochs[np.asarray(r.predicted, bool)]
+    if moved.size:
+        ax.axvline(moved[0], color=VERMILION, lw=1, ls="--", label="first prediction")
+    ax.set(xlabel="epoch", ylabel="persistence")
+    ax.legend()
     return whole_epochs(ax)
 
 
@@ -146,7 +192,7 @@ def accepted_share_per_leaf(reports: Reports, paths: Sequence[str], ax: Axes | N
 
     Example:
       >>> import jax.numpy as jnp, optax, pdt_optax
-      >>> tx = pdt_optax.pdt(optax.sgd(0.1), window=2)
+      >>> tx = pdt_optax.pdt(optax.sgd(0.1), dynamics=pdt_optax.drift(), window=2)
       >>> params, reports = {"out": {"bias": jnp.zeros(2), "kernel": jnp.ones(3)}}, []
       >>> opt_state = tx.init(params)
       >>> for epoch in range(3):

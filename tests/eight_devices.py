@@ -29,7 +29,7 @@ from experiments.checkpoints import Saving
 from experiments.devices import check_batch, devices
 from experiments.training import Config, _program
 from experiments.training import train as train_run
-from tests.states import WINDOWED, windowed
+from tests.states import WINDOWED
 from tests.test_bench import tiny
 
 SPECS = {
@@ -96,7 +96,11 @@ def columns(state: Any) -> Any:
     """All that the history holds in the shape of the parameters."""
     history = state.history
     means = [] if history.motion is None else [history.motion.mean]
-    return [*history.snapshots, *means, *([] if history.delivery is None else [history.delivery.displacement])]
+    return [
+        *history.snapshots,
+        *means,
+        *([] if history.delivery is None else [history.delivery.displacement]),
+    ]
 
 
 def assert_same(got: Any, want: Any, before: Any) -> None:
@@ -180,7 +184,15 @@ LAYOUTS: dict[str, dict[str, Any]] = {
 # Numbers in the all-reduce before the assembly, at most (window + 1)^2; the one after it has two for each leaf,
 # the sum of its mask in two parts.
 # A running mean sums ten numbers of each leaf.
-REDUCED = {"default": 10 * len(SPECS), "own motion": 6, "drift": 6, "shrink": 6, "released": 16, "paper": 16, "bfloat16": 6}
+REDUCED = {
+    "default": 10 * len(SPECS),
+    "own motion": 6,
+    "drift": 6,
+    "shrink": 6,
+    "released": 16,
+    "paper": 16,
+    "bfloat16": 6,
+}
 
 
 def all_reduced(text: str) -> list[int]:
@@ -221,7 +233,9 @@ def test_collectives(name: str, layout: str, kind: str, within: bool) -> None:
     assert all_reduced(text) == ([] if layout == "replicated" else [REDUCED[name], 2 * len(SPECS)])
 
 
-@pytest.mark.parametrize(("kind", "layout"), [("auto", "mixed"), ("explicit", "tensor"), ("explicit", "replicated")])
+@pytest.mark.parametrize(
+    ("kind", "layout"), [("auto", "mixed"), ("explicit", "tensor"), ("explicit", "replicated")]
+)
 def test_collectives_of_what_is_delivered_in_parts(kind: str, layout: str) -> None:
     """Those of a jump, of all weights: nothing is counted where all are accepted. A step adds none."""
     on = mesh(kind)
@@ -235,7 +249,11 @@ def test_collectives_of_what_is_delivered_in_parts(kind: str, layout: str) -> No
     assert all_reduced(end) == ([] if layout == "replicated" else [REDUCED["default"]])
 
 
-@pytest.mark.parametrize("settings", [{**WINDOWED, "window": 3}, {"start": 3, "accept": pdt_optax.agree()}], ids=["windowed", "default"])
+@pytest.mark.parametrize(
+    "settings",
+    [{**WINDOWED, "window": 3}, {"start": 3, "accept": pdt_optax.agree()}],
+    ids=["windowed", "default"],
+)
 def test_inside_shard_map(settings: Any) -> None:
     tx = pdt_optax.pdt(optax.identity(), **settings)
     trees = walk(5)
@@ -335,7 +353,9 @@ def test_in_an_nnx_optimizer(kind: str) -> None:
         assert_split(column, on, {n: spec for n, (_, spec) in SPECS.items()})
 
 
-@pytest.mark.parametrize("settings", [{**WINDOWED, "window": 2, "horizon": 2}, {"start": 2}], ids=["windowed", "default"])
+@pytest.mark.parametrize(
+    "settings", [{**WINDOWED, "window": 2, "horizon": 2}, {"start": 2}], ids=["windowed", "default"]
+)
 def test_under_pmap(settings: Any) -> None:
     """Eight replicas of all weights, each of which decides alone and alike."""
     tx = pdt_optax.pdt(optax.adam(0.05), every=2, **settings)

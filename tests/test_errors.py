@@ -215,8 +215,9 @@ SHRINK_RULE = "`shrink()` weighs the window's mean velocity against its noise, a
             case(
                 ValueError,
                 make(accept=rule, window=window, start=5),
-                SHRINK_RULE,
-                "Got dynamics=slow_drift(",
+                "`accept` must need one difference at most: slow_drift(",
+                "shrink()",
+                "needs 2.",
                 id=f"{rule} with slow_drift, window {window}",
             )
             for rule in (pdt_optax.shrink(), pdt_optax.random_subset(like=pdt_optax.shrink()))

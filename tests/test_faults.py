@@ -97,7 +97,10 @@ def unjumped(inner, kind):
     return tx, end
 
 
-@pytest.mark.parametrize(("fault", "kind"), [("nan", "windowed"), ("infinity", "windowed"), ("nan", "gradual"), ("infinity", "jump")])
+@pytest.mark.parametrize(
+    ("fault", "kind"),
+    [("nan", "windowed"), ("infinity", "windowed"), ("nan", "gradual"), ("infinity", "jump")],
+)
 def test_a_step_that_the_optimizer_skips_is_none_of_pdts_concern(fault, kind):
     inner = optax.apply_if_finite(optax.sgd(RATE), max_consecutive_errors=3)
     tx = pdt_optax.pdt(inner, start=5, **KINDS[kind])

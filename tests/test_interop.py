@@ -218,7 +218,9 @@ def test_nothing_recompiles_types_are_kept_and_donation_changes_no_number(name: 
     assert_same(trained(name, kind, donate=True), trained(name, kind, donate=False))
 
 
-@pytest.mark.parametrize(("name", "kind"), [("rmsprop", "windowed"), ("lion", "windowed"), ("lion", "gradual")])
+@pytest.mark.parametrize(
+    ("name", "kind"), [("rmsprop", "windowed"), ("lion", "windowed"), ("lion", "gradual")]
+)
 def test_low_precision_is_kept(name: str, kind: str) -> None:
     inner, params = OPTIMIZERS[name], jax.tree.map(lambda x: x.astype(jnp.bfloat16), make_params())
     tx: Any = pdt_optax.pdt(inner, accept=pdt_optax.everything(), **KINDS[kind])
@@ -301,7 +303,9 @@ def test_the_wrapper_is_an_optax_transformation() -> None:
 @pytest.mark.parametrize("kind", ["windowed", "gradual"])
 def test_init_under_jit_and_eval_shape(kind: str) -> None:
     for every in (None, 3):
-        tx: Any = pdt_optax.pdt(optax.adam(0.05), every=every, exclude=lambda path: path == "v", **KINDS[kind])
+        tx: Any = pdt_optax.pdt(
+            optax.adam(0.05), every=every, exclude=lambda path: path == "v", **KINDS[kind]
+        )
         state = tx.init(make_params())
         shapes = jax.eval_shape(tx.init, make_params())
         assert jax.tree.structure(shapes) == jax.tree.structure(state)
@@ -357,7 +361,9 @@ def test_inner_masked() -> None:
     assert_close(params["v"], run(alone, alone)[0]["v"])
 
 
-@pytest.mark.parametrize(("every", "kind"), [(None, "windowed"), (1, "windowed"), (None, "gradual"), (1, "gradual")])
+@pytest.mark.parametrize(
+    ("every", "kind"), [(None, "windowed"), (1, "windowed"), (None, "gradual"), (1, "gradual")]
+)
 def test_partition(every: int | None, kind: str) -> None:
     nested = pdt_optax.pdt(optax.sgd(0.1), every=every, accept=pdt_optax.everything(), **KINDS[kind])
     tx = optax.partition({"pdt": nested, "plain": optax.adam(0.05)}, {"v": "plain", "w": "pdt"})
@@ -461,7 +467,9 @@ NAMED = {
 }
 
 
-@pytest.mark.parametrize(("every", "kind"), [(None, "windowed"), (2, "windowed"), (None, "gradual"), (2, "gradual")])
+@pytest.mark.parametrize(
+    ("every", "kind"), [(None, "windowed"), (2, "windowed"), (None, "gradual"), (2, "gradual")]
+)
 @pytest.mark.parametrize("name", NAMED)
 def test_names_stay_unambiguous(name: str, every: int | None, kind: str) -> None:
     """Whatever `optax.tree.get` finds in the inner state, it finds in ours."""
@@ -606,7 +614,9 @@ def weak_params() -> dict[str, Any]:
     return {"a": jnp.full((2, 3), 0.01), "b": jnp.asarray(0.5)}
 
 
-@pytest.mark.parametrize(("every", "kind"), [(None, "windowed"), (1, "windowed"), (None, "gradual"), (1, "gradual"), (1, "jump")])
+@pytest.mark.parametrize(
+    ("every", "kind"), [(None, "windowed"), (1, "windowed"), (None, "gradual"), (1, "gradual"), (1, "jump")]
+)
 def test_weakly_typed_params_cause_no_recompiles(every: int | None, kind: str) -> None:
     assert all(x.weak_type for x in weak_params().values())
     tx: Any = pdt_optax.pdt(optax.adam(0.05), every=every, **KINDS[kind])

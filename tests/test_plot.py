@@ -13,10 +13,10 @@ import pytest
 from matplotlib import colors, pyplot
 
 import pdt_optax
-from tests.states import windowed
 import pdt_optax.plot
 from pdt_optax.plot._common import LINES
 from pdt_optax.plot._surface import _filter_direction
+from tests.states import windowed
 from tests.training import epoch_weights, loss_fn
 
 matplotlib.use("agg")

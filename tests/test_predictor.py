@@ -150,7 +150,9 @@ def test_settings_are_a_value() -> None:
     assert pdt_optax.leaf_paths(predictor.init(make_params())) == ["w"]
     assert pdt_optax.Predictor() == pdt_optax.Predictor(**presets.recommended)
     usual = pdt_optax.Predictor(dynamics=pdt_optax.drift())  # own motion apart, that of its preset
-    assert dataclasses.replace(usual, own_motion=False, deliver="jump") == pdt_optax.Predictor(**presets.drift)
+    assert dataclasses.replace(usual, own_motion=False, deliver="jump") == pdt_optax.Predictor(
+        **presets.drift
+    )
 
 
 @pytest.mark.parametrize("settings", [SMALL, {}], ids=["windowed", "default"])
@@ -368,7 +370,11 @@ def test_the_guards_state_must_be_the_one_that_was_kept() -> None:
         predictor.end_epoch(params, history, opt_state=optax.sgd(0.1).init(params), value=1.0)
 
 
-@pytest.mark.parametrize("settings", [WINDOWED, {**WINDOWED, "snapshot_dtype": "bfloat16"}, {}], ids=["float32", "bfloat16", "default"])
+@pytest.mark.parametrize(
+    "settings",
+    [WINDOWED, {**WINDOWED, "snapshot_dtype": "bfloat16"}, {}],
+    ids=["float32", "bfloat16", "default"],
+)
 def test_the_newest_snapshot_is_written_by_a_select_that_xla_keeps(settings: Any) -> None:
     """Its condition reads a counter, so it cannot be folded into a copy, for which the CPU has one thread."""
     params = {"w": jnp.zeros(100_003)}

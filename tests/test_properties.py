@@ -294,7 +294,9 @@ def test_a_running_mean_is_the_machine(
         else:
             displacement = displacement * horizon
             moved = after - before
-            if gradual:  # no update is seen, so nothing arrives: only what is moved at once shows in the weights
+            if (
+                gradual
+            ):  # no update is seen, so nothing arrives: only what is moved at once shows in the weights
                 moved = moved + delivered(state, trained)
             room = resolution(trained) * np.maximum(np.abs(before), np.abs(before + displacement))
             assert np.all(np.abs(moved - displacement) <= room + 2e-5 * np.abs(displacement).max() + 1e-6)
@@ -306,9 +308,14 @@ def test_a_running_mean_is_the_machine(
 def delivered(state: Any, trained: Any) -> np.ndarray:
     """What is to be delivered in parts, 0 for the leaves of less than 32 bits."""
     parts = iter(jax.tree.leaves(state.history.delivery.displacement))
-    leaves = [x for x in jax.tree.leaves(trained) if hasattr(x, "dtype") and jnp.issubdtype(x.dtype, jnp.floating)]
+    leaves = [
+        x for x in jax.tree.leaves(trained) if hasattr(x, "dtype") and jnp.issubdtype(x.dtype, jnp.floating)
+    ]
     return np.concatenate(
-        [np.asarray(next(parts) if x.dtype.itemsize == 4 else jnp.zeros(x.shape), np.float64).ravel() for x in leaves]
+        [
+            np.asarray(next(parts) if x.dtype.itemsize == 4 else jnp.zeros(x.shape), np.float64).ravel()
+            for x in leaves
+        ]
     )
 
 

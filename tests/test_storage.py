@@ -340,7 +340,8 @@ def test_an_ordinary_step_copies_no_snapshot(in_scan: bool, settings: Any) -> No
         (path,) = re.findall(loop, parts[path])
         assert not re.search(copy, parts[path])
     (boundary,) = re.findall(loop, parts[path])
-    assert re.search(copy, parts[boundary])
+    if "deliver" not in settings or settings is WINDOWED:  # a jump of a running mean needs none even there
+        assert re.search(copy, parts[boundary])
 
 
 @pytest.mark.parametrize(

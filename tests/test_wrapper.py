@@ -346,7 +346,9 @@ def test_the_inner_state_is_never_touched(settings: Any) -> None:
 @pytest.mark.parametrize("dynamics", [pdt_optax.drift(), pdt_optax.dmd(), pdt_optax.slow_drift()])
 def test_report_has_one_structure(dynamics: Any) -> None:
     running = isinstance(dynamics, pdt_optax.slow_drift)
-    make: Any = functools.partial(pdt_optax.pdt if running else windowed, window=4, start=4, dynamics=dynamics)
+    make: Any = functools.partial(
+        pdt_optax.pdt if running else windowed, window=4, start=4, dynamics=dynamics
+    )
     history = run(make(optax.sgd(0.1)), 6)
     assert [bool(epoch.report.predicted) for epoch in history] == [False] * 4 + [True, running]
     inside: Any = make(optax.sgd(0.1), every=1)
@@ -545,7 +547,9 @@ def test_any_tree_will_do(params: Any, every: int | None, settings: Any) -> None
 
 # One wrapper for all cases below: it compiles once.
 UNCHECKED: Any = {
-    (every, make): make(optax.sgd(0.1), every=every, accept=pdt_optax.everything(), deliver="jump", **settings)
+    (every, make): make(
+        optax.sgd(0.1), every=every, accept=pdt_optax.everything(), deliver="jump", **settings
+    )
     for every in (None, 1)
     for make, settings in ((windowed, {"window": 3, "horizon": 2}), (pdt_optax.pdt, {}))
 }
@@ -605,7 +609,10 @@ def test_not_finite_delivers_nothing(every: int | None) -> None:
         if every is None:
             params, state, report = tx.end_epoch(params, state)
         outcomes.append(outcome(report))
-        assert all(bool(jnp.isfinite(x).all()) for x in jax.tree.leaves((state.history.motion, state.history.delivery)))
+        assert all(
+            bool(jnp.isfinite(x).all())
+            for x in jax.tree.leaves((state.history.motion, state.history.delivery))
+        )
         if i == 4:
             params = healthy
     assert outcomes == scheduled(1, 2, 0, 8, bad=(4,))

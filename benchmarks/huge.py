@@ -1,6 +1,6 @@
-"""ViT-Huge's 632,045,800 weights: the default, all in float32, predictions in place.
+"""ViT-Huge's 632,045,800 weights: the default, all in float32, predictions in place, delivered by updates.
 
-Eight epochs whose training is a small random step in place, each with its
+Eight epochs whose training is one small random step in place, each with its
 boundary. Prints what `pdt_optax.memory` says beforehand and the most memory
 that the process ever held.
 """
@@ -13,6 +13,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
 from rich.progress import track
 
 import pdt_optax
@@ -27,8 +28,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     p.add_argument("--small", action="store_true", help="the 16 M AlexNet tree instead, to try the command")
     args = p.parse_args(argv)
     shapes = trees.alexnet("16M") if args.small else trees.vit_huge()
-    predictor = pdt_optax.Predictor()
-    told = pdt_optax.memory(predictor, {n: jax.ShapeDtypeStruct(s, jnp.float32) for n, s in shapes.items()})
+    tx = pdt_optax.pdt(optax.identity())
+    told = pdt_optax.memory(tx, {n: jax.ShapeDtypeStruct(s, jnp.float32) for n, s in shapes.items()})
     print(f"{trees.count(shapes):,} weights in {len(shapes)} leaves. To be held:\n{told}", flush=True)
 
     @jax.jit
@@ -36,18 +37,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         keys = zip(shapes.items(), jax.random.split(key, len(shapes)), strict=True)
         return {name: 0.02 * jax.random.normal(k, shape) for (name, shape), k in keys}
 
-    def trained(params: Any, factor: jax.Array) -> Any:
-        return jax.tree.map(lambda w: w + 1e-3 * jnp.sin(factor * w), params)
+    def trained(params: Any, state: Any, factor: jax.Array) -> Any:
+        updates, state = tx.update(jax.tree.map(lambda w: 1e-3 * jnp.sin(factor * w), params), state, params)
+        return optax.apply_updates(params, updates), state
 
-    train = jax.jit(trained, donate_argnums=0)
+    train = jax.jit(trained, donate_argnums=(0, 1))
     before = _peak_bytes()
     params = jax.block_until_ready(drawn(jax.random.key(0)))
-    history = jax.block_until_ready(predictor.init(params))
+    state = jax.block_until_ready(tx.init(params))
     seconds, predicted, share = [], [], 0.0
     for epoch in track(range(8), description="epochs"):
-        params = jax.block_until_ready(train(params, jnp.float32(50 + epoch)))
+        params, state = jax.block_until_ready(train(params, state, jnp.float32(50 + epoch)))
         started = time.perf_counter()
-        params, history, report = jax.block_until_ready(predictor.end_epoch(params, history, donate=True))
+        params, state, report = jax.block_until_ready(tx.end_epoch(params, state, donate=True))
         seconds.append(time.perf_counter() - started)
         predicted.append(bool(report.predicted))
         share = float(report.accepted_share)

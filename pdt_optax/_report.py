@@ -29,6 +29,8 @@ class PDTReport(NamedTuple):
         doing by itself in this epoch, over all predicted weights: above 0 the path goes
         on, below it turns back. NaN unless the model is a running one, and in the first epoch.
       persistence_per_leaf: (leaves,), float32, likewise.
+      alignment: (), float32; the cosine of the epoch's own motion with the past mean
+        motion, which the gain follows. NaN where `persistence` is.
       gain: (), float32; of a running model, how much of the mean motion it adds; else NaN.
       gradual: (), bool; the coming updates deliver the displacement in equal parts;
         otherwise the weights jump at the epoch's end.
@@ -50,6 +52,7 @@ class PDTReport(NamedTuple):
     rolled_back: jax.Array
     persistence: jax.Array
     persistence_per_leaf: jax.Array
+    alignment: jax.Array
     gain: jax.Array
     gradual: jax.Array
     delivered_share: jax.Array
@@ -71,6 +74,7 @@ def no_report(spectrum: int, leaves: int, value: jax.typing.ArrayLike = jnp.nan)
         rolled_back=jnp.array(False),
         persistence=jnp.full((), jnp.nan, jnp.float32),
         persistence_per_leaf=jnp.full(leaves, jnp.nan, jnp.float32),
+        alignment=jnp.full((), jnp.nan, jnp.float32),
         gain=jnp.full((), jnp.nan, jnp.float32),
         gradual=jnp.array(False),
         delivered_share=jnp.full((), jnp.nan, jnp.float32),

@@ -30,7 +30,8 @@ class Followed(NamedTuple):
       mean: with this epoch's own motion in it.
       pull: see `Pull`.
       displacement: of each weight, in the mean's type; 0 where it is not accepted.
-      accepted_share, accepted_share_per_leaf, finite, persistence, persistence_per_leaf: for the report.
+      accepted_share, accepted_share_per_leaf, finite, alignment, persistence,
+        persistence_per_leaf: for the report.
     """
 
     mean: Column
@@ -39,6 +40,7 @@ class Followed(NamedTuple):
     accepted_share: jax.Array
     accepted_share_per_leaf: jax.Array
     finite: jax.Array
+    alignment: jax.Array
     persistence: jax.Array
     persistence_per_leaf: jax.Array
 
@@ -89,7 +91,9 @@ def follow(
     )
     numbers = small(stacked, pull, share, epoch, extrapolated, far)
     # Or XLA would repeat the small steps for each weight.
-    k, held, weight, gain, whole, finite, persistence, of_leaves = lax.optimization_barrier(numbers)
+    k, held, weight, gain, whole, finite, alignment, persistence, of_leaves = lax.optimization_barrier(
+        numbers
+    )
     go = due & finite
 
     def moved(leaf: jax.Array | int, points: Points) -> tuple[jax.Array, ...]:
@@ -129,7 +133,15 @@ def follow(
     shares, all_of_it = mean_weights(masks, [len(group) for group in groups])
     new = Pull(jnp.where(whole, weight, pull.weight), jnp.where(whole, gain, pull.gain))
     return Followed(
-        means, new, displacements, all_of_it, shares[order], ~due | finite, persistence, of_leaves[order]
+        means,
+        new,
+        displacements,
+        all_of_it,
+        shares[order],
+        ~due | finite,
+        alignment,
+        persistence,
+        of_leaves[order],
     )
 
 
@@ -169,8 +181,8 @@ def _pulled(
 
     Returns:
       k_n, the weights' coefficient, the new weight and gain, whether what was
-      read is finite and whether the prediction will be, the persistence of all
-      and of each leaf, in the order of the groups.
+      read is finite and whether the prediction will be, the alignment, and the
+      persistence of all and of each leaf, in the order of the groups.
     """
     sums = _sums(stacked, groups)
     rows, columns = np.triu_indices(4)
@@ -187,8 +199,9 @@ def _pulled(
         return jnp.where(past > 0, gram[..., 1, 2] / jnp.where(past > 0, past, 1), jnp.nan)
 
     overall = persistence(total)
-    steady = jnp.where(extrapolated & jnp.isfinite(overall), overall, 0)
-    gain = jnp.where(extrapolated, dynamics.next_gain(pull.gain, steady), pull.gain)
+    both = total[1, 1] * total[2, 2]
+    alignment = total[1, 2] / jnp.sqrt(jnp.where(both > 0, both, 1))  # 0 where nothing moved
+    gain = jnp.where(extrapolated, dynamics.next_gain(pull.gain, alignment), pull.gain)
     k, weight = dynamics.rate(pull.weight, epoch + 1)
     held = dynamics.inward((1 - k) * total[0, 2] + k * total[0, 1], total[0, 0])
     # No element is larger than its leaf is long.
@@ -198,4 +211,5 @@ def _pulled(
     finite = known & jnp.all(length[:, 0] + reach < most)
     narrow = (x.astype(jnp.float32) for x in (k, held, weight, gain))
     by_leaf = persistence(leaves).astype(jnp.float32)
-    return (*narrow, known, finite, overall.astype(jnp.float32), by_leaf)
+    alignment = jnp.where(both > 0, alignment, jnp.nan).astype(jnp.float32)
+    return (*narrow, known, finite, alignment, overall.astype(jnp.float32), by_leaf)

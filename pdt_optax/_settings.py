@@ -55,6 +55,8 @@ class Settings:
                 f"Got {start=}, {window=}."
             )
         rule = as_rule("accept", accept)
+        if running:
+            rule.check(self.dynamics)
         if running and rule.minimum_window > 2:
             raise ValueError(
                 f"`accept` must need one difference at most: {self.dynamics} shows it the mean motion alone. "

@@ -9,9 +9,10 @@ from jax import Array, lax
 from pdt_optax.dynamics import Dynamics, Fit, Forecast
 from pdt_optax.schedule import is_number
 
-# The gain grows by up to _FASTER at a boundary, in proportion to how far the persistence is above
-# _PERSISTS, and falls as fast below it. See docs/what-works.md for what else was tried.
-_PERSISTS = 0.1
+# The logarithm of the gain grows by up to _FASTER at a boundary, all of it where the cosine of the path is
+# _WIDTH above _ALIGNED, and falls as fast below it. See docs/what-works.md for what else was tried.
+_ALIGNED = 0.15
+_WIDTH = 0.1
 _FASTER = 0.2
 
 
@@ -40,13 +41,10 @@ class slow_drift(Dynamics):  # noqa: N801 - used like a function, printed like a
     from the first. The prediction adds gain * m_n, less what would make the
     weights longer: extrapolated weights that only grow are what ruins runs.
 
-    The gain follows the *persistence* of the path: how much of the past mean
-    motion the optimizer went on doing by itself,
-
-        a_n = <d_n, m_(n-1)> / <m_(n-1), m_(n-1)>.
-
-    While the optimizer persists although the mean motion is delivered to it
-    (a_n > 0.1), the gain grows, up to `most_gain`. Otherwise it falls back to `gain`.
+    The gain follows the path: while the optimizer goes on in the direction of
+    its past mean motion although that is delivered to it, which is while the
+    cosine of d_n and m_(n-1) is above 0.15, the gain grows, up to `most_gain`.
+    Otherwise it falls back to `gain`.
 
     A history keeps the mean itself and the newest snapshot: it needs no window
     of them. `predict_and_mask` computes the same mean from a window, with the
@@ -76,7 +74,7 @@ class slow_drift(Dynamics):  # noqa: N801 - used like a function, printed like a
 
     memory: float = 0.35
     gain: float = 1.0
-    most_gain: float = 2.5
+    most_gain: float = 3.5
     outward: bool = False
 
     fit: ClassVar[Fit] = "current"  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -113,9 +111,9 @@ class slow_drift(Dynamics):  # noqa: N801 - used like a function, printed like a
         weight = (1 - 1 / far) * weight + 1
         return 1 / weight, weight
 
-    def next_gain(self, gain: Array, persistence: Array) -> Array:
-        """The gain after an epoch to which the mean motion was delivered."""
-        above = jnp.clip((persistence - _PERSISTS) / _PERSISTS, -1, 1)
+    def next_gain(self, gain: Array, alignment: Array) -> Array:
+        """The gain after an epoch to which the mean motion was delivered, by the cosine of its own motion with that."""
+        above = jnp.clip((alignment - _ALIGNED) / _WIDTH, -1, 1)
         return jnp.clip(gain * jnp.exp(_FASTER * above), self.gain, self.most_gain)
 
     def inward(self, along: Array, square: Array) -> Array:

@@ -82,7 +82,9 @@ def pdt(
         had. If the coming epoch is longer, delivery stops when all is delivered; if
         it is shorter, the rest is dropped, and the report's `delivered_share` says
         so. Leaves of less than 32 bits are moved at once: parts would be rounded
-        away. "jump" moves all weights at the epoch's end. "auto" is "gradual".
+        away. "jump" moves all weights at the epoch's end. "auto" is "gradual"; with a
+        guard it is "jump", since a guard judges by the epoch after it, whose mean
+        loss would see half of what is delivered meanwhile.
       **settings: those of `Predictor`; `snapshot_device` not with `every`. Where the
         guard or the schedule needs an epoch's value, the mean of the `value`s that
         `update` saw serves, or the one given to `end_epoch`.
@@ -125,7 +127,8 @@ def pdt(
                 "`snapshot_device` needs the `end_epoch` form: inside `update` every step would carry the window "
                 f"through the device. Got snapshot_device={predictor.snapshot_device!r}, {every=}."
             )
-    wrapper = _Wrapper(optax.with_extra_args_support(inner), predictor, every, deliver != "jump")
+    gradual = deliver == "gradual" or (deliver == "auto" and predictor.guard is None)
+    wrapper = _Wrapper(optax.with_extra_args_support(inner), predictor, every, gradual)
     # Bound methods, so that the settings survive `_replace` and tree maps.
     return PDT(cast(Any, wrapper.init), cast(Any, wrapper.update))
 

@@ -105,7 +105,8 @@ def oracle(
         own = w - origin - delivered[epoch] * displacement
         persistence = own @ mean / (mean @ mean) if mean.any() else np.nan
         if epoch > start:
-            gain *= np.exp(0.2 * np.clip((persistence - 0.1) / 0.1, -1, 1))
+            cosine = own @ mean / (np.linalg.norm(own) * np.linalg.norm(mean))
+            gain *= np.exp(0.2 * np.clip((cosine - 0.15) / 0.1, -1, 1))
             gain = float(np.clip(gain, model.gain, model.most_gain))
         far = model.memory if model.memory >= 1 else max(model.memory * (epoch + 1), 2)
         weight = (1 - 1 / far) * weight + 1
@@ -374,7 +375,7 @@ def test_a_predictor_sees_no_updates() -> None:
         pdt_optax.pdt(optax.sgd(0.1), deliver="slowly")
 
 
-@pytest.mark.parametrize("settings", [{"memory": 0}, {"gain": 3.0}, {"gain": 0}, {"memory": True}])
+@pytest.mark.parametrize("settings", [{"memory": 0}, {"gain": 4.0}, {"gain": 0}, {"memory": True}])
 def test_numbers_out_of_range(settings: Any) -> None:
     with pytest.raises(ValueError, match=f"`{next(iter(settings))}` must be"):
         pdt_optax.slow_drift(**settings)
@@ -426,9 +427,15 @@ def test_own_motion_is_what_it_is_a_mean_of() -> None:
 
 
 def test_a_rule_sees_the_mean_motion_alone() -> None:
-    """`shrink` divides by how far differences are apart: of one there is no such thing."""
+    """However many snapshots the window keeps beside it."""
+
+    class Older(pdt_optax.Rule):
+        minimum_window = 3
+
     for window in (1, 5):
         with pytest.raises(ValueError, match="`accept` must need one difference at most"):
+            pdt_optax.Predictor(accept=Older(), window=window)
+        with pytest.raises(ValueError, match="shrink"):
             pdt_optax.Predictor(accept=pdt_optax.shrink(), window=window)
 
 

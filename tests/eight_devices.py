@@ -401,7 +401,7 @@ MOVES = {"8 devices to 2": ("mixed", 8, "mixed", 2), "replicated to fsdp": ("rep
     ("move", "kind", "settings"),
     [
         ("8 devices to 2", "explicit", {**WINDOWED, "window": 3, "horizon": 2}),
-        ("8 devices to 2", "auto", {"start": 3}),
+        ("8 devices to 2", "auto", {"start": 3, "deliver": "gradual"}),
         pytest.param("replicated to fsdp", "auto", {**WINDOWED, "window": 3, "horizon": 2}, marks=slow),
     ],
     ids=["windowed", "default", "replicated to fsdp"],

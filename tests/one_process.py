@@ -25,7 +25,7 @@ REPLICATED = {name: P() for name in FSDP}
 RUNS: list[tuple[dict[str, Any], dict[str, Any]]] = [
     (REPLICATED, {**WINDOWED, "window": 3, "start": 3, "horizon": 3}),
     (FSDP, {**WINDOWED, "window": 3, "start": 3, "horizon": 3}),
-    (FSDP, {"start": 3}),
+    (FSDP, {"start": 3, "deliver": "gradual"}),
 ]
 
 

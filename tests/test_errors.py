@@ -173,6 +173,13 @@ def test_what_is_no_part(error: type[Exception], call: Any, parts: tuple[str, ..
     check(error, call, parts)
 
 
+@dataclasses.dataclass(frozen=True)
+class Second(pdt_optax.Rule):
+    """Looks at two differences."""
+
+    minimum_window = 3
+
+
 SHRINK_RULE = "`shrink()` weighs the window's mean velocity against its noise, and only `drift()`"
 
 
@@ -215,12 +222,21 @@ SHRINK_RULE = "`shrink()` weighs the window's mean velocity against its noise, a
             case(
                 ValueError,
                 make(accept=rule, window=window, start=5),
-                "`accept` must need one difference at most: slow_drift(",
-                "shrink()",
-                "needs 2.",
+                SHRINK_RULE,
+                "Got dynamics=slow_drift(",
                 id=f"{rule} with slow_drift, window {window}",
             )
             for rule in (pdt_optax.shrink(), pdt_optax.random_subset(like=pdt_optax.shrink()))
+            for window in (1, 4)
+        ),
+        *(
+            case(
+                ValueError,
+                make(accept=Second(), window=window, start=5),
+                "`accept` must need one difference at most: slow_drift(",
+                "Got Second(), which needs 2.",
+                id=f"a rule of two differences with slow_drift, window {window}",
+            )
             for window in (1, 4)
         ),
         case(

@@ -26,7 +26,7 @@ FAULTS = {
 }
 
 
-KINDS = {"windowed": WINDOWED, "gradual": {}, "jump": {"deliver": "jump"}}
+KINDS = {"windowed": WINDOWED, "gradual": {"deliver": "gradual"}, "jump": {"deliver": "jump"}}
 
 
 def loss(w):

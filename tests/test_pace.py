@@ -17,7 +17,7 @@ from tests.states import WINDOWED, windowed
 
 SETTINGS: Any = {**WINDOWED, "window": 3, "horizon": 4, "accept": pdt_optax.everything()}
 # The default, at the clock of the above but for its interval of 0.
-DEFAULT: Any = {**pdt_optax.presets.recommended, "horizon": 4, "start": 3}
+DEFAULT: Any = {**pdt_optax.presets.recommended, "deliver": "gradual", "horizon": 4, "start": 3}
 
 
 def start() -> dict[str, jax.Array]:

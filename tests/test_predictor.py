@@ -100,8 +100,8 @@ def test_beside_an_optimizer_and_around_it_are_the_same(name: str) -> None:
 
 @pytest.mark.parametrize(
     ("run", "settings"),
-    [(beside, WINDOWED), (beside, {}), (around, {})],
-    ids=["windowed", "default", "default, gradual"],
+    [(beside, WINDOWED), (beside, {}), (around, {"deliver": "gradual"})],
+    ids=["windowed", "default", "gradual"],
 )
 def test_a_rollback_brings_back_the_optimizer(run: Any, settings: Any) -> None:
     """To what the last epoch before the jump left; without the guard, the run is another."""

@@ -233,9 +233,11 @@ class Mean:
 
     def end_epoch(self, own: np.ndarray, weights: np.ndarray, epoch: int, extrapolated: bool) -> np.ndarray:
         past = self.mean @ self.mean
-        if extrapolated and past > 0:
-            above = np.clip((own @ self.mean / past - 0.1) / 0.1, -1, 1)
-            self.gain = float(np.clip(self.gain * np.exp(0.2 * above), 1.0, 2.5))
+        if extrapolated:
+            both = np.sqrt((own @ own) * past)
+            cosine = own @ self.mean / both if both > 0 else 0.0
+            above = np.clip((cosine - 0.15) / 0.1, -1, 1)
+            self.gain = float(np.clip(self.gain * np.exp(0.2 * above), 1.0, 3.5))
         self.weight = (1 - 1 / max(0.35 * (epoch + 1), 2)) * self.weight + 1
         self.mean = self.mean + (own - self.mean) / self.weight
         longer = max(self.mean @ weights, 0) / (weights @ weights)

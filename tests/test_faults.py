@@ -82,7 +82,8 @@ def test_the_guard_goes_on_from_before_the_jump(fault, kind):
     before, _, _ = train(*unjumped(optax.sgd(RATE), kind), "none")
     np.testing.assert_array_equal(weights[JUMP + 1], before[JUMP])
     assert all(np.isfinite(w).all() for w in weights)
-    assert end == pytest.approx(best, rel=0.05)
+    # The default predicts at every epoch's end: the lost epoch and the plain one after it are two predictions less.
+    assert end == pytest.approx(best, rel=0.05 if kind == "windowed" else 0.1)
 
 
 def unjumped(inner, kind):

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.core import Tracer
 from jax.tree_util import KeyPath
 
 Path = tuple[str, ...]
@@ -78,6 +79,13 @@ def snapshot(params: optax.Params, exclude: Exclude = None) -> optax.Params:
     leaves, treedef = jax.tree.flatten(params)
     # Under `jit` or `eval_shape` a leaf is a tracer; under `optax.tree.map_params` there is none.
     excluded = _excluded(params, exclude) if leaves else []
+    for i, x in enumerate(leaves):
+        if callable(x) or isinstance(x, str):
+            raise TypeError(
+                f"`params` must hold arrays alone, and {leaf_names(params)[i]!r} is none. Pass the arrays of the model: "
+                "eqx.filter(model, eqx.is_array) with Equinox, nnx.state(model, nnx.Param) with Flax nnx. "
+                f"Got {type(x).__name__}."
+            )
     copies = [
         optax.MaskedNode() if skip or not is_floating(x) else jnp.array(x, x.dtype, copy=True)
         for x, skip in zip(map(as_array, leaves), excluded, strict=True)
@@ -88,6 +96,15 @@ def snapshot(params: optax.Params, exclude: Exclude = None) -> optax.Params:
             f"Got leaves of {', '.join(sorted({describe(x) for x in leaves}))}."
         )
     return treedef.unflatten(copies)
+
+
+def refuse_train_state(tree: object, call: str) -> None:
+    """Raises TypeError for a whole TrainState in place of one of its parts: what comes back would not be in it."""
+    if hasattr(tree, "params") and hasattr(tree, "opt_state"):
+        raise TypeError(
+            f"Pass the parts of the state, and put back both: params, opt_state, report = {call}; "
+            f"state = state.replace(params=params, opt_state=opt_state). Got a whole {type(tree).__name__}."
+        )
 
 
 class ExcludedLeaves(NamedTuple):
@@ -120,7 +137,13 @@ def _excluded(params: optax.Params, exclude: Exclude) -> list[bool]:
                 f"it (True: never predicted), or a function from a leaf's path to a bool. {e}"
             ) from None
     else:
-        excluded = [exclude(name) for name in names]
+        try:
+            excluded = [exclude(name) for name in names]
+        except (AttributeError, TypeError) as e:
+            raise ValueError(
+                "`exclude` as a function takes the path of a leaf, such as 'layers/0/kernel', and says True or False. "
+                f"A function of the parameters has to be called: exclude=mask(params). It failed at {names[0]!r}: {e}."
+            ) from e
     for name, x in zip(names, excluded, strict=True):
         if not isinstance(x, bool):
             raise ValueError(
@@ -172,6 +195,11 @@ def take(like: object, tree: object, name: str = "params", *, types: bool = True
     for i, (x, expected) in enumerate(zip(column, jax.tree.leaves(like), strict=True)):
         with contextlib.suppress(TypeError, ValueError):  # no array: the error below says what instead
             column[i] = x = as_array(x)
+        if isinstance(x, jax.Array) and not isinstance(x, Tracer) and x.is_deleted():
+            raise ValueError(
+                f"`{name}` must hold arrays that are still there, and {leaf_names(like)[i]!r} was donated: go on with "
+                "what the call that it was given to returned."
+            )
         if getattr(x, "shape", None) != expected.shape or (types and x.dtype != expected.dtype):
             raise ValueError(
                 f"Each leaf of `{name}` must keep the shape and dtype that it had at `init`. "

@@ -27,7 +27,7 @@ def difference_basis(points: Points, storage: Storage, fit: Fit, dtype: DTypeLik
 def gram_matrix(
     leaves: Sequence[Points], storage: Storage, fit: Fit, diagonal: bool = False
 ) -> tuple[jax.Array, jax.Array]:
-    """Gram matrix of the columns that a model sees, summed over all leaves.
+    """Gram matrices of the columns that a model sees, each summed over all leaves of one type.
 
     The raw weights are nearly parallel: squaring them would square a condition
     number of up to 3e4. Products and sums are in float64 (float32 on a TPU): the
@@ -41,9 +41,10 @@ def gram_matrix(
       diagonal: leave all other products out, as 0.
 
     Returns:
-      `(window, window)`, and `()`, the square of the difference that the model
-      does not see. Use them inside `widest_float`.
+      `(types, window, window)`, and `(types,)`, the square of the difference that
+      the model does not see, in the order of `leaf_types`. Use them inside `widest_float`.
     """
+    types = leaf_types(leaves)
     window = len(leaves[0]) - 1
     seen = seen_columns(window, fit)
     (unseen,) = set(range(window + 1)) - set(seen)
@@ -56,12 +57,19 @@ def gram_matrix(
             return jnp.stack(totals([columns[i] * columns[j] for i, j in pairs]))
 
         def measure(leaves: Sequence[Points], shares: Sequence[float]) -> jax.Array:
-            zeros = jnp.zeros(len(pairs), wide)
-            return sum((share * products(x) for x, share in zip(leaves, shares, strict=True)), start=zeros)
+            found = [jnp.zeros(len(pairs), wide) for _ in types]
+            for x, share in zip(leaves, shares, strict=True):
+                found[types.index(x[-1].dtype)] += share * products(x)
+            return jnp.stack(found)
 
-        *upper, last = over_shards(measure, leaves)
-        half = jnp.zeros((window, window), wide).at[rows, columns_].set(jnp.stack(upper))
-        return jnp.where(np.tri(window, k=-1, dtype=bool), half.T, half), last
+        found = over_shards(measure, leaves)
+        half = jnp.zeros((len(types), window, window), wide).at[:, rows, columns_].set(found[:, :-1])
+        return jnp.where(np.tri(window, k=-1, dtype=bool), half.swapaxes(1, 2), half), found[:, -1]
+
+
+def leaf_types(leaves: Sequence[Points]) -> list[np.dtype]:
+    """The types of the leaves' weights, each once."""
+    return list(dict.fromkeys(leaf[-1].dtype for leaf in leaves))
 
 
 def combine(coefficients: jax.Array, basis: Sequence[jax.Array]) -> jax.Array:

@@ -12,7 +12,7 @@ from jax import lax
 from jax.typing import DTypeLike
 
 from pdt_optax._layout import Column, as_array, floating, put, refill, take
-from pdt_optax._passes import Points, assemble, gram_matrix
+from pdt_optax._passes import Points, assemble, gram_matrix, leaf_types
 from pdt_optax._reduce import in_widest_float, on_one_device
 from pdt_optax._window import WHOLE, Storage, Window
 from pdt_optax.accept import Accept, Rule, as_rule, mean_weights
@@ -223,14 +223,15 @@ def _forecast(
     dtypes = [leaf[-1].dtype for leaf in points]
     working = jnp.float64 if all(d == jnp.float64 for d in dtypes) else jnp.float32
     result = jnp.float64 if any(d == jnp.float64 for d in dtypes) else jnp.float32
-    gram, unseen = gram_matrix(points, storage, dynamics.fit, not dynamics.needs_gram)
-    finite = jnp.all(jnp.isfinite(gram)) & jnp.isfinite(unseen)
+    grams, unseen = gram_matrix(points, storage, dynamics.fit, not dynamics.needs_gram)
+    finite = jnp.all(jnp.isfinite(grams)) & jnp.all(jnp.isfinite(unseen))
     # Some LAPACK solvers never return from a NaN; `finite` remembers it.
-    model_gram = jnp.where(jnp.all(jnp.isfinite(gram)), gram, 0)
+    grams = jnp.where(jnp.all(jnp.isfinite(grams)), grams, 0)
+    model_gram = grams.sum(0)
     size = max(1, sum(leaf[-1].size for leaf in points))
     epsilon = float(jnp.finfo(working).eps)
     forecast = dynamics(model_gram, horizon, size=size, epsilon=epsilon, epoch=epoch)
-    window = len(gram)
+    window = len(model_gram)
     spectrum = (window - 1,)
     shapes = {"increments": (horizon, window), "singular_values": spectrum, "eigenvalues": spectrum}
     for name, shape in shapes.items():
@@ -243,7 +244,7 @@ def _forecast(
     return (
         increments.astype(result),
         jnp.sum(increments, axis=0).astype(result),
-        finite & _stays_finite(model_gram, increments, min(dtypes, key=largest)),
+        finite & _stays_finite(grams, increments, leaf_types(points)),
         forecast.singular_values.astype(jnp.float32),
         jnp.asarray(forecast.rank, jnp.int32),
         forecast.eigenvalues.astype(jnp.complex64),
@@ -254,14 +255,14 @@ def largest(dtype: DTypeLike) -> float:
     return float(jnp.finfo(dtype).max)
 
 
-def _stays_finite(gram: jax.Array, increments: jax.Array, dtype: DTypeLike) -> jax.Array:
-    """Whether every predicted weight is sure to be finite, told from h x h numbers alone.
+def _stays_finite(grams: jax.Array, increments: jax.Array, dtypes: Sequence[DTypeLike]) -> jax.Array:
+    """Whether every predicted weight is sure to be finite, told from h x h numbers a type alone.
 
     No element of a column is larger than the column's length, so every partial
-    sum of a prediction is below sum_j |coefficient_j| length_j.
+    sum of a prediction is below sum_j |coefficient_j| length_j, over the leaves of its type.
     """
-    length = jnp.sqrt(jnp.diagonal(gram))
-    bound = length[0] + jnp.sum(jnp.abs(increments) * length)
-    most = min(largest(dtype), largest(gram.dtype)) / 2
+    length = jnp.sqrt(jnp.diagonal(grams, axis1=1, axis2=2))
+    bound = length[:, 0] + jnp.sum(jnp.abs(increments) * length[:, None], axis=(1, 2))
+    most = jnp.array([min(largest(x), largest(grams.dtype)) / 2 for x in dtypes], grams.dtype)
     small_enough = jnp.max(jnp.abs(increments)) < largest(jnp.float32) / 2
-    return (bound < most) & small_enough
+    return jnp.all(bound < most) & small_enough

@@ -156,6 +156,7 @@ class Predictor(Settings):
                 "`history` must be what `predictor.init(params)` or the last `end_epoch` returned. "
                 f"Got {type(history).__name__}."
             )
+        _layout.refuse_train_state(params, "predictor.end_epoch(state.params, history)")
         self._check_opt_state(opt_state, "end_epoch(params, history, opt_state=opt_state)")
         if self.needs_value and value is None:
             raise ValueError(self.value_rule("predictor.end_epoch(params, history, value=loss)"))

@@ -42,13 +42,13 @@ class PDT(optax.GradientTransformationExtraArgs):
     def end_epoch(
         self,
         params: optax.Params,
-        opt_state: optax.OptState,
+        opt_state: optax.OptState | None = None,
         *,
         value: jax.typing.ArrayLike | None = None,
         donate: bool = False,
     ) -> tuple[Any, Any, PDTReport]:
         """Ends an epoch: predicts if it is time, and takes a snapshot. See `end_epoch`."""
-        return end_epoch(self, params, opt_state, value=value, donate=donate)
+        return end_epoch(self, params, cast(Any, opt_state), value=value, donate=donate)
 
 
 def pdt(
@@ -276,6 +276,8 @@ def end_epoch(
       False
     """
     wrapper = wrapper_of(pdt_tx)
+    for tree in (params, opt_state):
+        _layout.refuse_train_state(tree, "tx.end_epoch(state.params, state.opt_state)")
     if wrapper.every is not None:
         raise ValueError(
             "`end_epoch` is not for a wrapper that ends its epochs inside `update`: drop the call, or "

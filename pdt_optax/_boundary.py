@@ -103,20 +103,20 @@ class Delivery(NamedTuple):
       displacement: in all, a tree like the snapshots with a `MaskedNode` for
         each leaf of less than 32 bits, which is moved at once; at a boundary,
         the list of its leaves.
-      updates: (), int32; in how many updates.
+      parts: (), int32; in how many updates.
     """
 
     displacement: optax.Params
-    updates: jax.Array
+    parts: jax.Array
 
     def part(self, updates_seen: jax.Array) -> jax.Array:
         """The part of the displacement that the next update adds, after so many: (), float32."""
-        return jnp.where(updates_seen < self.updates, 1 / jnp.maximum(self.updates, 1), 0).astype(jnp.float32)
+        return jnp.where(updates_seen < self.parts, 1 / jnp.maximum(self.parts, 1), 0).astype(jnp.float32)
 
     def share(self, updates_seen: jax.Array) -> jax.Array:
         """The share of the displacement that so many updates have added: (), float32."""
-        done = jnp.minimum(updates_seen, self.updates) / jnp.maximum(self.updates, 1)
-        return jnp.where(self.updates > 0, done, 0).astype(jnp.float32)
+        done = jnp.minimum(updates_seen, self.parts) / jnp.maximum(self.parts, 1)
+        return jnp.where(self.parts > 0, done, 0).astype(jnp.float32)
 
 
 def is_gradual(leaf: jax.Array) -> bool:
@@ -209,7 +209,7 @@ def _taken_back(now: Moment, value: jax.Array, plan: Plan) -> tuple[Moment, PDTR
     delivery = now.delivery
     if delivery is not None:
         nothing = [jnp.zeros_like(x) for x in jax.tree.leaves(delivery.displacement)]
-        delivery = Delivery(nothing, jnp.zeros_like(delivery.updates))
+        delivery = Delivery(nothing, jnp.zeros_like(delivery.parts))
     return Moment(weights, window, now.motion, delivery, opt_state, spent, clock), report
 
 

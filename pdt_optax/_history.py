@@ -79,8 +79,8 @@ class History(NamedTuple):
     def _delivery(self) -> Delivery | None:
         if self.delivery is None:
             return None
-        *displacement, updates = jax.tree.leaves(self.delivery)
-        return Delivery(displacement, updates)
+        *displacement, parts = jax.tree.leaves(self.delivery)
+        return Delivery(displacement, parts)
 
     def after(self, moment: Moment) -> "History":
         """This history after a boundary, in the containers that it had before."""

@@ -199,8 +199,8 @@ def _pulled(
         return jnp.where(past > 0, gram[..., 1, 2] / jnp.where(past > 0, past, 1), jnp.nan)
 
     overall = persistence(total)
-    both = total[1, 1] * total[2, 2]
-    alignment = total[1, 2] / jnp.sqrt(jnp.where(both > 0, both, 1))  # 0 where nothing moved
+    both = jnp.sqrt(total[1, 1]) * jnp.sqrt(total[2, 2])
+    alignment = total[1, 2] / jnp.where(both > 0, both, 1)  # 0 where nothing moved
     gain = jnp.where(extrapolated, dynamics.next_gain(pull.gain, alignment), pull.gain)
     k, weight = dynamics.rate(pull.weight, epoch + 1)
     held = dynamics.inward((1 - k) * total[0, 2] + k * total[0, 1], total[0, 0])

@@ -216,7 +216,9 @@ def _delivered(updates: optax.Updates, delivery: Delivery, seen: jax.Array) -> o
     """The updates with their part of what is delivered to the weights."""
     part, like = delivery.part(seen), delivery.displacement
     leaves = _layout.take(like, updates, "updates", types=False)
-    moved = [(u + part * x).astype(u.dtype) for u, x in zip(leaves, jax.tree.leaves(like), strict=True)]
+    # Chosen, not added as 0: until there is something to deliver, the updates are the inner optimizer's to the last bit.
+    pairs = zip(leaves, jax.tree.leaves(like), strict=True)
+    moved = [jnp.where(part > 0, (u + part * x).astype(u.dtype), u) for u, x in pairs]
     return _layout.put(like, updates, moved)
 
 

@@ -418,7 +418,7 @@ def test_around_multisteps_and_inside_it() -> None:
         assert report.predicted
         assert report.delivered_share == 1
         delivery = pdt_optax._history.find(state, pdt_optax.History).delivery
-        assert delivery.updates == calls
+        assert delivery.parts == calls
 
 
 def test_own_motion_is_what_it_is_a_mean_of() -> None:

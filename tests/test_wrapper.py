@@ -686,7 +686,7 @@ def test_a_state_counts_in_int32(settings: Any) -> None:
             s.history.clock.plain_epochs,
             s.history.clock.predictions_made,
             s.this_epoch.updates_seen,
-            *([] if s.history.delivery is None else [s.history.delivery.updates]),
+            *([] if s.history.delivery is None else [s.history.delivery.parts]),
         )
         pace = (s.history.clock.pace.horizon_now, s.history.clock.pace.interval_now)
         assert {x.dtype for x in (*counters, s.this_epoch.values_seen, *pace)} == {jnp.dtype("int32")}

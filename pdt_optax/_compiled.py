@@ -12,11 +12,13 @@ from jax import lax
 from pdt_optax import _boundary
 from pdt_optax._boundary import Moment, Plan
 from pdt_optax._layout import Column
+from pdt_optax._reduce import usual_promotion
 from pdt_optax._report import PDTReport
 from pdt_optax._window import Window
 
 
 @functools.partial(jax.jit, static_argnames="plan", donate_argnames="donated")
+@usual_promotion()
 def end_apart(
     donated: Moment | None,
     borrowed: Moment | None,
@@ -82,6 +84,7 @@ class Epoch(NamedTuple):
     def start(cls) -> "Epoch":
         return cls(jnp.zeros((), jnp.int32), jnp.zeros((), jnp.float32), jnp.zeros((), jnp.int32))
 
+    @usual_promotion()
     def mean_value(self) -> jax.Array:
         """NaN if no value was seen."""
         return self.value_sum / self.values_seen
@@ -95,6 +98,7 @@ def _jump(update: jax.Array, old: jax.Array, trained: jax.Array, new: jax.Array)
 
 
 @functools.partial(jax.jit, static_argnames=("plan", "every"))
+@usual_promotion()
 def end_inside(
     steps: Column, now: Moment, seen: Epoch, report: PDTReport, *, plan: Plan, every: int
 ) -> tuple[Column, Moment, Epoch, PDTReport]:

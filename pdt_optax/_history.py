@@ -6,11 +6,11 @@ from typing import Any, NamedTuple, TypeVar
 import jax
 import jax.numpy as jnp
 import optax
-from jax import lax
 
 from pdt_optax import _layout
 from pdt_optax._boundary import Backup, Clock, Delivery, Moment, Motion, is_gradual
 from pdt_optax._layout import Column, Tree
+from pdt_optax._reduce import usual_promotion
 from pdt_optax._settings import Settings
 from pdt_optax._slow import Pull, slow_drift
 from pdt_optax.schedule import Pace
@@ -103,6 +103,7 @@ def own_copy(x: Tree) -> Tree:
     return jnp.array(x, copy=True) if isinstance(x, jax.Array) else x
 
 
+@usual_promotion()
 def start(
     params: optax.Params, opt_state: optax.OptState | None, settings: Settings, *, gradual: bool = False
 ) -> History:
@@ -110,7 +111,9 @@ def start(
     newest = _layout.snapshot(params, settings.exclude)
 
     def nothing(x: jax.Array) -> jax.Array:
-        return lax.full_like(x, 0, jnp.promote_types(x.dtype, jnp.float32))
+        # Zeros made of the weights: under jit on a mesh, XLA would put constants on every device whole.
+        zero = jnp.abs(x.astype(jnp.promote_types(x.dtype, jnp.float32)) * 0)
+        return jnp.where(zero == 0, zero, 0)
 
     motion, delivery, model = None, None, settings.dynamics
     if isinstance(model, slow_drift):

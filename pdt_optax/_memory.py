@@ -25,7 +25,7 @@ class Memory(NamedTuple):
       backup: of the guard's weights and optimizer state.
       boundary: what `end_epoch(..., donate=True)` needs beyond all this while
         it predicts: the mask, copies of the small leaves that are computed
-        together, and the window if it waits in host memory.
+        together, older snapshots that are moved along, and the window if it waits in host memory.
         Without `donate` it is two copies of the weights more.
     """
 
@@ -117,6 +117,7 @@ def memory(
     together = [i for stack in stacks(weights, together=True) if len(stack) > 1 for i in stack]
     columns = [*window, *(jax.tree.leaves(x.mean) for x in [history.motion] if x), weights]
     copied = [column[i] for column in columns for i in together]
+    shifted = window[1:] if predictor.shifts else ()  # which come in new memory
     snapshots = _bytes(kept)
     return Memory(
         params=_bytes(params),
@@ -124,5 +125,5 @@ def memory(
         snapshots=snapshots,
         snapshots_on_host=storage.host,
         backup=_bytes(history.backup),
-        boundary=_bytes(masks) + _bytes(copied) + (snapshots if storage.host else 0),
+        boundary=_bytes(masks) + _bytes(copied) + _bytes(shifted) + (snapshots if storage.host else 0),
     )

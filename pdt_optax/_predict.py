@@ -13,7 +13,7 @@ from jax.typing import DTypeLike
 
 from pdt_optax._layout import Column, as_array, floating, put, refill, take
 from pdt_optax._passes import Points, assemble, gram_matrix, leaf_types
-from pdt_optax._reduce import in_widest_float, on_one_device
+from pdt_optax._reduce import in_widest_float, on_one_device, usual_promotion
 from pdt_optax._window import WHOLE, Storage, Window
 from pdt_optax.accept import Accept, Rule, as_rule, mean_weights
 from pdt_optax.dynamics import Dynamics, check_fit
@@ -137,6 +137,7 @@ def predict_and_mask(
 
 
 @functools.partial(jax.jit, static_argnames=("dynamics", "accept", "horizon", "storage", "together"))
+@usual_promotion()
 def predict(
     window: Window,
     weights: Column,

@@ -62,6 +62,16 @@ def in_widest_float(f: Callable[..., R]) -> Callable[..., R]:
     return lambda *args: traced(*jax.lax.stop_gradient(args))
 
 
+@contextlib.contextmanager
+def usual_promotion() -> Iterator[None]:
+    """Context, and decorator, in which ranks and types promote as jax does unless `jax_numpy_*_promotion` say otherwise.
+
+    Those settings are for the user's code. Ours is traced under the usual ones.
+    """
+    with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
+        yield
+
+
 # Speed.
 
 # Numbers summed one after another; the sums of such rows are then added up.

@@ -115,8 +115,12 @@ class Settings:
     @property
     def rewrites(self) -> bool:
         """Whether a boundary writes the whole window, and not just the columns that a new snapshot replaces."""
-        shifts = self.own_motion and self.window > 1 and self.snapshot_dtype is None
-        return shifts or self.guard is not None
+        return self.shifts or self.guard is not None
+
+    @property
+    def shifts(self) -> bool:
+        """Whether a boundary moves the older snapshots along."""
+        return self.own_motion and self.window > 1 and self.snapshot_dtype is None
 
     def spent(self, window: Window) -> tuple[Window, Window]:
         """The columns of a window that a boundary writes, and those that it only reads."""

@@ -15,6 +15,7 @@ from pdt_optax._boundary import Delivery
 from pdt_optax._compiled import Epoch, end_inside
 from pdt_optax._history import History
 from pdt_optax._predictor import Predictor, at_boundary, end_with, scalar
+from pdt_optax._reduce import usual_promotion
 from pdt_optax._report import PDTReport, no_report
 from pdt_optax._settings import Deliver
 from pdt_optax.schedule import count
@@ -212,6 +213,7 @@ class _Wrapper:
             )
 
 
+@usual_promotion()
 def _delivered(updates: optax.Updates, delivery: Delivery, seen: jax.Array) -> optax.Updates:
     """The updates with their part of what is delivered to the weights."""
     part, like = delivery.part(seen), delivery.displacement

@@ -81,3 +81,36 @@ def test_one_float16_leaf_bounds_itself_alone(preset: str) -> None:
         reports.append(report)
     assert reports[5].predicted
     assert all(r.finite for r in reports)
+
+
+CONFIGURATIONS: dict[str, Any] = {
+    "default": {},
+    "jump": {"deliver": "jump"},
+    "every": {"every": 1},
+    "guard": {"guard": pdt_optax.rollback()},
+    "adaptive": {"schedule": pdt_optax.adaptive()},
+    "paper": pdt_optax.presets.paper,
+    "released": pdt_optax.presets.released,
+    "drift": pdt_optax.presets.drift,
+    "bfloat16": {**pdt_optax.presets.drift, "snapshot_dtype": "bfloat16"},
+    "shrink": {"dynamics": pdt_optax.drift(), "accept": pdt_optax.shrink()},
+}
+
+
+@pytest.mark.parametrize("name", CONFIGURATIONS)
+def test_strict_promotion_is_for_the_users_own_code(name: str) -> None:
+    """`jax_numpy_rank_promotion="raise"` and `jax_numpy_dtype_promotion="strict"`, where optax's own sgd passes."""
+    tx = pdt_optax.pdt(optax.sgd(0.1), **CONFIGURATIONS[name])
+    with jax.numpy_rank_promotion("raise"), jax.numpy_dtype_promotion("strict"):
+        params = {"a": jnp.ones((2, 3)), "b": jnp.ones(3)}
+        state, update, value = tx.init(params), jax.jit(tx.update), jnp.float32(1)
+        for _ in range(8):
+            grads = jax.tree.map(lambda x: x * 0.5, params)
+            updates, state = update(grads, state, params, value=value)
+            params = optax.apply_updates(params, updates)
+            if name != "every":
+                params, state, report = tx.end_epoch(params, state)
+            else:
+                report = state.last_report
+    assert report.finite
+    assert int(state.history.clock.predictions_made) > 0

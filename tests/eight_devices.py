@@ -463,8 +463,7 @@ def test_shapes_of_the_state_know_where_it_will_lie(kind: str) -> None:
         shardings = jax.tree.map(lambda x: x.sharding, jax.eval_shape(tx.init, params))
     else:
         shardings = jax.jit(tx.init).lower(params).compile().output_shardings
-    # Of zeros XLA knows no place: the mean's is that of adam's moments.
-    for snapshot in columns(shardings) if kind == "explicit" else shardings.history.snapshots:
+    for snapshot in columns(shardings):
         for leaf, x in params.items():
             spec = NamedSharding(on, snapshot[leaf].spec)
             assert spec.is_equivalent_to(x.sharding, x.ndim), leaf

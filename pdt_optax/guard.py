@@ -33,6 +33,9 @@ class rollback(Guard):  # noqa: N801
     halves and the interval doubles. Good jumps often raise the loss at first and
     pay off an epoch later, so nothing is judged at the jump itself.
 
+    With `deliver="gradual"` an epoch's mean loss sees half of what is delivered
+    meanwhile: judge by the loss at the epoch's end then. "auto" jumps under a guard.
+
     Only what it is given comes back: statistics of BatchNorm, averages or keys of your
     own go into `opt_state=(opt_state, extra)` of a `Predictor` (docs/recipes.md, "BatchNorm").
 

@@ -119,7 +119,11 @@ def test_strict_promotion_is_for_the_users_own_code(name: str) -> None:
 def test_a_rollback_brings_back_what_it_was_given_beside_the_optimizer() -> None:
     """One NaN batch after a jump would poison BatchNorm's running mean for good."""
     predictor = pdt_optax.Predictor(guard=pdt_optax.rollback())
-    params, stats, opt_state = jnp.array([4.0, -3.0]), {"mean": jnp.zeros(2)}, optax.sgd(0.1).init(jnp.ones(2))
+    params, stats, opt_state = (
+        jnp.array([4.0, -3.0]),
+        {"mean": jnp.zeros(2)},
+        optax.sgd(0.1).init(jnp.ones(2)),
+    )
     history = predictor.init(params, (opt_state, stats))
     for epoch in range(7):
         broken = epoch == 6

@@ -33,6 +33,12 @@ class rollback(Guard):  # noqa: N801
     halves and the interval doubles. Good jumps often raise the loss at first and
     pay off an epoch later, so nothing is judged at the jump itself.
 
+    With `deliver="gradual"` an epoch's mean loss sees half of what is delivered
+    meanwhile: judge by the loss at the epoch's end then. "auto" jumps under a guard.
+
+    Only what it is given comes back: statistics of BatchNorm, averages or keys of your
+    own go into `opt_state=(opt_state, extra)` of a `Predictor` (docs/recipes.md, "BatchNorm").
+
     It holds one more copy of the weights and of the optimizer's state, and
     passes both, and the snapshots, through the end of every epoch. With `every`,
     the weights come back within one ulp, since updates are added.

@@ -29,6 +29,7 @@ from experiments.training.devices import check_batch, devices
 from experiments.training.trainer import Config, _program
 from experiments.training.trainer import train as train_run
 from experiments.tuned.setups import PAIRS
+from tests.states import WINDOWED
 from tests.test_bench import tiny
 
 SPECS = {
@@ -42,12 +43,17 @@ SPECS = {
     "scale": ((), P()),
 }
 SETTINGS: dict[str, dict[str, Any]] = {
-    "recommended": {},
-    "shrink": {"accept": pdt_optax.shrink(), "horizon": 3},
+    # Some weights are to be left alone, in every case.
+    "default": {"accept": pdt_optax.agree()},
+    "jump": {"accept": pdt_optax.agree(), "deliver": "jump"},
+    "default, guarded": {"accept": pdt_optax.agree(), "guard": pdt_optax.rollback()},
+    "own motion": {"dynamics": pdt_optax.drift(), "deliver": "jump"},
+    "drift": dict(pdt_optax.presets.drift),
+    "shrink": {**WINDOWED, "accept": pdt_optax.shrink(), "horizon": 3},
     "released": dict(pdt_optax.presets.released),
     "paper": dict(pdt_optax.presets.paper),
-    "bfloat16": {"snapshot_dtype": "bfloat16"},
-    "guarded": {"guard": pdt_optax.rollback()},
+    "bfloat16": {**WINDOWED, "snapshot_dtype": "bfloat16"},
+    "guarded": {**WINDOWED, "guard": pdt_optax.rollback()},
 }
 slow = pytest.mark.slow
 
@@ -77,7 +83,24 @@ def last(tx: Any, trees: list[Any], end_epoch: Any) -> Any:
     for tree in trees[1:]:
         params, state, report = end_epoch(tree, state, value=1.0)
     assert report.predicted  # pyright: ignore[reportPossiblyUnboundVariable]
-    return params, state, report  # pyright: ignore[reportPossiblyUnboundVariable]
+    return arrived(params, state), state, report  # pyright: ignore[reportPossiblyUnboundVariable]
+
+
+def arrived(params: Any, state: Any) -> Any:
+    """The parameters with all that the coming updates will deliver."""
+    delivery = state.history.delivery
+    return params if delivery is None else jax.tree.map(jnp.add, params, delivery.displacement)
+
+
+def columns(state: Any) -> Any:
+    """All that the history holds in the shape of the parameters."""
+    history = state.history
+    means = [] if history.motion is None else [history.motion.mean]
+    return [
+        *history.snapshots,
+        *means,
+        *([] if history.delivery is None else [history.delivery.displacement]),
+    ]
 
 
 def assert_same(got: Any, want: Any, before: Any) -> None:
@@ -107,9 +130,15 @@ def on_one_device(name: str) -> tuple[Any, Any]:
 @pytest.mark.parametrize(
     ("name", "kind", "ended"),
     [
-        ("recommended", "auto", "donated"),
-        ("recommended", "explicit", "in jit"),
-        ("recommended", "explicit", "as it is"),
+        ("default", "auto", "donated"),
+        ("default", "explicit", "in jit"),
+        ("jump", "auto", "in jit"),
+        ("jump", "explicit", "donated"),
+        ("default, guarded", "auto", "as it is"),
+        ("own motion", "explicit", "donated"),
+        ("drift", "auto", "donated"),
+        ("drift", "explicit", "in jit"),
+        pytest.param("drift", "explicit", "as it is", marks=slow),
         ("shrink", "auto", "in jit"),
         ("shrink", "explicit", "donated"),
         ("released", "auto", "donated"),
@@ -138,7 +167,7 @@ def test_a_split_window_predicts_what_one_device_does(name: str, kind: str, ende
     assert_same(got, want, trees[-1])
     np.testing.assert_allclose(report.accepted_share, expected.accepted_share, rtol=1e-6)
     np.testing.assert_allclose(report.accepted_share_per_leaf, expected.accepted_share_per_leaf, rtol=1e-6)
-    for column in (got, *state.history.snapshots):
+    for column in (got, *columns(state)):
         assert_split(column, on, {n: spec for n, (_, spec) in SPECS.items()})
 
 
@@ -154,7 +183,16 @@ LAYOUTS: dict[str, dict[str, Any]] = {
 }
 # Numbers in the all-reduce before the assembly, at most (window + 1)^2; the one after it has two for each leaf,
 # the sum of its mask in two parts.
-REDUCED = {"recommended": 6, "shrink": 6, "released": 16, "paper": 16, "bfloat16": 6}
+# A running mean sums ten numbers of each leaf.
+REDUCED = {
+    "default": 10 * len(SPECS),
+    "own motion": 6,
+    "drift": 6,
+    "shrink": 6,
+    "released": 16,
+    "paper": 16,
+    "bfloat16": 6,
+}
 
 
 def all_reduced(text: str) -> list[int]:
@@ -170,9 +208,12 @@ def all_reduced(text: str) -> list[int]:
 @pytest.mark.parametrize(
     ("name", "layout", "kind", "within"),
     [
-        ("recommended", "replicated", "auto", True),
-        ("recommended", "replicated", "explicit", False),
-        ("recommended", "mixed", "auto", False),
+        ("default", "replicated", "auto", True),
+        ("default", "mixed", "auto", True),
+        ("default", "fsdp", "explicit", False),
+        ("own motion", "mixed", "explicit", True),
+        ("drift", "replicated", "explicit", False),
+        ("drift", "mixed", "auto", False),
         ("shrink", "fsdp", "auto", False),
         ("shrink", "fsdp", "explicit", True),
         ("released", "tensor", "auto", True),
@@ -192,8 +233,29 @@ def test_collectives(name: str, layout: str, kind: str, within: bool) -> None:
     assert all_reduced(text) == ([] if layout == "replicated" else [REDUCED[name], 2 * len(SPECS)])
 
 
-def test_inside_shard_map() -> None:
-    tx = pdt_optax.pdt(optax.identity(), window=3)
+@pytest.mark.parametrize(
+    ("kind", "layout"), [("auto", "mixed"), ("explicit", "tensor"), ("explicit", "replicated")]
+)
+def test_collectives_of_what_is_delivered_in_parts(kind: str, layout: str) -> None:
+    """Those of a jump, of all weights: nothing is counted where all are accepted. A step adds none."""
+    on = mesh(kind)
+    with jax.set_mesh(on):
+        params = {n: jax.device_put(x, NamedSharding(on, LAYOUTS[layout][n])) for n, x in walk(1)[0].items()}
+        tx = pdt_optax.pdt(optax.adam(0.05))
+        state = jax.jit(tx.init)(params)
+        end = jax.jit(tx.end_epoch).lower(params, state).compile().as_text()
+        step = jax.jit(tx.update).lower(params, state, params).compile().as_text()
+    assert all_reduced(step) == []
+    assert all_reduced(end) == ([] if layout == "replicated" else [REDUCED["default"]])
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{**WINDOWED, "window": 3}, {"start": 3, "accept": pdt_optax.agree()}],
+    ids=["windowed", "default"],
+)
+def test_inside_shard_map(settings: Any) -> None:
+    tx = pdt_optax.pdt(optax.identity(), **settings)
     trees = walk(5)
     want, _, expected = last(tx, [jax.tree.map(jnp.asarray, t) for t in trees], tx.end_epoch)
     on = mesh("auto")
@@ -202,8 +264,8 @@ def test_inside_shard_map() -> None:
     @jax.jit
     @jax.shard_map(mesh=on, in_specs=([specs] * len(trees),), out_specs=(specs, P()))
     def run(trees: Any) -> Any:
-        params, _, report = last_traced(tx, trees)
-        return params, (report.predicted, report.accepted_share)
+        params, state, report = last_traced(tx, trees)
+        return arrived(params, state), (report.predicted, report.accepted_share)
 
     got, (predicted, share) = run([put(t, on) for t in trees])
     assert predicted
@@ -219,11 +281,18 @@ def last_traced(tx: Any, trees: Any) -> Any:
 
 
 @pytest.mark.parametrize(
-    ("kind", "initialised"), [("explicit", "in jit"), pytest.param("auto", "eagerly", marks=slow)]
+    ("kind", "initialised", "settings"),
+    [
+        ("explicit", "in jit", {**WINDOWED, "window": 2, "horizon": 2}),
+        ("explicit", "in jit", {"start": 2}),
+        ("auto", "eagerly", {"start": 2, "deliver": "jump"}),
+        pytest.param("auto", "eagerly", {**WINDOWED, "window": 2, "horizon": 2}, marks=slow),
+    ],
+    ids=["windowed", "gradual", "jump", "windowed, auto"],
 )
-def test_training_in_jit_keeps_the_shardings(kind: str, initialised: str) -> None:
+def test_training_in_jit_keeps_the_shardings(kind: str, initialised: str, settings: Any) -> None:
     """The `every` form, with adam: equal to one device, and each snapshot stays where its weights are."""
-    tx = pdt_optax.pdt(optax.adam(0.05), every=2, window=2, start=2, horizon=2)
+    tx = pdt_optax.pdt(optax.adam(0.05), every=2, **settings)
     start = walk(1)[0]
 
     @jax.jit
@@ -246,7 +315,7 @@ def test_training_in_jit_keeps_the_shardings(kind: str, initialised: str) -> Non
     assert max(expected) > 0
     np.testing.assert_allclose(shares, expected, rtol=1e-5)
     chex.assert_trees_all_close(got, want, rtol=2e-5, atol=2e-6)
-    for column in (got, *state.history.snapshots):
+    for column in (got, *columns(state)):
         assert_split(column, on, {n: spec for n, (_, spec) in SPECS.items()})
 
 
@@ -262,7 +331,7 @@ def test_in_an_nnx_optimizer(kind: str) -> None:
     def train(place: Any) -> Any:
         model = Model()
         nnx.update(model, place(nnx.as_pure(nnx.state(model, nnx.Param))))
-        tx = pdt_optax.pdt(optax.adam(0.05), every=2, window=2, start=2, horizon=2)
+        tx = pdt_optax.pdt(optax.adam(0.05), every=2, start=2)
         optimizer = nnx.Optimizer(model, tx, wrt=nnx.Param)
 
         @nnx.jit
@@ -280,13 +349,16 @@ def test_in_an_nnx_optimizer(kind: str) -> None:
     with jax.set_mesh(on):
         got, state = train(lambda params: type(params)(put(dict(params), on)))
     chex.assert_trees_all_close(got, want, rtol=2e-5, atol=2e-6)
-    for column in (got, *state.history.snapshots):
+    for column in (got, *columns(state)):
         assert_split(column, on, {n: spec for n, (_, spec) in SPECS.items()})
 
 
-def test_under_pmap() -> None:
+@pytest.mark.parametrize(
+    "settings", [{**WINDOWED, "window": 2, "horizon": 2}, {"start": 2}], ids=["windowed", "default"]
+)
+def test_under_pmap(settings: Any) -> None:
     """Eight replicas of all weights, each of which decides alone and alike."""
-    tx = pdt_optax.pdt(optax.adam(0.05), every=2, window=2, start=2, horizon=2)
+    tx = pdt_optax.pdt(optax.adam(0.05), every=2, **settings)
     params = jax.tree.map(jnp.asarray, walk(1)[0])
 
     def train(params: Any) -> Any:
@@ -326,11 +398,16 @@ MOVES = {"8 devices to 2": ("mixed", 8, "mixed", 2), "replicated to fsdp": ("rep
 
 
 @pytest.mark.parametrize(
-    ("move", "kind"),
-    [("8 devices to 2", "explicit"), pytest.param("replicated to fsdp", "auto", marks=slow)],
+    ("move", "kind", "settings"),
+    [
+        ("8 devices to 2", "explicit", {**WINDOWED, "window": 3, "horizon": 2}),
+        ("8 devices to 2", "auto", {"start": 3, "deliver": "gradual"}),
+        pytest.param("replicated to fsdp", "auto", {**WINDOWED, "window": 3, "horizon": 2}, marks=slow),
+    ],
+    ids=["windowed", "default", "replicated to fsdp"],
 )
-def test_a_checkpoint_goes_on_on_another_mesh(move: str, kind: str, tmp_path: Any) -> None:
-    tx = pdt_optax.pdt(optax.adam(0.05), guard=pdt_optax.rollback(), window=3, start=3, horizon=2)
+def test_a_checkpoint_goes_on_on_another_mesh(move: str, kind: str, settings: Any, tmp_path: Any) -> None:
+    tx = pdt_optax.pdt(optax.adam(0.05), guard=pdt_optax.rollback(), **settings)
     axis = {"auto": AxisType.Auto, "explicit": AxisType.Explicit}[kind]
 
     def place(layout: str, devices: int) -> Any:
@@ -372,7 +449,7 @@ def test_a_checkpoint_goes_on_on_another_mesh(move: str, kind: str, tmp_path: An
     assert max(expected) > 0
     np.testing.assert_allclose(shares, expected, rtol=1e-5)
     chex.assert_trees_all_close(got["params"], want["params"], rtol=2e-5, atol=2e-6)
-    for column in (restored["params"], *got["opt_state"].history.snapshots):
+    for column in (restored["params"], *columns(got["opt_state"])):
         assert_split(column, other, LAYOUTS[new_layout])
 
 
@@ -386,7 +463,7 @@ def test_shapes_of_the_state_know_where_it_will_lie(kind: str) -> None:
         shardings = jax.tree.map(lambda x: x.sharding, jax.eval_shape(tx.init, params))
     else:
         shardings = jax.jit(tx.init).lower(params).compile().output_shardings
-    for snapshot in shardings.history.snapshots:
+    for snapshot in columns(shardings):
         for leaf, x in params.items():
             spec = NamedSharding(on, snapshot[leaf].spec)
             assert spec.is_equivalent_to(x.sharding, x.ndim), leaf

@@ -17,12 +17,19 @@ from jax.sharding import PartitionSpec as P
 
 import pdt_optax
 from experiments.training import devices
+from tests.states import WINDOWED
 
 FSDP = {"first": P("data"), "bias": P(), "second": P(None, "data")}
 REPLICATED = {name: P() for name in FSDP}
+# Of `train`: how the weights lie, and how they are predicted.
+RUNS: list[tuple[dict[str, Any], dict[str, Any]]] = [
+    (REPLICATED, {**WINDOWED, "window": 3, "start": 3, "horizon": 3}),
+    (FSDP, {**WINDOWED, "window": 3, "start": 3, "horizon": 3}),
+    (FSDP, {"start": 3, "deliver": "gradual"}),
+]
 
 
-def train(specs: dict[str, Any], dies: bool = False) -> dict[str, Any]:
+def train(specs: dict[str, Any], settings: dict[str, Any], dies: bool = False) -> dict[str, Any]:
     """A small regression, its batch split over all devices, its weights as `specs` say."""
     mesh = jax.make_mesh((jax.device_count(),), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
     rng = np.random.default_rng(0)
@@ -37,7 +44,7 @@ def train(specs: dict[str, Any], dies: bool = False) -> dict[str, Any]:
 
     params: Any = {n: put(v, specs[n]) for n, v in values.items()}
     inputs, targets = put(x, P("data")), put(y, P("data"))
-    tx = pdt_optax.pdt(optax.adam(0.01), guard=pdt_optax.rollback(), window=3, start=3, horizon=3)
+    tx = pdt_optax.pdt(optax.adam(0.01), guard=pdt_optax.rollback(), **settings)
     state: Any = jax.jit(tx.init)(params)
 
     def loss(params: Any, x: jax.Array, y: jax.Array) -> jax.Array:
@@ -78,4 +85,4 @@ if __name__ == "__main__":
     devices.add_arguments(parser)
     args = parser.parse_args()
     devices.start(args)
-    print(json.dumps([train(REPLICATED, args.dies), train(FSDP)]))
+    print(json.dumps([train(*run, args.dies) for run in RUNS]))

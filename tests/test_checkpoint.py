@@ -11,14 +11,20 @@ import orbax.checkpoint as ocp
 import pytest
 
 import pdt_optax
-from tests.states import with_clock
+from tests.states import WINDOWED, windowed, with_clock
 from tests.test_wrapper import make_params, step
 
+SMALL: dict[str, Any] = {**WINDOWED, "window": 3, "start": 3, "horizon": 2}
+GUARDED: dict[str, Any] = {"guard": pdt_optax.rollback(), "schedule": pdt_optax.adaptive()}
 SETTINGS: dict[str, dict[str, Any]] = {
-    "recommended": {},
-    "guarded": {"guard": pdt_optax.rollback(), "schedule": pdt_optax.adaptive()},
-    "bfloat16": {"snapshot_dtype": "bfloat16"},
-    "every": {"every": 1},
+    "windowed": SMALL,
+    "windowed, guarded": {**SMALL, **GUARDED},
+    "windowed, bfloat16": {**SMALL, "snapshot_dtype": "bfloat16"},
+    "windowed, every": {**SMALL, "every": 1},
+    "own motion": {"dynamics": pdt_optax.drift(), "window": 3, "start": 3},
+    "default": {"start": 3},
+    "default, guarded": {"start": 3, **GUARDED},
+    "default, jump, every": {"start": 3, "deliver": "jump", "every": 1},
 }
 
 
@@ -35,7 +41,7 @@ def epochs(tx: Any, params: Any, state: Any, numbers: range) -> Any:
 
 @pytest.mark.parametrize("name", SETTINGS)
 def test_resuming_is_bit_identical(name: str, tmp_path: Any) -> None:
-    tx = pdt_optax.pdt(optax.adam(0.05), window=3, start=3, horizon=2, **SETTINGS[name])
+    tx = pdt_optax.pdt(optax.adam(0.05), **SETTINGS[name])
     initial: Any = make_params()
     whole = list(epochs(tx, initial, tx.init(initial), range(8)))
     jumps = [bool(report.predicted) for *_, report in whole]
@@ -54,9 +60,10 @@ def test_resuming_is_bit_identical(name: str, tmp_path: Any) -> None:
             chex.assert_trees_all_equal(resumed, whole[i + 1 :])
 
 
-def test_pdt_is_added_to_and_removed_from_a_checkpoint_in_one_line() -> None:
+@pytest.mark.parametrize("settings", [{**WINDOWED, "window": 2}, {}], ids=["windowed", "default"])
+def test_pdt_is_added_to_and_removed_from_a_checkpoint_in_one_line(settings: Any) -> None:
     inner = optax.adam(0.05)
-    tx = pdt_optax.pdt(inner, window=2, start=2)
+    tx = pdt_optax.pdt(inner, **settings)
     params: Any = make_params()
     trained_without: Any = inner.init(params)
     for i in range(3):
@@ -70,14 +77,19 @@ def test_pdt_is_added_to_and_removed_from_a_checkpoint_in_one_line() -> None:
     chex.assert_trees_all_equal(added.history.snapshots[-1], jax.tree.map(jnp.asarray, params))
 
 
-def test_a_run_that_takes_up_pdt_late_knows_its_epoch() -> None:
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [(SMALL, [False, False, True, False, True, False]), ({}, [True] * 6)],
+    ids=["windowed", "default"],
+)
+def test_a_run_that_takes_up_pdt_late_knows_its_epoch(settings: Any, expected: list[bool]) -> None:
     """With `snapshots_seen` set to the epochs that were trained, a prediction waits for the window alone."""
-    tx = pdt_optax.pdt(optax.adam(0.05), window=3, start=3, horizon=2)
+    tx = pdt_optax.pdt(optax.adam(0.05), **settings)
     params: Any = make_params()
     state: Any = tx.init(params)
     state = with_clock(state, snapshots_seen=jnp.int32(21))
     predicted = [bool(report.predicted) for *_, report in epochs(tx, params, state, range(20, 26))]
-    assert predicted == [False, False, True, False, True, False]
+    assert predicted == expected
 
 
 KINDS: dict[str, dict[str, Any]] = {
@@ -105,7 +117,7 @@ LONGER, SHORTER = (3, 5), (5, 3)
 def test_a_checkpoint_with_another_window(name: str, windows: tuple[int, int], tmp_path: Any) -> None:
     """Restored and resized, it predicts from what a window of that length would have held."""
     old, new = (
-        pdt_optax.pdt(optax.adam(0.05), window=w, start=start, horizon=2, **KINDS[name])
+        windowed(optax.adam(0.05), window=w, start=start, horizon=2, **KINDS[name])
         for w, start in zip(windows, (20, windows[1]), strict=True)
     )
     initial: Any = make_params()
@@ -130,7 +142,7 @@ def test_a_checkpoint_with_another_window(name: str, windows: tuple[int, int], t
     reports = [report for *_, report in then]
     epoch = next(i for i, report in enumerate(reports) if report.predicted)
     assert epoch == windows[1] - min(windows)  # as soon as it is full of snapshots that were taken
-    always: Any = pdt_optax.pdt(
+    always: Any = windowed(
         optax.adam(0.05), window=windows[1], start=len(first) + epoch, horizon=2, **KINDS[name]
     )
     *_, expected = epochs(always, initial, always.init(initial), range(len(first) + epoch + 1))
@@ -140,18 +152,30 @@ def test_a_checkpoint_with_another_window(name: str, windows: tuple[int, int], t
 
 def test_a_resized_state_can_be_donated() -> None:
     params: Any = make_params()
-    state = pdt_optax.resize_window(pdt_optax.pdt(optax.adam(0.05), window=2, start=2).init(params), 5)
+    state = pdt_optax.resize_window(windowed(optax.adam(0.05), window=2).init(params), 5)
     jax.jit(lambda state: state, donate_argnums=0)(state)
 
 
 def test_what_a_checkpoint_says_of_itself_is_checked_before_it_is_restored(tmp_path: Any) -> None:
     params: Any = make_params()
-    state = pdt_optax.pdt(optax.adam(0.05), window=3, start=3).init(params)
+    inner = optax.adam(0.05)
     handler = ocp.StandardCheckpointHandler()
+    default, jumping = pdt_optax.pdt(inner), pdt_optax.pdt(inner, deliver="jump")
+    made = {0: windowed(inner, window=3), 1: default, 2: jumping}
     with ocp.CheckpointManager(tmp_path, item_handlers=handler) as manager:
-        manager.save(0, args=ocp.args.StandardSave({"params": params, "opt_state": (state, 1)}))
+        for i, tx in made.items():
+            state = tx.init(params)
+            manager.save(i, args=ocp.args.StandardSave({"params": params, "opt_state": (state, 1)}))
         manager.wait_until_finished()
-        saved = manager.item_metadata(0)
-    pdt_optax.check_saved(pdt_optax.pdt(optax.adam(0.05), window=3, start=3), saved)
+        saved = {i: manager.item_metadata(i) for i in made}
+    for i, tx in made.items():
+        pdt_optax.check_saved(tx, saved[i])
     with pytest.raises(ValueError, match="Got 3 snapshots, window=5"):
-        pdt_optax.check_saved(pdt_optax.pdt(optax.adam(0.05)), saved)
+        pdt_optax.check_saved(windowed(inner), saved[0])
+    for tx, other in ((default, saved[0]), (made[0], saved[1])):
+        with pytest.raises(ValueError, match="same kind of `dynamics`"):
+            pdt_optax.check_saved(tx, other)
+    for tx, other in ((default, saved[2]), (jumping, saved[1])):
+        with pytest.raises(ValueError, match="`deliver` differs"):
+            pdt_optax.check_saved(tx, other)
+    pdt_optax.check_saved(pdt_optax.Predictor(), saved[2])

@@ -15,9 +15,10 @@ import pytest
 
 import pdt_optax
 from pdt_optax import presets
+from tests.states import WINDOWED
 
 INNER = optax.sgd(0.1)
-SMALL: dict[str, Any] = {"window": 2, "start": 2, "interval": 1, "horizon": 2}
+SMALL: dict[str, Any] = {**WINDOWED, "window": 2, "start": 2, "interval": 1, "horizon": 2}
 PARAMS: dict[str, Any] = {"b": jnp.ones(2), "w": jnp.arange(6.0).reshape(3, 2)}
 OUTSIDE: Any = pdt_optax.pdt(INNER, **SMALL)
 INSIDE: Any = pdt_optax.pdt(INNER, every=2, **SMALL)
@@ -39,6 +40,10 @@ def make(**settings: Any) -> Callable[[], Any]:
     return lambda: pdt_optax.pdt(INNER, **settings)
 
 
+def make_windowed(**settings: Any) -> Callable[[], Any]:
+    return lambda: pdt_optax.pdt(INNER, **{**WINDOWED, **settings})
+
+
 def make_around(inner: Any) -> Any:
     return pdt_optax.pdt(inner)
 
@@ -48,10 +53,10 @@ def end(params: Any, state: Any = None, tx: Any = OUTSIDE) -> Callable[[], Any]:
 
 
 WHOLE_NUMBERS = {
-    "window": "`window` must be a whole number >= 2: a difference takes two snapshots",
+    "window": "`window` must be a whole number >= 1: a running mean takes one snapshot",
     "start": "`start` must be a whole number >= 1: it counts epochs",
     "horizon": "`horizon` must be a whole number >= 1: a prediction looks at least one snapshot ahead",
-    "interval": "`interval` must be a whole number >= 1: an epoch must be trained",
+    "interval": "`interval` must be a whole number >= 0: it counts the plain epochs between two predictions",
     "every": "`every` must be a whole number >= 1: it counts calls of `update`",
 }
 
@@ -62,17 +67,31 @@ WHOLE_NUMBERS = {
         pytest.param(name, value, id=f"{name}={value!r}")
         for name in WHOLE_NUMBERS
         for value in (0, -3, 2.0, True, "3", np.float32(4), None, (5,))
-        if not (value is None and name != "window")  # their default
+        if value is not None  # their default
+        if not (value == 0 and name == "interval")  # a prediction at every epoch's end
     ],
 )
 def test_whole_numbers(name: str, value: Any) -> None:
     check(ValueError, make(**{name: value}), (WHOLE_NUMBERS[name], f"Got {name}={value!r}."))
 
 
+def test_none_is_the_default() -> None:
+    usual = dict.fromkeys(("window", "start", "horizon", "interval", "accept", "schedule"))
+    for dynamics in (pdt_optax.slow_drift(), pdt_optax.drift()):
+        assert pdt_optax.Predictor(dynamics=dynamics, **usual) == pdt_optax.Predictor(dynamics=dynamics)
+
+
 @pytest.mark.parametrize(
     ("error", "call", "parts"),
     [
-        case(ValueError, make(window=1), WHOLE_NUMBERS["window"], "Got window=1.", id="window below 2"),
+        case(ValueError, make(window=0), WHOLE_NUMBERS["window"], "Got window=0.", id="window below 1"),
+        case(
+            ValueError,
+            make_windowed(window=1),
+            "`window` must be a whole number >= 2: a difference takes two snapshots",
+            "Got window=1.",
+            id="window below 2",
+        ),
         case(
             ValueError,
             make(window=4, start=3),
@@ -83,7 +102,7 @@ def test_whole_numbers(name: str, value: Any) -> None:
         ),
         case(
             ValueError,
-            make(start=4),
+            make_windowed(start=4),
             "`start` must be at least `window`",
             "start=4, window=5",
             id="start below the default window",
@@ -132,7 +151,7 @@ class Unhashable(pdt_optax.Rule):
         ),
         *(
             case(TypeError, make(accept=x), ACCEPT_RULE, f"Got {x!r}.", id=f"accept {x!r}")
-            for x in (pdt_optax.agree, pdt_optax.shrink, "agree", None)
+            for x in (pdt_optax.agree, pdt_optax.shrink, "agree")
         ),
         case(
             TypeError,
@@ -154,6 +173,13 @@ def test_what_is_no_part(error: type[Exception], call: Any, parts: tuple[str, ..
     check(error, call, parts)
 
 
+@dataclasses.dataclass(frozen=True)
+class Second(pdt_optax.Rule):
+    """Looks at two differences."""
+
+    minimum_window = 3
+
+
 SHRINK_RULE = "`shrink()` weighs the window's mean velocity against its noise, and only `drift()`"
 
 
@@ -162,7 +188,7 @@ SHRINK_RULE = "`shrink()` weighs the window's mean velocity against its noise, a
     [
         case(
             ValueError,
-            make(accept=pdt_optax.shrink(), window=2),
+            make_windowed(accept=pdt_optax.shrink(), window=2),
             "`window` must be at least 3",
             "shrink()",
             "Got window=2.",
@@ -170,7 +196,7 @@ SHRINK_RULE = "`shrink()` weighs the window's mean velocity against its noise, a
         ),
         case(
             ValueError,
-            make(accept=pdt_optax.random_subset(like=pdt_optax.shrink()), window=2),
+            make_windowed(accept=pdt_optax.random_subset(like=pdt_optax.shrink()), window=2),
             "`window` must be at least 3",
             "like=shrink()",
             "Got window=2.",
@@ -190,6 +216,28 @@ SHRINK_RULE = "`shrink()` weighs the window's mean velocity against its noise, a
             SHRINK_RULE,
             "Got dynamics=dmd(rank=2",
             id="shrink with dmd",
+        ),
+        *(
+            # One mean says nothing of its noise, however many snapshots lie around.
+            case(
+                ValueError,
+                make(accept=rule, window=window, start=5),
+                SHRINK_RULE,
+                "Got dynamics=slow_drift(",
+                id=f"{rule} with slow_drift, window {window}",
+            )
+            for rule in (pdt_optax.shrink(), pdt_optax.random_subset(like=pdt_optax.shrink()))
+            for window in (1, 4)
+        ),
+        *(
+            case(
+                ValueError,
+                make(accept=Second(), window=window, start=5),
+                "`accept` must need one difference at most: slow_drift(",
+                "Got Second(), which needs 2.",
+                id=f"a rule of two differences with slow_drift, window {window}",
+            )
+            for window in (1, 4)
         ),
         case(
             ValueError,
@@ -422,7 +470,7 @@ TWICE = optax.chain(OUTSIDE, OUTSIDE)
         ),
         case(
             ValueError,
-            lambda: pdt_optax.pdt(INNER, window=3).end_epoch(PARAMS, OUTSIDE.init(PARAMS)),
+            lambda: make_windowed(window=3)().end_epoch(PARAMS, OUTSIDE.init(PARAMS)),
             WINDOW_RULE,
             "pdt_optax.resize_window(state, 3), or set window=2.",
             "Got 2 snapshots, window=3.",
@@ -432,14 +480,14 @@ TWICE = optax.chain(OUTSIDE, OUTSIDE)
             ValueError,
             lambda: pdt_optax.pdt(INNER, **SMALL).end_epoch(PARAMS, NEWER),
             VERSION_RULE,
-            "Expected version 2, got 99.",
+            "Expected version 3, got 99.",
             id="the state of another version",
         ),
         case(
             ValueError,
             lambda: pdt_optax.check_saved(OUTSIDE, {"opt_state": NEWER._asdict()}),
             VERSION_RULE,
-            "Expected version 2, got 99.",
+            "Expected version 3, got 99.",
             id="a saved state of another version",
         ),
         case(
@@ -463,6 +511,13 @@ TWICE = optax.chain(OUTSIDE, OUTSIDE)
             "`window` must be a whole number >= 2",
             "Got window=1.",
             id="resized to one snapshot",
+        ),
+        case(
+            ValueError,
+            lambda: pdt_optax.resize_window(make()().init(PARAMS), 0),
+            "`window` must be a whole number >= 1",
+            "Got window=0.",
+            id="resized to none",
         ),
         case(
             TypeError,
@@ -560,7 +615,7 @@ def test_the_state_of_another_wrapper_in_update(window: int) -> None:
             ValueError,
             lambda: presets.named("fast"),
             "There is no preset 'fast'.",
-            "paper, released, recommended",
+            "paper, released, drift, recommended",
             id="unknown preset",
         ),
     ],

@@ -18,5 +18,5 @@ def test_example_learns_and_predicts(path):
     assert history[-1].loss < 0.3 * history[0].loss
     assert history[-1].accuracy > 0.85
     jumped = [epoch.accepted_share > 0 for epoch in history]
-    # The recommended rule: burn-in, then every second epoch.
-    assert jumped == [False] * 5 + [True, False, True]
+    # The default: five epochs of burn-in, then every epoch.
+    assert jumped == [False] * 5 + [True] * 3

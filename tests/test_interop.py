@@ -15,11 +15,18 @@ from flax import nnx
 from flax.training.train_state import TrainState
 
 import pdt_optax
-from tests.states import with_clock
+from tests.states import WINDOWED, with_clock
 from tests.trees import assert_same, differs
 
-SMALL: dict[str, Any] = {"window": 2, "start": 2, "interval": 1, "horizon": 2}
+SMALL: dict[str, Any] = {**WINDOWED, "window": 2, "start": 2, "interval": 1, "horizon": 2}
 PREDICTED = [False, False, True, False, True, False]
+# A window of snapshots, and the default in both its deliveries.
+KINDS: dict[str, dict[str, Any]] = {
+    "windowed": SMALL,
+    "gradual": {"start": 2},
+    "jump": {"start": 2, "deliver": "jump"},
+}
+OUTCOMES = {kind: PREDICTED if kind == "windowed" else [False] * 2 + [True] * 4 for kind in KINDS}
 
 # The wrapper never asks which optimizer it holds: each stands where what sets it apart could matter.
 OPTIMIZERS: dict[str, optax.GradientTransformation] = {
@@ -107,12 +114,19 @@ def buffers(tree: Any) -> list[Any]:
 
 
 @pytest.mark.parametrize(
-    ("name", "every"),
-    [("momentum", None), ("adamw", None), ("schedule-free", None), ("sgd", 1), ("muon", 1)],
+    ("name", "every", "settings"),
+    [
+        ("momentum", None, {}),
+        ("adamw", None, {**WINDOWED, "window": 4}),
+        ("adamw", None, {"deliver": "jump"}),
+        ("schedule-free", None, {}),
+        ("sgd", 1, {**WINDOWED, "window": 4}),
+        ("muon", 1, {}),
+    ],
 )
-def test_burn_in_is_bitwise_the_inner_optimizer(name: str, every: int | None) -> None:
+def test_burn_in_is_bitwise_the_inner_optimizer(name: str, every: int | None, settings: Any) -> None:
     inner = OPTIMIZERS[name]
-    tx: Any = pdt_optax.pdt(inner, every=every, window=4)
+    tx: Any = pdt_optax.pdt(inner, every=every, **{"start": 4} | settings)
     params, state, inner_state = make_params(), tx.init(make_params()), inner.init(make_params())
     for _ in range(4):
         grads = gradient(params)
@@ -155,9 +169,9 @@ def tx_state(name: str) -> Any:
     return pdt_optax.pdt(OPTIMIZERS[name], **SMALL).init(make_params())
 
 
-def trained(name: str, donate: bool) -> Any:
+def trained(name: str, kind: str, donate: bool) -> Any:
     """The weights after each of seven epochs with the user's own jitted step, donating params and state or not."""
-    tx: Any = pdt_optax.pdt(OPTIMIZERS[name], **SMALL)
+    tx: Any = pdt_optax.pdt(OPTIMIZERS[name], **KINDS[kind])
 
     @functools.partial(jax.jit, donate_argnums=(0, 1) if donate else ())
     def train(params: Any, state: Any) -> Any:
@@ -168,7 +182,8 @@ def trained(name: str, donate: bool) -> Any:
         old = buffers((params, state))
         params, state = train(params, state)
         assert [x.is_deleted() for x in old] == [donate] * len(old)
-        old, oldest = buffers((params, state)), buffers((params, state.history.snapshots[0]))
+        old, history = buffers((params, state)), state.history
+        oldest = buffers((params, history.snapshots[0], history.motion, history.delivery))
         params, state, report = tx.end_epoch(params, state, donate=donate)
         assert all(x.is_deleted() for x in oldest) if donate else not any(x.is_deleted() for x in old)
         return params, state, bool(report.predicted)
@@ -184,31 +199,44 @@ def trained(name: str, donate: bool) -> Any:
         assert types((params, state)) == first
         weights.append(jax.tree.map(jnp.copy, params))
         outcomes.append(predicted)
-    assert outcomes == [*PREDICTED[1:], True]
+    assert outcomes == [*OUTCOMES[kind][1:], True]
     return weights
 
 
-@pytest.mark.parametrize("name", ["sgd", "adam", "schedule-free"])
-def test_nothing_recompiles_types_are_kept_and_donation_changes_no_number(name: str) -> None:
-    assert_same(trained(name, donate=True), trained(name, donate=False))
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("sgd", "windowed"),
+        ("adam", "windowed"),
+        ("schedule-free", "windowed"),
+        ("adam", "gradual"),
+        ("schedule-free", "gradual"),
+        ("sgd", "jump"),
+    ],
+)
+def test_nothing_recompiles_types_are_kept_and_donation_changes_no_number(name: str, kind: str) -> None:
+    assert_same(trained(name, kind, donate=True), trained(name, kind, donate=False))
 
 
-@pytest.mark.parametrize("name", ["rmsprop", "lion"])
-def test_low_precision_is_kept(name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "kind"), [("rmsprop", "windowed"), ("lion", "windowed"), ("lion", "gradual")]
+)
+def test_low_precision_is_kept(name: str, kind: str) -> None:
     inner, params = OPTIMIZERS[name], jax.tree.map(lambda x: x.astype(jnp.bfloat16), make_params())
-    tx: Any = pdt_optax.pdt(inner, accept=pdt_optax.everything(), **SMALL)
+    tx: Any = pdt_optax.pdt(inner, accept=pdt_optax.everything(), **KINDS[kind])
     new, state, reports = run(tx, tx, 3, params)
     assert predicted(reports) == [False, False, True]
     assert types(new) == types(params)
-    assert types(state.history.snapshots) == types((params, params))
+    assert types(state.history.snapshots) == types((params,) * len(state.history.snapshots))
     plain, inner_state = run_plain(inner, 3, params)
     assert types(state.inner_state) == types(inner_state)
     assert differs(new, plain)
 
 
-def test_every_in_the_users_jitted_step() -> None:
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_in_the_users_jitted_step(kind: str) -> None:
     """The boundary is in the graph: donated and never recompiled."""
-    tx: Any = pdt_optax.pdt(optax.adam(0.05), every=2, **SMALL)
+    tx: Any = pdt_optax.pdt(optax.adam(0.05), every=2, **KINDS[kind])
 
     @functools.partial(jax.jit, donate_argnums=(0, 1))
     @chex.assert_max_traces(n=1)
@@ -225,11 +253,12 @@ def test_every_in_the_users_jitted_step() -> None:
         assert all(x.is_deleted() for x in old)
         assert types((params, state)) == start
         outcomes.append(bool(state.last_report.predicted))
-    assert outcomes[1::2] == PREDICTED
+    assert outcomes[1::2] == OUTCOMES[kind]
 
 
-def test_every_outside_jit_does_not_recompile() -> None:
-    tx: Any = pdt_optax.pdt(optax.sgd(0.1), every=2, **SMALL)
+@pytest.mark.parametrize("kind", ["windowed", "gradual"])
+def test_every_outside_jit_does_not_recompile(kind: str) -> None:
+    tx: Any = pdt_optax.pdt(optax.sgd(0.1), every=2, **KINDS[kind])
 
     def train(params: Any, state: Any) -> Any:
         updates, state = tx.update(params, state, params)
@@ -242,9 +271,10 @@ def test_every_outside_jit_does_not_recompile() -> None:
     assert state.history.clock.snapshots_seen == 3
 
 
-def test_equal_wrappers_share_compiled_code() -> None:
+@pytest.mark.parametrize("kind", KINDS)
+def test_equal_wrappers_share_compiled_code(kind: str) -> None:
     params = make_params()
-    one, other = pdt_optax.pdt(optax.sgd(0.1), **SMALL), pdt_optax.pdt(optax.sgd(0.2), **SMALL)
+    one, other = (pdt_optax.pdt(optax.sgd(rate), **KINDS[kind]) for rate in (0.1, 0.2))
     one.end_epoch(params, one.init(params))
     state = other.init(params)
     with jax.no_tracing():
@@ -270,9 +300,12 @@ def test_the_wrapper_is_an_optax_transformation() -> None:
     assert_same(run(wrapped, wrapped)[:2], expected[:2])
 
 
-def test_init_under_jit_and_eval_shape() -> None:
+@pytest.mark.parametrize("kind", ["windowed", "gradual"])
+def test_init_under_jit_and_eval_shape(kind: str) -> None:
     for every in (None, 3):
-        tx: Any = pdt_optax.pdt(optax.adam(0.05), every=every, exclude=lambda path: path == "v", **SMALL)
+        tx: Any = pdt_optax.pdt(
+            optax.adam(0.05), every=every, exclude=lambda path: path == "v", **KINDS[kind]
+        )
         state = tx.init(make_params())
         shapes = jax.eval_shape(tx.init, make_params())
         assert jax.tree.structure(shapes) == jax.tree.structure(state)
@@ -285,15 +318,16 @@ def test_init_under_jit_and_eval_shape() -> None:
 # --- optax's combinators ----------------------------------------------------------------------------------
 
 
-def test_chain() -> None:
+@pytest.mark.parametrize("kind", KINDS)
+def test_chain(kind: str) -> None:
     """Gradients are clipped before the wrapper: inside or outside makes no difference."""
     clip = optax.clip_by_global_norm(0.1)
-    nested = pdt_optax.pdt(optax.adam(0.05), **SMALL)
+    nested = pdt_optax.pdt(optax.adam(0.05), **KINDS[kind])
     tx = optax.chain(clip, nested)
-    whole = pdt_optax.pdt(optax.chain(clip, optax.adam(0.05)), **SMALL)
+    whole = pdt_optax.pdt(optax.chain(clip, optax.adam(0.05)), **KINDS[kind])
     params, state, reports = run(tx, nested)
     expected, whole_state, _ = run(whole, whole)
-    assert predicted(reports) == PREDICTED
+    assert predicted(reports) == OUTCOMES[kind]
     assert_same(params, expected)
     assert_same(state[1].history.snapshots, whole_state.history.snapshots)
     assert jax.tree.structure(state) == jax.tree.structure(tx.init(params))
@@ -301,11 +335,12 @@ def test_chain() -> None:
     assert differs(params, run_plain(optax.chain(clip, optax.adam(0.05)), 6)[0])
 
 
-def test_masked() -> None:
-    nested = pdt_optax.pdt(optax.sgd(0.1), accept=pdt_optax.everything(), **SMALL)
+@pytest.mark.parametrize("kind", ["windowed", "gradual"])
+def test_masked(kind: str) -> None:
+    nested = pdt_optax.pdt(optax.sgd(0.1), accept=pdt_optax.everything(), **KINDS[kind])
     tx = optax.masked(nested, {"v": True, "w": False})
     params, state, reports = run(tx, nested)
-    assert predicted(reports) == PREDICTED
+    assert predicted(reports) == OUTCOMES[kind]
     assert pdt_optax.leaf_paths(state) == ["v"]
     expected = run(nested, nested, params={"v": make_params()["v"]})[0]
     assert_same(params["v"], expected["v"])
@@ -326,19 +361,21 @@ def test_inner_masked() -> None:
     assert_close(params["v"], run(alone, alone)[0]["v"])
 
 
-@pytest.mark.parametrize("every", [None, 1])
-def test_partition(every: int | None) -> None:
-    nested = pdt_optax.pdt(optax.sgd(0.1), every=every, accept=pdt_optax.everything(), **SMALL)
+@pytest.mark.parametrize(
+    ("every", "kind"), [(None, "windowed"), (1, "windowed"), (None, "gradual"), (1, "gradual")]
+)
+def test_partition(every: int | None, kind: str) -> None:
+    nested = pdt_optax.pdt(optax.sgd(0.1), every=every, accept=pdt_optax.everything(), **KINDS[kind])
     tx = optax.partition({"pdt": nested, "plain": optax.adam(0.05)}, {"v": "plain", "w": "pdt"})
     if every is None:
         params, state, reports = run(tx, nested)
-        assert predicted(reports) == PREDICTED
+        assert predicted(reports) == OUTCOMES[kind]
     else:
         params, state = run_plain(tx, 6)
     assert pdt_optax.leaf_paths(state) == ["w"]
     plain = optax.partition({"pdt": optax.sgd(0.1), "plain": optax.adam(0.05)}, {"v": "plain", "w": "pdt"})
     assert_same(params["v"], run_plain(plain, 6)[0]["v"])
-    alone = pdt_optax.pdt(optax.sgd(0.1), accept=pdt_optax.everything(), **SMALL)
+    alone = pdt_optax.pdt(optax.sgd(0.1), accept=pdt_optax.everything(), **KINDS[kind])
     assert_close(params["w"], run(alone, alone, params={"w": make_params()["w"]})[0]["w"])
     assert differs(params["w"], run_plain(optax.sgd(0.1), 6)[0]["w"])
 
@@ -430,20 +467,22 @@ NAMED = {
 }
 
 
-@pytest.mark.parametrize("every", [None, 2])
+@pytest.mark.parametrize(
+    ("every", "kind"), [(None, "windowed"), (2, "windowed"), (None, "gradual"), (2, "gradual")]
+)
 @pytest.mark.parametrize("name", NAMED)
-def test_names_stay_unambiguous(name: str, every: int | None) -> None:
+def test_names_stay_unambiguous(name: str, every: int | None, kind: str) -> None:
     """Whatever `optax.tree.get` finds in the inner state, it finds in ours."""
     inner, keys = NAMED[name]
-    state: Any = pdt_optax.pdt(inner, every=every, **SMALL).init(make_params())
+    state: Any = pdt_optax.pdt(inner, every=every, **KINDS[kind]).init(make_params())
     for key in keys:
         assert_same(optax.tree.get(state, key), optax.tree.get(state.inner_state, key))
 
 
-@pytest.mark.parametrize("every", [None, 2])
-def test_value_and_grad_from_state(every: int | None) -> None:
+@pytest.mark.parametrize(("every", "kind"), [(None, "windowed"), (2, "windowed"), (2, "gradual")])
+def test_value_and_grad_from_state(every: int | None, kind: str) -> None:
     """It looks for `value` in the state of a line search."""
-    tx: Any = pdt_optax.pdt(optax.lbfgs(), every=every, **SMALL)
+    tx: Any = pdt_optax.pdt(optax.lbfgs(), every=every, **KINDS[kind])
 
     def loss(params: Any) -> Any:
         return sum(jnp.sum(x**2) for x in jax.tree.leaves(params))
@@ -454,13 +493,14 @@ def test_value_and_grad_from_state(every: int | None) -> None:
     assert_close(grads, jax.tree.map(lambda x: 2 * x, params))
 
 
+@pytest.mark.parametrize("kind", ["windowed", "gradual"])
 @pytest.mark.parametrize(
     "labels",
     [None, lambda path: path == "v", {"v": True, "w": False}],
     ids=["no labels", "a function", "a tree"],
 )
-def test_map_params(labels: Any) -> None:
-    tx: Any = pdt_optax.pdt(optax.adam(0.05), exclude=labels, **SMALL)
+def test_map_params(labels: Any, kind: str) -> None:
+    tx: Any = pdt_optax.pdt(optax.adam(0.05), exclude=labels, **KINDS[kind])
     params = make_params()
     state: Any = tx.init(params)
     mapped: Any = optax.tree.map_params(tx, lambda x: x + 1, state)
@@ -468,13 +508,21 @@ def test_map_params(labels: Any) -> None:
     assert_same(mapped.history.snapshots, jax.tree.map(lambda x: x + 1, state.history.snapshots))
     assert_same(mapped.inner_state[0].mu, jax.tree.map(jnp.ones_like, params))
     assert_same((mapped.history.clock, mapped.this_epoch), (state.history.clock, state.this_epoch))
+    if kind == "gradual":
+        for got, had in (
+            (mapped.history.motion.mean, state.history.motion.mean),
+            (mapped.history.delivery.displacement, state.history.delivery.displacement),
+        ):
+            assert_same(got, jax.tree.map(lambda x: x + 1, had))
+        assert_same(mapped.history.motion.pull, state.history.motion.pull)
 
 
 # --- jax's transformations --------------------------------------------------------------------------------
 
 
-def test_end_epoch_under_jit() -> None:
-    tx: Any = pdt_optax.pdt(optax.adam(0.05), **SMALL)
+@pytest.mark.parametrize("kind", ["windowed", "gradual"])
+def test_end_epoch_under_jit(kind: str) -> None:
+    tx: Any = pdt_optax.pdt(optax.adam(0.05), **KINDS[kind])
     expected, expected_state, expected_reports = run(tx, tx)
 
     epoch: Any = jax.jit(lambda params, state: tx.end_epoch(params, state, value=jnp.float32(0.5)))
@@ -495,8 +543,9 @@ def test_end_epoch_under_jit() -> None:
     assert_close(reports, expected_reports)
 
 
-def test_scan_with_every() -> None:
-    tx: Any = pdt_optax.pdt(optax.adam(0.05), every=2, **SMALL)
+@pytest.mark.parametrize("kind", KINDS)
+def test_scan_with_every(kind: str) -> None:
+    tx: Any = pdt_optax.pdt(optax.adam(0.05), every=2, **KINDS[kind])
 
     def body(carry: Any, _: Any) -> Any:
         params, state = carry
@@ -504,7 +553,7 @@ def test_scan_with_every() -> None:
         return (optax.apply_updates(params, updates), state), state.last_report
 
     (params, state), reports = jax.lax.scan(body, (make_params(), tx.init(make_params())), length=12)
-    assert reports.predicted[1::2].tolist() == PREDICTED
+    assert reports.predicted[1::2].tolist() == OUTCOMES[kind]
     expected, expected_state = run_plain(tx, 12)
     assert_close(params, expected)
     assert_close(state, expected_state)
@@ -531,8 +580,9 @@ def test_vmap_of_predict_and_mask() -> None:
         assert_close(member(together, i).params, alone.params)
 
 
-def test_vmap_with_every() -> None:
-    tx: Any = pdt_optax.pdt(optax.sgd(0.1), every=2, **SMALL)
+@pytest.mark.parametrize("kind", ["windowed", "gradual"])
+def test_vmap_with_every(kind: str) -> None:
+    tx: Any = pdt_optax.pdt(optax.sgd(0.1), every=2, **KINDS[kind])
     params = ensemble()
     state = jax.vmap(tx.init)(params)
     train = jax.jit(jax.vmap(lambda p, s: tx.update(gradient(p), s, p)))
@@ -544,8 +594,9 @@ def test_vmap_with_every() -> None:
         assert_close(member(params, i), run_plain(tx, 6, member(ensemble(), i))[0])
 
 
-def test_vmap_of_end_epoch() -> None:
-    tx: Any = pdt_optax.pdt(optax.sgd(0.1), **SMALL)
+@pytest.mark.parametrize("kind", ["windowed", "gradual", "jump"])
+def test_vmap_of_end_epoch(kind: str) -> None:
+    tx: Any = pdt_optax.pdt(optax.sgd(0.1), **KINDS[kind])
     params, state = ensemble(), jax.vmap(tx.init)(ensemble())
     outcomes = []
     for _ in range(3):
@@ -554,7 +605,7 @@ def test_vmap_of_end_epoch() -> None:
             apply_updates(params, updates), state
         )
         outcomes.append(report.predicted.tolist())
-    assert outcomes == [[p] * 3 for p in PREDICTED[:3]]
+    assert outcomes == [[p] * 3 for p in OUTCOMES[kind][:3]]
     for i in range(3):
         assert_close(member(params, i), run(tx, tx, 3, member(ensemble(), i))[0])
 
@@ -563,10 +614,12 @@ def weak_params() -> dict[str, Any]:
     return {"a": jnp.full((2, 3), 0.01), "b": jnp.asarray(0.5)}
 
 
-@pytest.mark.parametrize("every", [None, 1])
-def test_weakly_typed_params_cause_no_recompiles(every: int | None) -> None:
+@pytest.mark.parametrize(
+    ("every", "kind"), [(None, "windowed"), (1, "windowed"), (None, "gradual"), (1, "gradual"), (1, "jump")]
+)
+def test_weakly_typed_params_cause_no_recompiles(every: int | None, kind: str) -> None:
     assert all(x.weak_type for x in weak_params().values())
-    tx: Any = pdt_optax.pdt(optax.adam(0.05), every=every, **SMALL)
+    tx: Any = pdt_optax.pdt(optax.adam(0.05), every=every, **KINDS[kind])
     params, state = weak_params(), tx.init(weak_params())
     assert not any(x.weak_type for x in jax.tree.leaves(state._replace(inner_state=None)))
 
@@ -652,12 +705,16 @@ def nnx_reference(tx: Any, end: bool) -> Any:
 
 
 @pytest.mark.parametrize(
-    ("labels", "donate"),
-    [(None, True), (lambda path: path.startswith("norm/"), False)],
-    ids=["all, donated", "labels"],
+    ("labels", "donate", "kind"),
+    [
+        (None, True, "windowed"),
+        (lambda path: path.startswith("norm/"), False, "windowed"),
+        (lambda path: path.startswith("norm/"), True, "gradual"),
+    ],
+    ids=["all, donated", "labels", "gradual"],
 )
-def test_nnx_optimizer(labels: Any, donate: bool) -> None:
-    tx: Any = pdt_optax.pdt(optax.sgd(0.1), exclude=labels, **SMALL)
+def test_nnx_optimizer(labels: Any, donate: bool, kind: str) -> None:
+    tx: Any = pdt_optax.pdt(optax.sgd(0.1), exclude=labels, **KINDS[kind])
     model = Model(nnx.Rngs(0))
     optimizer = nnx.Optimizer(model, tx, wrt=nnx.Param)
     kinds = jax.tree.structure(optimizer.opt_state)
@@ -670,7 +727,7 @@ def test_nnx_optimizer(labels: Any, donate: bool) -> None:
         nnx.update(model, params)
         nnx.update(optimizer.opt_state, nnx.state(opt_state))
         reports.append(report)
-    assert predicted(reports) == PREDICTED
+    assert predicted(reports) == OUTCOMES[kind]
     assert jax.tree.structure(optimizer.opt_state) == kinds
     state: Any = nnx.as_pure(optimizer.opt_state)
     assert state.history.clock.snapshots_seen == 7
@@ -683,17 +740,18 @@ def test_nnx_optimizer(labels: Any, donate: bool) -> None:
     assert differs(new, nnx_reference(optax.sgd(0.1), False))
 
 
-def test_nnx_optimizer_with_every() -> None:
-    tx: Any = pdt_optax.pdt(optax.sgd(0.1), every=1, **SMALL)
+@pytest.mark.parametrize("kind", ["windowed", "gradual"])
+def test_nnx_optimizer_with_every(kind: str) -> None:
+    tx: Any = pdt_optax.pdt(optax.sgd(0.1), every=1, **KINDS[kind])
     model = Model(nnx.Rngs(0))
     optimizer = nnx.Optimizer(model, tx, wrt=nnx.Param)
     outcomes = []
     for _ in range(6):
         nnx_step(model, optimizer)
         outcomes.append(bool(nnx.as_pure(optimizer.opt_state).last_report.predicted))
-    assert outcomes == PREDICTED
+    assert outcomes == OUTCOMES[kind]
     new = nnx.as_pure(nnx.state(model, nnx.Param))
-    assert_close(new, nnx_reference(pdt_optax.pdt(optax.sgd(0.1), **SMALL), True), rtol=1e-4, atol=1e-5)
+    assert_close(new, nnx_reference(pdt_optax.pdt(optax.sgd(0.1), **KINDS[kind]), True), rtol=1e-4, atol=1e-5)
 
 
 def test_nnx_paths_are_those_of_the_model() -> None:

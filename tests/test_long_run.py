@@ -11,7 +11,7 @@ import optax
 import pytest
 
 import pdt_optax
-from tests.states import with_clock
+from tests.states import WINDOWED, with_clock
 
 EPOCHS = 2_000
 compiled: list[str] = []
@@ -32,8 +32,13 @@ def resident() -> int:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "settings",
-    [{}, {"guard": pdt_optax.rollback(), "schedule": pdt_optax.adaptive()}, {"every": 3}],
-    ids=["end_epoch", "guarded", "every"],
+    [
+        {},
+        {"deliver": "jump", "guard": pdt_optax.rollback(), "schedule": pdt_optax.adaptive()},
+        {"every": 3},
+        {**WINDOWED, "guard": pdt_optax.rollback(), "schedule": pdt_optax.adaptive()},
+    ],
+    ids=["end_epoch", "guarded", "every", "windowed, guarded"],
 )
 def test_2000_epochs(settings: dict[str, Any]) -> None:
     tx: Any = pdt_optax.pdt(optax.adam(1e-3), **settings)
@@ -76,10 +81,11 @@ def test_2000_epochs(settings: dict[str, Any]) -> None:
     assert np.isfinite(np.asarray(params["w"])).all()
 
 
-def test_counters_stay_at_their_largest() -> None:
+@pytest.mark.parametrize("settings", [{**WINDOWED, "window": 2}, {}], ids=["windowed", "default"])
+def test_counters_stay_at_their_largest(settings: Any) -> None:
     """An int32 that is full stays full: epochs go on being counted as late ones."""
     full = jnp.int32(2**31 - 1)
-    tx: Any = pdt_optax.pdt(optax.sgd(0.1), window=2, start=2)
+    tx: Any = pdt_optax.pdt(optax.sgd(0.1), **settings)
     params: Any = {"w": jnp.ones(3)}
     names = ("snapshots_seen", "plain_epochs", "predictions_made")
     state: Any = with_clock(tx.init(params), **dict.fromkeys(names, full))

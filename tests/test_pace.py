@@ -13,8 +13,11 @@ import pytest
 
 import pdt_optax
 from pdt_optax.schedule import Pace
+from tests.states import WINDOWED, windowed
 
-SETTINGS: Any = {"window": 3, "horizon": 4, "dynamics": pdt_optax.drift(), "accept": pdt_optax.everything()}
+SETTINGS: Any = {**WINDOWED, "window": 3, "horizon": 4, "accept": pdt_optax.everything()}
+# The default, at the clock of the above but for its interval of 0.
+DEFAULT: Any = {**pdt_optax.presets.recommended, "deliver": "gradual", "horizon": 4, "start": 3}
 
 
 def start() -> dict[str, jax.Array]:
@@ -254,9 +257,9 @@ def guarded(**changes: Any) -> Any:
     )
 
 
-def plain_epochs(count: int) -> tuple[Any, Any]:
+def plain_epochs(count: int, **settings: Any) -> tuple[Any, Any]:
     """Parameters and state of a wrapper that has not jumped after `count` epochs."""
-    tx: Any = guarded(guard=None, start=100)
+    tx: Any = guarded(**settings | {"guard": None, "start": 100})
     params = start()
     state = tx.init(params)
     for _ in range(count):
@@ -288,32 +291,50 @@ def test_an_epoch_may_be_worse_by_the_tolerance_and_no_more(before, worst):
 
 
 @pytest.mark.parametrize(
-    ("failing", "donate"), [(1.6, False), (1.6, True), (math.nan, True), (math.inf, False)]
+    ("failing", "donate", "settings"),
+    [
+        (1.6, False, {}),
+        (1.6, True, {}),
+        (math.nan, True, {}),
+        (math.inf, False, {}),
+        (1.6, True, DEFAULT),
+        (math.nan, False, DEFAULT),
+        (1.6, True, DEFAULT | {"deliver": "jump"}),
+        (math.nan, False, {"own_motion": True}),
+        (1.6, True, {"own_motion": True, "deliver": "gradual"}),
+    ],
+    ids=str,
 )
-def test_a_failed_jump_is_taken_back_to_the_last_bit(failing, donate):
-    tx = guarded()
+def test_a_failed_jump_is_taken_back_to_the_last_bit(failing, donate, settings):
+    tx = guarded(**settings)
     params = start()
     state = tx.init(params)
+    interval = int(state.history.clock.pace.interval_now)
     for value in (1.0, 1.0, 1.0, 1.0):
         params, state = train(tx, params, state)
         params, state, report = tx.end_epoch(params, state, value=value, donate=donate)
     assert report.predicted
-    expected, expected_state = plain_epochs(4)
-    assert not np.array_equal(params["w"], expected["w"])
+    expected, expected_state = plain_epochs(4, **settings)
 
     params, state = train(tx, params, state)  # moves `frozen` and the optimizer's state too
+    trained, _ = train(guarded(**settings), expected, expected_state)
+    assert not np.allclose(params["w"], trained["w"], rtol=0, atol=0.05)
     params, state, report = tx.end_epoch(params, state, value=failing, donate=donate)
     assert report.rolled_back
     assert not report.predicted
     np.testing.assert_array_equal(report.mean_value, np.float32(failing))
     chex.assert_trees_all_equal(params, expected)
     chex.assert_trees_all_equal(state.inner_state, expected_state.inner_state)
-    chex.assert_trees_all_equal(state.history.snapshots, expected_state.history.snapshots)
+    chex.assert_trees_all_equal(state.history.motion, expected_state.history.motion)
+    # Snapshots that were moved along come back to within the rounding of the way.
+    same = chex.assert_trees_all_close if settings.get("own_motion") else chex.assert_trees_all_equal
+    same(state.history.snapshots, expected_state.history.snapshots)
     assert state.history.clock.snapshots_seen == expected_state.history.clock.snapshots_seen
-    assert (int(state.history.clock.pace.horizon_now), int(state.history.clock.pace.interval_now)) == (2, 2)
+    pace = int(state.history.clock.pace.horizon_now), int(state.history.clock.pace.interval_now)
+    assert pace == (2, max(2 * interval, 1))
 
-    # Training goes on: two plain epochs with the one before, then a prediction half as long. No jump, no judgement.
-    for predicted in (False, True):
+    # Training goes on: so many plain epochs with the one before, then a prediction half as long. No jump, no judgement.
+    for predicted in (False, True)[1 - interval :]:
         params, state = train(tx, params, state)
         params, state, report = tx.end_epoch(params, state, value=failing, donate=donate)
         assert report.predicted == predicted
@@ -380,34 +401,46 @@ def test_what_is_no_array_in_an_optimizers_state_stays_so():
     assert tx.init(start()).history.backup.optimizer_before == {"name": "mine"}
 
 
-def test_the_guard_inside_update_takes_back_within_an_ulp():
-    tx = guarded(every=1)
+@pytest.mark.parametrize(
+    "settings", [{}, DEFAULT, DEFAULT | {"deliver": "jump"}], ids=["windowed", "gradual", "jump"]
+)
+def test_the_guard_inside_update_takes_back_within_an_ulp(settings):
+    tx = guarded(every=1, **settings)
     params = start()
     state = tx.init(params)
     for value in (1.0, 1.0, 1.0, 1.0, 9.0):
         params, state = train(tx, params, state, value=value)
     assert state.last_report.rolled_back
-    expected, expected_state = plain_epochs(4)
+    expected, expected_state = plain_epochs(4, **settings)
     chex.assert_trees_all_close(params, expected, rtol=3e-7, atol=3e-7)
     chex.assert_trees_all_equal(state.inner_state, expected_state.inner_state)
     chex.assert_trees_all_equal(state.history.snapshots[-1]["w"], params["w"])
 
 
 def test_a_rule_made_to_fail_ends_where_the_optimizer_does():
-    def final(**settings: Any) -> float:
-        tx: Any = pdt_optax.pdt(optax.sgd(0.3), **settings)
+    def loss_of(params: Any) -> float:
+        return 0.5 * sum(float(jnp.sum(w**2)) for w in params.values()) + 1.0
+
+    def final(make: Any = windowed, **settings: Any) -> float:
+        tx: Any = make(optax.sgd(0.3), **settings)
         params: Any = start()
         state = tx.init(params)
         for _ in range(30):
-            loss = 0.5 * sum(float(jnp.sum(w**2)) for w in params.values()) + 1.0
+            before = loss_of(params)
             params, state = train(tx, params, state)
+            # What is delivered by the epoch's one update shows in the weights that it made.
+            loss = before if make is windowed else loss_of(params)
             params, state, _ = tx.end_epoch(params, state, value=loss)
-        return 0.5 * sum(float(jnp.sum(w**2)) for w in params.values()) + 1.0
+        return loss_of(params)
 
     ruinous = {"accept": pdt_optax.everything(), "horizon": 20}
     baseline = final(start=1000)
     assert not final(**ruinous) < 1.05 * baseline
     assert final(**ruinous, guard=pdt_optax.rollback(tolerance=0.1)) < 1.05 * baseline
+    for deliver in ("gradual", "jump"):
+        default = {"make": pdt_optax.pdt, "horizon": 200, "deliver": deliver}
+        assert not final(**default) < 1.05 * baseline
+        assert final(**default, guard=pdt_optax.rollback(tolerance=0.1)) < 1.05 * baseline
 
 
 # --- errors -----------------------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ import pdt_optax
 import pdt_optax.plot
 from pdt_optax.plot._common import LINES
 from pdt_optax.plot._surface import _filter_direction
+from tests.states import windowed
 from tests.training import epoch_weights, loss_fn
 
 matplotlib.use("agg")
@@ -33,7 +34,7 @@ def _close_figures():
 @pytest.fixture(scope="module")
 def reports() -> list[Any]:
     """A run with two leaves that predicts after the 0-based epochs 4, 6 and 8."""
-    tx = pdt_optax.pdt(optax.sgd(0.1), dynamics=pdt_optax.dmd(rank=2), window=4)
+    tx = windowed(optax.sgd(0.1), dynamics=pdt_optax.dmd(rank=2), window=4)
     params: Any = {"a": jnp.array([1.0, 2.0, -1.0]), "b": jnp.arange(6.0).reshape(2, 3)}
     rates = {"a": jnp.array([0.9, 0.7, 0.5]), "b": jnp.linspace(0.95, 0.6, 6).reshape(2, 3)}
     state, found = tx.init(params), []

@@ -17,8 +17,9 @@ import pdt_optax
 from benchmarks.lowered import lower
 from pdt_optax import presets
 from pdt_optax._compiled import end_apart
+from tests.states import WINDOWED
 
-SMALL: dict[str, Any] = {"window": 3, "horizon": 2}
+SMALL: dict[str, Any] = {**WINDOWED, "window": 3, "horizon": 2}
 OPTIMIZER = optax.adam(0.05)
 TARGET = jnp.linspace(-1.0, 1.0, 12).reshape(4, 3)
 
@@ -76,26 +77,35 @@ def around(epochs: int, spoil: int | None = None, donate: bool = False, **settin
 
 
 SETTINGS: dict[str, dict[str, Any]] = {
-    **{name: dict(presets.named(name)) for name in presets.names()},
-    "bfloat16": {"snapshot_dtype": "bfloat16"},
-    "adaptive": {"schedule": pdt_optax.adaptive(horizon=2)},
-    "guarded": {"guard": pdt_optax.rollback()},
+    # What is delivered in parts has no `Predictor` that is like it.
+    **{name: {**presets.named(name), "deliver": "jump"} for name in presets.names()},
+    "bfloat16": {**WINDOWED, "snapshot_dtype": "bfloat16"},
+    "adaptive": {**WINDOWED, "schedule": pdt_optax.adaptive(horizon=2)},
+    "guarded": {**WINDOWED, "guard": pdt_optax.rollback()},
+    "own motion": {"dynamics": pdt_optax.drift(), "deliver": "jump"},
+    "default, adaptive": {"schedule": pdt_optax.adaptive(horizon=2), "deliver": "jump"},
+    "default, guarded": {"guard": pdt_optax.rollback(), "deliver": "jump"},
 }
 
 
 @pytest.mark.parametrize("name", SETTINGS)
 def test_beside_an_optimizer_and_around_it_are_the_same(name: str) -> None:
     """To the last bit: weights, optimizer, snapshots, clock, report; an epoch under the guard is taken back."""
-    spoil = 6 if name == "guarded" else None
+    spoil = 6 if "guarded" in name else None
     got, want = (f(10, spoil, donate=True, **SETTINGS[name]) for f in (beside, around))
     chex.assert_trees_all_equal(got, want)
     assert sum(bool(report.predicted) for *_, report in got) >= 2
-    assert sum(bool(report.rolled_back) for *_, report in got) == (name == "guarded")
+    assert sum(bool(report.rolled_back) for *_, report in got) == ("guarded" in name)
 
 
-def test_a_rollback_brings_back_the_optimizer() -> None:
+@pytest.mark.parametrize(
+    ("run", "settings"),
+    [(beside, WINDOWED), (beside, {}), (around, {"deliver": "gradual"})],
+    ids=["windowed", "default", "gradual"],
+)
+def test_a_rollback_brings_back_the_optimizer(run: Any, settings: Any) -> None:
     """To what the last epoch before the jump left; without the guard, the run is another."""
-    guarded = beside(7, spoil=6, guard=pdt_optax.rollback())
+    guarded = run(7, spoil=6, guard=pdt_optax.rollback(), **settings)
     params, opt_state, history, report = guarded[6]
     assert guarded[5][3].predicted
     assert report.rolled_back
@@ -123,9 +133,9 @@ def test_the_state_to_go_on_with_may_be_donated() -> None:
 def test_settings_are_a_value() -> None:
     """Frozen, hashable, equal where they mean the same, and checked again when they are replaced."""
     predictor = pdt_optax.Predictor(horizon=3, exclude={"b": True, "w": False, "steps": False})
-    assert predictor.schedule == pdt_optax.fixed(horizon=3, interval=1)
+    assert predictor.schedule == pdt_optax.fixed(horizon=3, interval=0)
     alike = pdt_optax.Predictor(
-        schedule=pdt_optax.fixed(horizon=3), exclude={"b": True, "w": False, "steps": False}
+        schedule=pdt_optax.fixed(horizon=3, interval=0), exclude={"b": True, "w": False, "steps": False}
     )
     assert predictor == alike
     assert hash(predictor) == hash(alike)
@@ -133,25 +143,37 @@ def test_settings_are_a_value() -> None:
     assert dataclasses.replace(predictor, window=4, start=4).schedule.horizon == 3
     with pytest.raises(dataclasses.FrozenInstanceError):
         predictor.window = 4  # pyright: ignore[reportAttributeAccessIssue]
+    with pytest.raises(ValueError, match="`window` must be a whole number >= 1"):
+        dataclasses.replace(predictor, window=0)
     with pytest.raises(ValueError, match="`window` must be a whole number >= 2"):
-        dataclasses.replace(predictor, window=1)
+        dataclasses.replace(predictor, dynamics=pdt_optax.drift())
     assert pdt_optax.leaf_paths(predictor.init(make_params())) == ["w"]
     assert pdt_optax.Predictor() == pdt_optax.Predictor(**presets.recommended)
+    usual = pdt_optax.Predictor(dynamics=pdt_optax.drift())  # own motion apart, that of its preset
+    assert dataclasses.replace(usual, own_motion=False, deliver="jump") == pdt_optax.Predictor(
+        **presets.drift
+    )
 
 
-def test_equal_predictors_share_compiled_code() -> None:
+@pytest.mark.parametrize("settings", [SMALL, {}], ids=["windowed", "default"])
+def test_equal_predictors_share_compiled_code(settings: Any) -> None:
     compiled: Any = end_apart
-    history, sizes = pdt_optax.Predictor(**SMALL).init(make_params()), []
+    history, sizes = pdt_optax.Predictor(**settings).init(make_params()), []
     for _ in range(3):
-        predictor = pdt_optax.Predictor(**SMALL, exclude=lambda path: False)
+        predictor = pdt_optax.Predictor(**settings, exclude=lambda path: False)
         _, history, _ = predictor.end_epoch(make_params(), history)
         sizes.append(compiled._cache_size())
     assert len(set(sizes)) == 1
 
 
-def test_epochs_in_a_scan() -> None:
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [(SMALL, [False] * 3 + [True, False] * 2 + [True]), ({}, [False] * 5 + [True] * 3)],
+    ids=["windowed", "default"],
+)
+def test_epochs_in_a_scan(settings: Any, expected: list[bool]) -> None:
     """Scans over epochs and over steps, one program, are a Python loop."""
-    predictor, step = pdt_optax.Predictor(**SMALL), step_of(OPTIMIZER)
+    predictor, step = pdt_optax.Predictor(**settings), step_of(OPTIMIZER)
 
     def epoch(carry: Any, _: Any) -> Any:
         params, state, history = carry
@@ -167,10 +189,10 @@ def test_epochs_in_a_scan() -> None:
     params = make_params()
     carry = (params, OPTIMIZER.init(params), predictor.init(params))
     (params, _, history), reports = jax.jit(lambda c: jax.lax.scan(epoch, c, length=8))(carry)
-    *_, (want, _, wanted_history, _) = beside(8, **SMALL)
+    *_, (want, _, wanted_history, _) = beside(8, **settings)
     chex.assert_trees_all_close(params, want, rtol=1e-6, atol=1e-6)
     chex.assert_trees_all_equal(history.clock.predictions_made, wanted_history.clock.predictions_made)
-    assert reports.predicted.tolist() == [False] * 3 + [True, False] * 2 + [True]
+    assert reports.predicted.tolist() == expected
 
 
 class Mlp(nnx.Module):
@@ -192,9 +214,9 @@ def nnx_step(model: Mlp, optimizer: nnx.Optimizer) -> jax.Array:
     return value
 
 
-def nnx_run(form: str, guard: Any) -> Any:
+def nnx_run(form: str, guard: Any, settings: Any) -> Any:
     """Six epochs; the weights at the end, and the share of the last jump."""
-    model, settings = Mlp(nnx.Rngs(0)), {**SMALL, "guard": guard}
+    model, settings = Mlp(nnx.Rngs(0)), {**settings, "guard": guard}
     tx, predictor = pdt_optax.pdt(OPTIMIZER, **settings), pdt_optax.Predictor(**settings)
     optimizer: Any = nnx.Optimizer(model, OPTIMIZER if form == "beside" else tx, wrt=nnx.Param)
     history: Any = predictor.init(nnx.state(model, nnx.Param), optimizer.opt_state if guard else None)
@@ -224,15 +246,28 @@ def nnx_run(form: str, guard: Any) -> Any:
     return jax.tree.map(np.asarray, nnx.as_pure(nnx.state(model, nnx.Param))), float(share)
 
 
-@pytest.mark.parametrize("guard", [None, pdt_optax.rollback()], ids=["no guard", "guard"])
-def test_nnx_is_taken_as_it_is(guard: Any) -> None:
+@pytest.mark.parametrize("settings", [SMALL, {"start": 2, "deliver": "jump"}], ids=["windowed", "default"])
+@pytest.mark.parametrize("guard", [None, pdt_optax.rollback(tolerance=9.0)], ids=["no guard", "guard"])
+def test_nnx_is_taken_as_it_is(guard: Any, settings: Any) -> None:
     """A model's state and an optimizer's, Variables and all: beside, eagerly, inside `nnx.jit`."""
-    want, share = nnx_run("beside", guard)
+    want, share = nnx_run("beside", guard, settings)
     assert share > 0.5
     for form in ("around", "in nnx.jit"):
-        got, other = nnx_run(form, guard)
+        got, other = nnx_run(form, guard, settings)
         chex.assert_trees_all_close(got, want, rtol=1e-5, atol=1e-6)
         assert other == share
+
+
+def test_nnx_is_taken_as_it_is_by_the_default() -> None:
+    """Also what it keeps of the motion, and delivers in parts."""
+    want, share = nnx_run("around", None, {"start": 2})
+    got, other = nnx_run("in nnx.jit", None, {"start": 2})
+    for weights in (got, want):  # its gradient is rounding: a batch norm follows
+        del weights["first"]["bias"]
+    chex.assert_trees_all_close(got, want, rtol=1e-4, atol=1e-5)
+    assert other == share == 1
+    plain, _ = nnx_run("around", None, {"start": 2, "dry_run": True})
+    assert float(jnp.abs(want["first"]["kernel"] - plain["first"]["kernel"]).max()) > 1e-3
 
 
 def test_equinox_is_taken_as_it_is() -> None:
@@ -321,7 +356,7 @@ def test_a_bare_array_has_no_path() -> None:
 def test_a_state_says_its_version_by_a_shape_and_whether_a_guard_made_it() -> None:
     predictor, params = pdt_optax.Predictor(**SMALL), make_params()
     history = predictor.init(params)
-    assert (history.version.shape, history.version.dtype) == ((2,), jnp.int8)
+    assert (history.version.shape, history.version.dtype) == ((3,), jnp.int8)
     guarded = dataclasses.replace(predictor, guard=pdt_optax.rollback())
     with pytest.raises(ValueError, match="Expected the state of a guard; got that of no guard"):
         guarded.end_epoch(params, history, opt_state=OPTIMIZER.init(params), value=1.0)
@@ -335,10 +370,14 @@ def test_the_guards_state_must_be_the_one_that_was_kept() -> None:
         predictor.end_epoch(params, history, opt_state=optax.sgd(0.1).init(params), value=1.0)
 
 
-@pytest.mark.parametrize("snapshot_dtype", [None, "bfloat16"])
-def test_the_newest_snapshot_is_written_by_a_select_that_xla_keeps(snapshot_dtype: Any) -> None:
+@pytest.mark.parametrize(
+    "settings",
+    [WINDOWED, {**WINDOWED, "snapshot_dtype": "bfloat16"}, {}],
+    ids=["float32", "bfloat16", "default"],
+)
+def test_the_newest_snapshot_is_written_by_a_select_that_xla_keeps(settings: Any) -> None:
     """Its condition reads a counter, so it cannot be folded into a copy, for which the CPU has one thread."""
     params = {"w": jnp.zeros(100_003)}
-    text = lower(pdt_optax.Predictor(snapshot_dtype=snapshot_dtype), params).compile().as_text()
+    text = lower(pdt_optax.Predictor(**settings), params).compile().as_text()
     assert "f32[100003]{0} copy(" not in text
     assert "select(" in text

@@ -20,6 +20,7 @@ from hypothesis import given
 
 import pdt_optax
 from tests import oracle
+from tests.states import windowed
 
 QUICK = hypothesis.settings(max_examples=20, deadline=None, derandomize=True, database=None)
 hypothesis.settings.register_profile("quick", QUICK)
@@ -122,6 +123,7 @@ RULES = [
     (pdt_optax.dmd(rank=1, modes="projected", fit="current", displacement=True), pdt_optax.agree()),
     (pdt_optax.dmd(rank=1, modes="projected", fit="past", displacement=True), pdt_optax.released_rule()),
 ]
+SLOW = (pdt_optax.slow_drift(), pdt_optax.everything())
 SEEDS = st.integers(0, 2**32 - 1)
 
 
@@ -171,7 +173,7 @@ def test_the_wrapper_is_the_machine(
     dynamics, accept = rule
     epochs = window + wait + 2 * (interval + 1) + 2
     steps = walk(tree, epochs + 1, seed, tuple(poisoned))
-    tx = pdt_optax.pdt(
+    tx = windowed(
         optax.identity(),
         dynamics=dynamics,
         accept=accept,
@@ -223,6 +225,102 @@ def check_prediction(
     np.testing.assert_allclose(float(report.accepted_share), accepted.mean(), atol=0.02 + 1.01 / len(old))
 
 
+class Mean:
+    """`slow_drift` at its defaults in float64: what an epoch's end adds to the weights, where all of them may move."""
+
+    def __init__(self, size: int):
+        self.mean, self.weight, self.gain = np.zeros(size), 0.0, 1.0
+
+    def end_epoch(self, own: np.ndarray, weights: np.ndarray, epoch: int, extrapolated: bool) -> np.ndarray:
+        past = self.mean @ self.mean
+        if extrapolated:
+            both = np.sqrt((own @ own) * past)
+            cosine = own @ self.mean / both if both > 0 else 0.0
+            above = np.clip((cosine - 0.15) / 0.1, -1, 1)
+            self.gain = float(np.clip(self.gain * np.exp(0.2 * above), 1.0, 3.5))
+        self.weight = (1 - 1 / max(0.35 * (epoch + 1), 2)) * self.weight + 1
+        self.mean = self.mean + (own - self.mean) / self.weight
+        longer = max(self.mean @ weights, 0) / (weights @ weights)
+        return self.gain * (self.mean - longer * weights)
+
+
+@given(
+    tree=trees(),
+    seed=SEEDS,
+    start=st.integers(1, 4),
+    interval=st.integers(0, 2),
+    horizon=st.integers(1, 3),
+    poisoned=st.lists(st.integers(1, 9), max_size=1),
+    gradual=st.booleans(),
+    in_jit=st.booleans(),
+)
+@forgetful
+def test_a_running_mean_is_the_machine(
+    tree: Any,
+    seed: int,
+    start: int,
+    interval: int,
+    horizon: int,
+    poisoned: list[int],
+    gradual: bool,
+    in_jit: bool,
+) -> None:
+    """Epochs that predict, every displacement, and what is left alone; an epoch is one update, or none."""
+    epochs = 9
+    steps = walk(tree, epochs + 1, seed, tuple(poisoned))
+    tx = pdt_optax.pdt(
+        optax.identity(),
+        start=start,
+        interval=interval,
+        horizon=horizon,
+        deliver="gradual" if gradual else "jump",
+    )
+    state: Any = tx.init(steps[0])
+    end_epoch = jax.jit(tx.end_epoch) if in_jit else tx.end_epoch
+    newest, known, jumped = flat(steps[0]), True, None
+    model = Mean(newest.size)
+    for epoch, trained in enumerate(steps[1:]):
+        params, state, report = end_epoch(trained, state)
+        assert jax.tree.structure(params) == jax.tree.structure(trained)
+        before, after = flat(trained), flat(params)
+        finite = bool(np.isfinite(before).all()) and known
+        rested = jumped is None or epoch - jumped > interval
+        due = epoch >= start and rested
+        assert bool(report.predicted) == (due and finite)
+        assert bool(report.finite) == (not due or finite)
+        displacement = np.zeros_like(before)
+        if finite:
+            displacement = model.end_epoch(before - newest, before, epoch, jumped == epoch - 1)
+        if not (due and finite):
+            chex.assert_trees_all_equal(params, trained)
+        else:
+            displacement = displacement * horizon
+            moved = after - before
+            if (
+                gradual
+            ):  # no update is seen, so nothing arrives: only what is moved at once shows in the weights
+                moved = moved + delivered(state, trained)
+            room = resolution(trained) * np.maximum(np.abs(before), np.abs(before + displacement))
+            assert np.all(np.abs(moved - displacement) <= room + 2e-5 * np.abs(displacement).max() + 1e-6)
+            jumped = epoch
+        newest, known = after, bool(np.isfinite(after).all())
+    assert int(state.history.clock.snapshots_seen) == epochs + 1
+
+
+def delivered(state: Any, trained: Any) -> np.ndarray:
+    """What is to be delivered in parts, 0 for the leaves of less than 32 bits."""
+    parts = iter(jax.tree.leaves(state.history.delivery.displacement))
+    leaves = [
+        x for x in jax.tree.leaves(trained) if hasattr(x, "dtype") and jnp.issubdtype(x.dtype, jnp.floating)
+    ]
+    return np.concatenate(
+        [
+            np.asarray(next(parts) if x.dtype.itemsize == 4 else jnp.zeros(x.shape), np.float64).ravel()
+            for x in leaves
+        ]
+    )
+
+
 # Whatever is new is compiled: where a property is one of numbers, a few trees and orders stand for all of them.
 F32 = [Shape(shape, "float32") for shape in SHAPES]
 SOME_TREES = st.sampled_from([F32[4], {"a": F32[:4], "b": (F32[5], F32[4])}])
@@ -232,7 +330,7 @@ SOME_ORDERS = st.sampled_from([(3, 2, 1, 0), (1, 3, 0, 2)])
 @given(
     tree=SOME_TREES if PROFILE == "quick" else trees(others=False, dtypes=("float32",)),
     seed=SEEDS,
-    rule=st.sampled_from(RULES),
+    rule=st.sampled_from([*RULES, SLOW]),
     power=st.integers(-40, 40),
 )
 @forgetful
@@ -256,7 +354,7 @@ def test_scaling_by_a_power_of_two_scales_the_prediction(tree: Any, seed: int, r
 
 @given(
     seed=SEEDS,
-    rule=st.sampled_from([RULES[0], RULES[-1]] if PROFILE == "quick" else RULES),
+    rule=st.sampled_from([RULES[0], RULES[-1], SLOW] if PROFILE == "quick" else [*RULES, SLOW]),
     order=SOME_ORDERS if PROFILE == "quick" else st.permutations(range(4)).map(tuple),
 )
 @forgetful
@@ -293,6 +391,7 @@ DEGENERATE: dict[str, Callable[[np.random.Generator], np.ndarray]] = {
 }
 ALL_RULES = [
     *RULES,
+    SLOW,
     (pdt_optax.drift(), pdt_optax.shrink()),
     (pdt_optax.dmd(rank=None, modes="exact", fit="past", displacement=False), pdt_optax.paper_rule()),
     (pdt_optax.dmd(rank="gavish-donoho", modes="projected", fit="past"), pdt_optax.everything()),

@@ -13,9 +13,11 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from tqdm import tqdm
 
 import pdt_optax
+from tests.states import WINDOWED
 from tests.trees import assert_same
 
-SMALL: dict[str, Any] = {"window": 2, "start": 2, "interval": 1, "horizon": 1}
+SMALL: dict[str, Any] = {**WINDOWED, "window": 2, "start": 2, "interval": 1, "horizon": 1}
+DEFAULT: dict[str, Any] = {**pdt_optax.presets.recommended, "start": 2}
 
 
 def train(recorder: pdt_optax.Recorder, epochs: int = 5, **settings: Any) -> tuple[list[Any], list[Any]]:
@@ -36,12 +38,14 @@ def train(recorder: pdt_optax.Recorder, epochs: int = 5, **settings: Any) -> tup
     return reports, weights
 
 
-def test_reports_are_those_of_the_run() -> None:
+@pytest.mark.parametrize("settings", [SMALL, DEFAULT], ids=["windowed", "default"])
+def test_reports_are_those_of_the_run(settings: Any) -> None:
     recorder = pdt_optax.Recorder()
-    reports, _ = train(recorder)
+    reports, _ = train(recorder, **settings)
     assert len(recorder) == 5
     assert_same(recorder.reports, jax.tree.map(lambda *x: np.stack(x), *reports))
-    assert recorder.reports.predicted.tolist() == [False, False, True, False, True]
+    assert recorder.reports.predicted.tolist() == [False, False, True, settings is DEFAULT, True]
+    assert np.isfinite(recorder.reports.persistence[1:]).tolist() == [settings is DEFAULT] * 4
     assert recorder.paths == ["b", "w"]
     assert recorder.weights == recorder.indices == {}
     assert recorder.history() == []
@@ -49,7 +53,7 @@ def test_reports_are_those_of_the_run() -> None:
 
 # Differences and host memory: the snapshots are not all whole weights on the device.
 @pytest.mark.parametrize(
-    "storage", [{}, {"snapshot_dtype": "bfloat16"}, {"snapshot_device": "host"}], ids=str
+    "storage", [{}, {"snapshot_dtype": "bfloat16"}, {"snapshot_device": "host"}, DEFAULT], ids=str
 )
 def test_weights_are_a_fixed_subsample_of_each_leaf(storage: dict[str, Any]) -> None:
     recorder = pdt_optax.Recorder(weights_per_leaf=7, seed=1)
@@ -154,10 +158,10 @@ def test_leaves_on_a_mesh(axis_type) -> None:
     np.testing.assert_array_equal(recorder.weights["w"][0], recorder.indices["w"])
 
 
-@pytest.mark.parametrize("weights_per_leaf", [0, 7])
-def test_a_file_holds_all_and_recording_can_go_on(tmp_path, weights_per_leaf: int) -> None:
+@pytest.mark.parametrize(("weights_per_leaf", "settings"), [(0, SMALL), (7, SMALL), (7, DEFAULT)], ids=str)
+def test_a_file_holds_all_and_recording_can_go_on(tmp_path, weights_per_leaf: int, settings: Any) -> None:
     recorder, path = pdt_optax.Recorder(weights_per_leaf=weights_per_leaf), tmp_path / "run.npz"
-    train(recorder)
+    train(recorder, **settings)
     recorder.save(path)
     loaded = pdt_optax.Recorder.load(path)
     for epochs in (5, 8):
@@ -166,7 +170,7 @@ def test_a_file_holds_all_and_recording_can_go_on(tmp_path, weights_per_leaf: in
         assert_same(loaded.reports, recorder.reports)
         assert_same(loaded.weights, recorder.weights)
         for r in (recorder, loaded):
-            train(r, epochs=3)
+            train(r, epochs=3, **settings)
     assert [p.name for p in tmp_path.iterdir()] == ["run.npz"]
 
 
@@ -178,9 +182,12 @@ class Boom:
 def write_others(path, recorded: dict[str, Any]) -> None:
     np.savez(path / "other.npz", x=np.ones(3))
     missing = {k: v for k, v in recorded.items() if k != "report/predicted"}
-    newer = recorded | {"format": np.array("pdt_optax.Recorder 3")}
+    assert recorded["format"] == "pdt_optax.Recorder 3"
+    older = {k: v for k, v in recorded.items() if "persistence" not in k}
+    older |= {"format": np.array("pdt_optax.Recorder 2")}
+    newer = recorded | {"format": np.array("pdt_optax.Recorder 99")}
     pickled = recorded | {"report/rank": np.array([Boom()] * 5, dtype=object)}
-    for name, arrays in (("missing", missing), ("newer", newer), ("object", pickled)):
+    for name, arrays in (("missing", missing), ("older", older), ("newer", newer), ("object", pickled)):
         np.savez(path / f"{name}.npz", **arrays)  # pyright: ignore[reportArgumentType]
     np.save(path / "array.npy", np.ones(3))
     (path / "pickle.npz").write_bytes(pickle.dumps(Boom()))
@@ -195,7 +202,7 @@ def test_a_file_that_is_not_ours_is_an_error_and_never_executed(tmp_path) -> Non
     with np.load(tmp_path / "run.npz") as recorded:
         write_others(tmp_path, dict(recorded))
     others = sorted(path.name for path in tmp_path.iterdir() if path.name != "run.npz")
-    assert len(others) == 8
+    assert len(others) == 9
     for name in others:
         rule = f"`path` must be a file that `Recorder.save` wrote. Got '.*{name}'"
         with pytest.raises(ValueError, match=rule):

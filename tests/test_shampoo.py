@@ -105,7 +105,7 @@ def test_pdt_wraps_it():
         updates, state = update(params, state, params)
         params = optax.apply_updates(params, updates)
         params, state, report = tx.end_epoch(params, state)
-        assert bool(report.predicted) == (epoch in (5, 7))
+        assert bool(report.predicted) == (epoch >= 5)
     assert jnp.isfinite(params["w"]).all()
 
 

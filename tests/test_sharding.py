@@ -80,7 +80,7 @@ def train_together(processes: int) -> list[Any]:
 @functools.cache
 def train_alone() -> list[Any]:
     """What one process prints, trained in this one."""
-    return [one_process.train(specs) for specs in (one_process.REPLICATED, one_process.FSDP)]
+    return [one_process.train(*run) for run in one_process.RUNS]
 
 
 @pytest.mark.parametrize("processes", [2, pytest.param(4, marks=pytest.mark.slow)])

@@ -16,9 +16,10 @@ from pdt_optax import _predict
 from pdt_optax._saved import predictor_of
 from pdt_optax._window import Storage
 from pdt_optax.accept import random_subset
+from tests.states import WINDOWED, windowed
 from tests.test_wrapper import make_params, run, step
 
-SETTINGS: dict[str, Any] = {"window": 4, "start": 4, "horizon": 2}
+SETTINGS: dict[str, Any] = {**WINDOWED, "window": 4, "start": 4, "horizon": 2}
 
 
 def leaves(tree: Any) -> list[np.ndarray]:
@@ -37,12 +38,14 @@ def test_differences_are_rounded_and_the_newest_snapshot_is_whole() -> None:
 
 
 @pytest.mark.parametrize("value", [None, 0.0, 1.0])
-@pytest.mark.parametrize("dtype", [None, "bfloat16"])
-def test_the_newest_snapshot_is_the_weights_whatever_the_value(
-    dtype: str | None, value: float | None
-) -> None:
-    """Its copy is written under a condition on the value, or on the differences, that always holds."""
-    tx: Any = pdt_optax.pdt(optax.identity(), snapshot_dtype=dtype)
+@pytest.mark.parametrize(
+    "settings",
+    [WINDOWED, {**WINDOWED, "snapshot_dtype": "bfloat16"}, {}, {"dynamics": pdt_optax.drift()}],
+    ids=["whole", "bfloat16", "default", "own motion"],
+)
+def test_the_newest_snapshot_is_the_weights_whatever_the_value(settings: Any, value: float | None) -> None:
+    """Its copy is written under a condition on the value, the differences or the mean, that always holds."""
+    tx: Any = pdt_optax.pdt(optax.identity(), **settings)
     params = jnp.zeros(3)
     state = tx.init(params)
     for _ in range(2):
@@ -80,8 +83,17 @@ def test_a_window_in_every_step_is_what_a_plain_list_is(dtype: str | None, lengt
         if i == 2:
             newest = column()
             window, plain = storage.replace_newest(window, newest), [*plain[:-1], newest]
+        if i == 1:
+            back = [jnp.full((2, 3), -0.5), jnp.full((2, 3), 1.5)]
+            plain = [[x + y for x, y in zip(c, back, strict=True)] for c in plain]
+            window = storage.moved_to(window, plain[-1])
         newest = column()
-        window, plain = storage.push(window, newest), [*plain[1:], newest]
+        if i == 3:  # along with what was added to the weights
+            shift = [jnp.full((2, 3), 0.5), jnp.full((2, 3), -0.25)]
+            plain = [[x + y for x, y in zip(c, shift, strict=True)] for c in plain]
+            window, plain = storage.push(window, newest, shift), [*plain[1:], newest]
+        else:
+            window, plain = storage.push(window, newest), [*plain[1:], newest]
         chex.assert_trees_all_equal(list(storage.whole(window)), plain)
         spent, kept = storage.split(window)
         assert storage.join(spent, kept) == window
@@ -89,19 +101,30 @@ def test_a_window_in_every_step_is_what_a_plain_list_is(dtype: str | None, lengt
         assert storage.pushed(window) == window[length - (1 if dtype is None else 2) :]
 
 
-@pytest.mark.parametrize("guard", [None, pdt_optax.rollback()])
+@pytest.mark.parametrize(
+    ("settings", "guard"),
+    [
+        (WINDOWED, None),
+        (WINDOWED, pdt_optax.rollback()),
+        ({}, None),
+        ({}, pdt_optax.rollback()),
+        ({"deliver": "jump"}, None),
+        ({"dynamics": pdt_optax.drift()}, None),
+    ],
+    ids=str,
+)
 @pytest.mark.parametrize("donate", [False, True])
-def test_what_is_donated_is_gone(guard: Any, donate: bool) -> None:
-    tx: Any = pdt_optax.pdt(optax.sgd(0.1), guard=guard)
+def test_what_is_donated_is_gone(settings: Any, guard: Any, donate: bool) -> None:
+    tx: Any = pdt_optax.pdt(optax.sgd(0.1), guard=guard, **settings)
     params = make_params()
     state = tx.init(params)
-    oldest = jax.tree.leaves(state.history.snapshots[0])
+    oldest = jax.tree.leaves((state.history.snapshots[0], state.history.motion, state.history.delivery))
     tx.end_epoch(params, state, value=1.0, donate=donate)
     assert {x.is_deleted() for x in (*jax.tree.leaves(params), *oldest)} == {donate}
 
 
 def test_snapshots_have_the_types_of_the_weights() -> None:
-    tx: Any = pdt_optax.pdt(optax.sgd(0.1), window=2, snapshot_dtype="bfloat16")
+    tx: Any = windowed(optax.sgd(0.1), window=2, snapshot_dtype="bfloat16")
     params = {"half": jnp.ones(2, jnp.float16), "whole": jnp.ones(2)}
     _, state, _ = tx.end_epoch(jax.tree.map(lambda x: 2 * x, params), tx.init(params))
     for snapshot, value in zip(pdt_optax.snapshots(tx, state), (1, 2), strict=True):
@@ -147,18 +170,21 @@ def test_a_bfloat16_window_is_3_copies_instead_of_5() -> None:
     params = {"w": jnp.ones(1000)}
 
     def size(dtype: str | None) -> int:
-        state: Any = pdt_optax.pdt(optax.sgd(0.1), snapshot_dtype=dtype).init(params)
+        state: Any = windowed(optax.sgd(0.1), snapshot_dtype=dtype).init(params)
         return sum(x.nbytes for x in jax.tree.leaves(state.history.snapshots))
 
     assert (size(None), size("bfloat16")) == (20_000, 12_000)
 
 
-@pytest.mark.parametrize(("dtype", "guard"), [(None, pdt_optax.rollback()), ("bfloat16", None)])
-def test_host_memory_changes_no_bit(dtype: str | None, guard: Any) -> None:
+@pytest.mark.parametrize(
+    ("dtype", "guard", "own"),
+    [(None, pdt_optax.rollback(), {}), ("bfloat16", None, {}), (None, None, {"own_motion": True})],
+    ids=["guard", "bfloat16", "own motion"],
+)
+def test_host_memory_changes_no_bit(dtype: str | None, guard: Any, own: Any) -> None:
     def train(device: str | None) -> list[Any]:
-        tx = pdt_optax.pdt(
-            optax.sgd(0.1), snapshot_dtype=dtype, snapshot_device=device, guard=guard, **SETTINGS
-        )
+        kept = {"snapshot_dtype": dtype, "snapshot_device": device, "guard": guard}
+        tx = pdt_optax.pdt(optax.sgd(0.1), **SETTINGS | kept | own)
         params, history = make_params(), []
         state: Any = tx.init(params)
         for i in range(9):
@@ -179,23 +205,34 @@ def test_host_memory_changes_no_bit(dtype: str | None, guard: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "dtype"),
-    [("recommended", None), ("recommended", "bfloat16"), ("released", "bfloat16"), ("paper", None)],
+    ("name", "settings"),
+    [
+        ("drift", {}),
+        ("drift", {"snapshot_dtype": "bfloat16"}),
+        ("released", {"snapshot_dtype": "bfloat16"}),
+        ("paper", {}),
+        ("drift", {"own_motion": True}),
+        ("recommended", {}),
+    ],
+    ids=str,
 )
-def test_a_boundary_allocates_no_more_than_its_mask(name: str, dtype: str | None) -> None:
+def test_a_boundary_allocates_no_more_than_its_mask(name: str, settings: Any) -> None:
     """XLA's own account of a donated boundary of 4 M weights: a byte a weight, and what is small."""
     size = 2**22
-    tx = pdt_optax.pdt(optax.identity(), **pdt_optax.presets.named(name), snapshot_dtype=dtype)
+    tx = pdt_optax.pdt(optax.identity(), **{**pdt_optax.presets.named(name), **settings})
     params = {"w": jax.ShapeDtypeStruct((size,), jnp.float32)}
     memory = lower(predictor_of(tx), params).compile().memory_analysis()
     assert memory.temp_size_in_bytes <= pdt_optax.memory(tx, params).boundary + 2**18
-    assert memory.alias_size_in_bytes >= 2 * 4 * size  # the weights and the oldest snapshot
+    # The weights and the oldest snapshot; of a running model the mean, too; with own motion the whole window.
+    arrays = 3 if name == "recommended" else 6 if "own_motion" in settings else 2
+    assert memory.alias_size_in_bytes >= arrays * 4 * size
 
 
-def test_copies_of_small_leaves_are_counted() -> None:
+@pytest.mark.parametrize("make", [windowed, pdt_optax.pdt])
+def test_copies_of_small_leaves_are_counted(make: Any) -> None:
     """Thirty vectors that are predicted together: XLA's account of their boundary is what `memory` says."""
     params = {f"w{i}": jax.ShapeDtypeStruct((40_000,), jnp.float32) for i in range(30)}
-    tx = pdt_optax.pdt(optax.identity())
+    tx = make(optax.identity())
     told = pdt_optax.memory(tx, params).boundary
     memory = lower(predictor_of(tx), params).compile().memory_analysis()
     assert 0.7 * told < memory.temp_size_in_bytes < told + 2**18
@@ -216,18 +253,27 @@ def test_memory_is_told_before_anything_is_allocated(settings: dict[str, Any], e
         "kernel": jax.ShapeDtypeStruct((26, 10), jnp.float32),
         "bias": jax.ShapeDtypeStruct((2,), jnp.float32),
     }
-    got = pdt_optax.memory(pdt_optax.pdt(optax.adam(1e-3), **settings), params)
+    got = pdt_optax.memory(windowed(optax.adam(1e-3), **settings), params)
     assert got == expected
     host = got.snapshots if got.snapshots_on_host else 0
     assert got.host == host
     whole = got.params + got.optimizer + got.snapshots + got.backup + got.boundary
     assert got.device == whole - host
     # What it says is what `init` then makes.
-    real: Any = pdt_optax.pdt(optax.adam(1e-3), **settings).init(
+    real: Any = windowed(optax.adam(1e-3), **settings).init(
         jax.tree.map(lambda x: jnp.zeros(x.shape), params)
     )
     assert sum(x.nbytes for x in jax.tree.leaves(real.history.snapshots)) == got.snapshots
     assert sum(x.nbytes for x in jax.tree.leaves(real.history.backup)) == got.backup
+
+
+@pytest.mark.parametrize("deliver", ["gradual", "jump"])
+def test_memory_tells_the_mean_and_what_is_delivered(deliver: Any) -> None:
+    tx: Any = pdt_optax.pdt(optax.adam(1e-3), deliver=deliver)
+    params = {"w": jnp.zeros((300, 100))}
+    got = pdt_optax.memory(tx, params)
+    held = sum(x.nbytes for x in jax.tree.leaves((params, tx.init(params))))
+    assert held - 200 < got.device - got.boundary <= held  # but for the clock
 
 
 @pytest.mark.parametrize("accept", [pdt_optax.shrink(), random_subset(0.5)])
@@ -246,12 +292,13 @@ def test_small_leaves_that_are_alike_are_computed_together(accept: Any) -> None:
     np.testing.assert_allclose(together.accepted_share_per_leaf, alone.accepted_share_per_leaf, rtol=2.0**-22)
 
 
-def test_a_small_leaf_costs_no_kernel_of_the_prediction() -> None:
+@pytest.mark.parametrize("make", [windowed, pdt_optax.pdt])
+def test_a_small_leaf_costs_no_kernel_of_the_prediction(make: Any) -> None:
     """Only slices and copies: twice the leaves mean no more reductions."""
 
     def reductions(leaves: int) -> int:
         params = {f"w{i}": jax.ShapeDtypeStruct((64,), jnp.float32) for i in range(leaves)}
-        tx = pdt_optax.pdt(optax.identity())
+        tx = make(optax.identity())
         return lower(predictor_of(tx), params).compile().as_text().count(" reduce(")
 
     assert 0 < reductions(40) <= reductions(20)
@@ -265,11 +312,15 @@ def computations(text: str) -> tuple[str, dict[str, str]]:
     return entry[1], parts
 
 
-@pytest.mark.parametrize("in_scan", [False, True])
-def test_an_ordinary_step_copies_no_snapshot(in_scan: bool) -> None:
+@pytest.mark.parametrize(
+    ("in_scan", "settings"),
+    [(False, WINDOWED), (True, WINDOWED), (False, {}), (True, {}), (True, {"deliver": "jump"})],
+    ids=["windowed", "windowed in scan", "gradual", "gradual in scan", "jump in scan"],
+)
+def test_an_ordinary_step_copies_no_snapshot(in_scan: bool, settings: Any) -> None:
     """With `every`, copies stand only inside the loop that an ordinary step does not enter."""
     size = 4096
-    tx = pdt_optax.pdt(optax.adamw(1e-3), every=5)
+    tx = pdt_optax.pdt(optax.adamw(1e-3), every=5, **settings)
 
     def step(carry: Any, _: Any) -> Any:
         params, state = carry
@@ -289,7 +340,8 @@ def test_an_ordinary_step_copies_no_snapshot(in_scan: bool) -> None:
         (path,) = re.findall(loop, parts[path])
         assert not re.search(copy, parts[path])
     (boundary,) = re.findall(loop, parts[path])
-    assert re.search(copy, parts[boundary])
+    if "deliver" not in settings or settings is WINDOWED:  # a jump of a running mean needs none even there
+        assert re.search(copy, parts[boundary])
 
 
 @pytest.mark.parametrize(
@@ -308,4 +360,4 @@ def test_an_ordinary_step_copies_no_snapshot(in_scan: bool) -> None:
 )
 def test_bad_input(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        pdt_optax.pdt(optax.sgd(0.1), **settings)
+        windowed(optax.sgd(0.1), **settings)

@@ -9,6 +9,7 @@ import optax
 import pytest
 
 import pdt_optax
+from tests.states import WINDOWED
 
 START = [2.0, 2.0, 1.0, 0.5, -0.5, 1.5]
 LEARNING_RATE = 0.01
@@ -16,6 +17,7 @@ THRESHOLD = 0.1
 
 # The settings that reproduce the paper's count. Alg. 1 as printed would fit to the past.
 PAPER_RUN = {
+    **WINDOWED,
     "dynamics": pdt_optax.dmd(rank=None, modes="projected", fit="current"),
     "accept": pdt_optax.bounded_rule(),
     "window": 5,

@@ -114,3 +114,26 @@ def test_strict_promotion_is_for_the_users_own_code(name: str) -> None:
                 report = state.last_report
     assert report.finite
     assert int(state.history.clock.predictions_made) > 0
+
+
+def test_a_rollback_brings_back_what_it_was_given_beside_the_optimizer() -> None:
+    """One NaN batch after a jump would poison BatchNorm's running mean for good."""
+    predictor = pdt_optax.Predictor(guard=pdt_optax.rollback())
+    params, stats, opt_state = (
+        jnp.array([4.0, -3.0]),
+        {"mean": jnp.zeros(2)},
+        optax.sgd(0.1).init(jnp.ones(2)),
+    )
+    history = predictor.init(params, (opt_state, stats))
+    for epoch in range(7):
+        broken = epoch == 6
+        stats = {"mean": 0.9 * stats["mean"] + (jnp.nan if broken else 0.1)}
+        value = jnp.nan if broken else jnp.sum(params**2)
+        params, history, report = predictor.end_epoch(
+            0.9 * params, history, opt_state=(opt_state, stats), value=value
+        )
+        before = stats
+        opt_state, stats = history.opt_state
+    assert report.rolled_back
+    assert np.isnan(before["mean"]).all()
+    np.testing.assert_allclose(stats["mean"], 1 - 0.9**6, rtol=1e-5)

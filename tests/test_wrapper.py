@@ -13,9 +13,12 @@ import pytest
 
 import pdt_optax
 from pdt_optax import presets
+from tests.states import WINDOWED, windowed
 from tests.trees import assert_same, differs
 
-SMALL: dict[str, Any] = {"window": 2, "start": 2, "interval": 1, "horizon": 2}
+SMALL: dict[str, Any] = {**WINDOWED, "window": 2, "start": 2, "interval": 1, "horizon": 2}
+# The default in both its deliveries, its first prediction early.
+DEFAULT: dict[str, dict[str, Any]] = {"gradual": {"start": 2}, "jump": {"start": 2, "deliver": "jump"}}
 
 
 def make_params() -> dict[str, Any]:
@@ -115,20 +118,24 @@ def outcome(report: Any) -> str:
     return "predict" if report.predicted else "rest" if report.finite else "drop"
 
 
-@pytest.mark.parametrize(("window", "start", "interval"), [(2, 5, 1), (3, 3, 3), (4, None, 2), (3, 4, 20)])
+@pytest.mark.parametrize(
+    ("window", "start", "interval"),
+    [(2, 5, 1), (3, 3, 3), (4, None, 2), (3, 4, 20), (2, 3, 0), (1, 5, 0), (1, 5, 2)],
+)
 def test_schedule(window: int, start: int | None, interval: int) -> None:
     settings: dict[str, Any] = {"window": window, "start": start, "interval": interval, "horizon": 2}
     expected = scheduled(window, window if start is None else start, interval, 13)
     assert "predict" in expected
 
-    history = run(pdt_optax.pdt(optax.sgd(0.1), **settings), 13)
+    make: Any = pdt_optax.pdt if window == 1 else windowed  # a running mean needs one snapshot
+    history = run(make(optax.sgd(0.1), **settings), 13)
     assert [outcome(epoch.report) for epoch in history] == expected
     for n, epoch in enumerate(history, start=1):
         assert epoch.state.history.clock.snapshots_seen == n + 1
         assert epoch.state.history.clock.predictions_made == expected[:n].count("predict")
 
-    if interval == 1 or start is None:  # half of them inside `update`, too
-        calls = run_every(pdt_optax.pdt(optax.sgd(0.1), every=1, **settings), 13)
+    if interval < 2 or start is None:  # half of them inside `update`, too
+        calls = run_every(make(optax.sgd(0.1), every=1, **settings), 13)
         assert [outcome(state.last_report) for _, state in calls] == expected
 
 
@@ -151,7 +158,7 @@ def test_every_counts_calls_of_update() -> None:
 
 @pytest.mark.parametrize("steps", [1, 3])
 def test_snapshots_are_the_assembled_weights_oldest_to_newest(steps: int) -> None:
-    tx: Any = pdt_optax.pdt(optax.adam(0.05), window=3, horizon=2)
+    tx: Any = windowed(optax.adam(0.05), window=3, horizon=2)
     weights = [make_params()] * 3  # until `window` were taken, the oldest repeat the initial weights
     assert_same(tx.init(make_params()).history.snapshots, tuple(weights))
     moved = 0
@@ -164,7 +171,7 @@ def test_snapshots_are_the_assembled_weights_oldest_to_newest(steps: int) -> Non
 
 
 def test_snapshots_inside_update_are_the_assembled_weights() -> None:
-    tx: Any = pdt_optax.pdt(optax.adam(0.05), every=2, window=3, horizon=2)
+    tx: Any = windowed(optax.adam(0.05), every=2, window=3, horizon=2)
     weights = [make_params()] * 3
     predictions = 0
     for n, (params, state) in enumerate(run_every(tx, 16), start=1):
@@ -175,9 +182,11 @@ def test_snapshots_inside_update_are_the_assembled_weights() -> None:
     assert predictions == 3
 
 
-def test_snapshots_do_not_share_buffers() -> None:
+@pytest.mark.parametrize("settings", [SMALL, *DEFAULT.values()], ids=["windowed", *DEFAULT])
+def test_snapshots_do_not_share_buffers(settings: Any) -> None:
+    """Nor do the mean and what is delivered."""
     params = make_params()
-    tx: Any = pdt_optax.pdt(optax.sgd(0.1), **SMALL)
+    tx: Any = pdt_optax.pdt(optax.sgd(0.1), **settings)
     state: Any = tx.init(params)
     new, ended, _ = tx.end_epoch(params, state)
     for p, s in ((params, state), (new, ended)):
@@ -188,10 +197,20 @@ def test_snapshots_do_not_share_buffers() -> None:
 # --- burn-in ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("every", "jit"), [(None, True), (2, True), (None, False)])
-def test_burn_in_is_the_inner_optimizer(every: int | None, jit: bool) -> None:
+@pytest.mark.parametrize(
+    ("every", "jit", "settings"),
+    [
+        (None, True, {**WINDOWED, "window": 3}),
+        (2, True, {**WINDOWED, "window": 3}),
+        (None, False, {**WINDOWED, "window": 3}),
+        (None, True, {"start": 3}),
+        (2, True, {"start": 3}),
+        (2, True, {"start": 3, "deliver": "jump"}),
+    ],
+)
+def test_burn_in_is_the_inner_optimizer(every: int | None, jit: bool, settings: Any) -> None:
     inner = optax.adamw(0.03, weight_decay=0.1)
-    tx: Any = pdt_optax.pdt(inner, every=every, window=3)
+    tx: Any = pdt_optax.pdt(inner, every=every, **settings)
     params, state = make_params(), tx.init(make_params())
     inner_state = inner.init(make_params())
     with jax.disable_jit(not jit):
@@ -213,8 +232,9 @@ def test_burn_in_is_the_inner_optimizer(every: int | None, jit: bool) -> None:
 # --- what a prediction does -------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", presets.names())
+@pytest.mark.parametrize("name", ["paper", "released", "drift"])
 def test_end_epoch_is_predict_and_mask(name: str) -> None:
+    """`slow_drift` remembers more than its snapshots: tests/test_slow_drift.py."""
     preset = presets.named(name)
     shares = []
     history = run(pdt_optax.pdt(optax.sgd(0.3), **preset), 10)
@@ -248,10 +268,18 @@ def test_end_epoch_is_predict_and_mask(name: str) -> None:
     assert 0 < np.mean(shares) < 1
 
 
-@pytest.mark.parametrize("accept", [pdt_optax.agree(), pdt_optax.shrink()])
-def test_every_does_what_end_epoch_does(accept: Any) -> None:
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {**WINDOWED, "window": 3, "horizon": 3, "accept": pdt_optax.agree()},
+        {**WINDOWED, "window": 3, "horizon": 3, "accept": pdt_optax.shrink()},
+        {"start": 5, "accept": pdt_optax.agree()},
+        {"start": 5, "accept": pdt_optax.agree(), "deliver": "jump"},
+    ],
+    ids=["agree", "shrink", "gradual", "jump"],
+)
+def test_every_does_what_end_epoch_does(settings: Any) -> None:
     """At each call, from one and the same state."""
-    settings: dict[str, Any] = {"window": 3, "horizon": 3, "accept": accept}
     inner = optax.sgd(0.3, momentum=0.5)
     inside = pdt_optax.pdt(inner, every=2, **settings)
     outside: Any = pdt_optax.pdt(inner, **settings)
@@ -261,18 +289,20 @@ def test_every_does_what_end_epoch_does(accept: Any) -> None:
         own: Any = state
         grads = gradient(params, i)
         updates, state = update(inside, grads, state, params)
-        inner_updates, _ = update(inner, grads, own.inner_state, params)
-        plain: Any = update(outside, grads, own._replace(last_report=None), params)[1]
-        trained = apply_updates(params, inner_updates)
+        outer_updates, plain = update(outside, grads, own._replace(last_report=None), params)
+        plain: Any
+        if state.history.delivery is None:
+            assert_same(outer_updates, update(inner, grads, own.inner_state, params)[0])
+        trained = apply_updates(params, outer_updates)
         if i % 2 == 0:
-            assert_same(updates, inner_updates)
+            assert_same(updates, outer_updates)
             params = trained
             continue
         expected, plain, report = outside.end_epoch(trained, plain)
         new: Any = apply_updates(params, updates)
         for leaf in make_params():
             rejected = expected[leaf] == trained[leaf]
-            np.testing.assert_array_equal(updates[leaf][rejected], inner_updates[leaf][rejected])
+            np.testing.assert_array_equal(updates[leaf][rejected], outer_updates[leaf][rejected])
             np.testing.assert_array_equal(new[leaf][rejected], trained[leaf][rejected])
             # Updates are added to the old weight, so one ulp of the larger of the two.
             ulp = np.spacing(np.maximum(np.abs(params[leaf]), np.abs(expected[leaf])))
@@ -280,7 +310,8 @@ def test_every_does_what_end_epoch_does(accept: Any) -> None:
         assert_close(state.last_report, report)
         assert_same(state.inner_state, plain.inner_state)
         assert_same(state.this_epoch, plain.this_epoch)
-        assert_same(state.history._replace(snapshots=()), plain.history._replace(snapshots=()))
+        kept, expected_kept = (x.history._replace(snapshots=()) for x in (state, plain))
+        assert_same(kept, expected_kept)
         assert_same(state.history.snapshots[:-1], plain.history.snapshots[:-1])
         assert_same(state.history.snapshots[-1], new)
         shares.append(float(report.accepted_share))
@@ -290,8 +321,12 @@ def test_every_does_what_end_epoch_does(accept: Any) -> None:
     assert any(share < 1 for share in predicted)
 
 
-def test_every_and_end_epoch_train_alike() -> None:
-    settings: dict[str, Any] = {"window": 3, "horizon": 3}
+@pytest.mark.parametrize(
+    "settings",
+    [{**WINDOWED, "window": 3, "horizon": 3}, *DEFAULT.values()],
+    ids=["windowed", *DEFAULT],
+)
+def test_every_and_end_epoch_train_alike(settings: Any) -> None:
     outside = run(pdt_optax.pdt(optax.sgd(0.3, momentum=0.5), **settings), 9, steps=2)
     inside = run_every(pdt_optax.pdt(optax.sgd(0.3, momentum=0.5), every=2, **settings), 18)[1::2]
     for epoch, (params, state) in zip(outside, inside, strict=True):
@@ -299,19 +334,24 @@ def test_every_and_end_epoch_train_alike() -> None:
         assert outcome(epoch.report) == outcome(state.last_report)
 
 
-def test_the_inner_state_is_never_touched() -> None:
-    for epoch in run(pdt_optax.pdt(optax.adam(0.05), **SMALL), 6):
+@pytest.mark.parametrize("settings", [SMALL, *DEFAULT.values()], ids=["windowed", *DEFAULT])
+def test_the_inner_state_is_never_touched(settings: Any) -> None:
+    for epoch in run(pdt_optax.pdt(optax.adam(0.05), **settings), 6):
         assert_same(epoch.state.inner_state, epoch.before.inner_state)
 
 
 # --- reports ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("dynamics", [pdt_optax.drift(), pdt_optax.dmd()])
+@pytest.mark.parametrize("dynamics", [pdt_optax.drift(), pdt_optax.dmd(), pdt_optax.slow_drift()])
 def test_report_has_one_structure(dynamics: Any) -> None:
-    history = run(pdt_optax.pdt(optax.sgd(0.1), window=4, dynamics=dynamics), 6)
-    assert [bool(epoch.report.predicted) for epoch in history] == [False] * 4 + [True, False]
-    inside: Any = pdt_optax.pdt(optax.sgd(0.1), window=4, dynamics=dynamics, every=1)
+    running = isinstance(dynamics, pdt_optax.slow_drift)
+    make: Any = functools.partial(
+        pdt_optax.pdt if running else windowed, window=4, start=4, dynamics=dynamics
+    )
+    history = run(make(optax.sgd(0.1)), 6)
+    assert [bool(epoch.report.predicted) for epoch in history] == [False] * 4 + [True, running]
+    inside: Any = make(optax.sgd(0.1), every=1)
     reports = [epoch.report for epoch in history]
     reports += [inside.init(make_params()).last_report, run_every(inside, 5)[-1][1].last_report]
 
@@ -321,7 +361,7 @@ def test_report_has_one_structure(dynamics: Any) -> None:
     assert all(jax.tree.structure(r) == jax.tree.structure(reports[0]) for r in reports)
     assert all(describe(r) == describe(reports[0]) for r in reports)
     assert reports[0].singular_values.shape == reports[0].eigenvalues.shape == (3,)
-    assert reports[0].accepted_share_per_leaf.shape == (2,)
+    assert reports[0].accepted_share_per_leaf.shape == reports[0].persistence_per_leaf.shape == (2,)
 
     rest, predicted = reports[3], reports[4]
     assert rest.finite
@@ -329,15 +369,19 @@ def test_report_has_one_structure(dynamics: Any) -> None:
     assert np.isnan(rest.singular_values).all()
     assert np.isnan(rest.eigenvalues).all()
     assert predicted.finite
-    assert predicted.horizon == presets.recommended["horizon"]
+    assert predicted.horizon == presets.drift["horizon"] == presets.recommended["horizon"]
     assert predicted.rank >= 1
-    needed = not isinstance(dynamics, pdt_optax.drift)
+    assert np.isfinite([predicted.persistence, predicted.gain]).tolist() == [running] * 2
+    assert np.isfinite(predicted.persistence_per_leaf).tolist() == [running] * 2
+    assert (predicted.gradual, np.isnan(predicted.delivered_share)) == (running, True)
+    assert np.isfinite(reports[5].delivered_share) == running
+    needed = isinstance(dynamics, pdt_optax.dmd)
     assert np.all(np.isfinite(predicted.singular_values) == needed)
 
 
 @pytest.mark.parametrize("every", [None, 1])
 def test_dry_run_changes_nothing_and_reports_the_share(every: int | None) -> None:
-    settings: dict[str, Any] = {"window": 3, "horizon": 2, "dry_run": True}
+    settings: dict[str, Any] = {**WINDOWED, "window": 3, "horizon": 2, "dry_run": True}
     inner = optax.sgd(0.3, momentum=0.5)
     alone = run_inner(inner, 9)
     if every is None:
@@ -364,23 +408,46 @@ def test_dry_run_changes_nothing_and_reports_the_share(every: int | None) -> Non
     assert min(shares) < 1
 
 
+@pytest.mark.parametrize("every", [None, 1])
+@pytest.mark.parametrize("name", DEFAULT)
+def test_dry_run_of_the_default_changes_nothing(name: str, every: int | None) -> None:
+    """And the mean is that of the optimizer alone: no gain grows on what was not delivered."""
+    inner = optax.sgd(0.3, momentum=0.5)
+    alone = run_inner(inner, 6)
+    tx: Any = pdt_optax.pdt(inner, every=every, accept=pdt_optax.agree(), dry_run=True, **DEFAULT[name])
+    if every is None:
+        runs = [(epoch.params, epoch.state, epoch.report) for epoch in run(tx, 6)]
+    else:
+        runs = [(params, state, state.last_report) for params, state in run_every(tx, 6)]
+    assert [outcome(report) for _, _, report in runs] == scheduled(1, 2, 0, 6)
+    for (params, state, report), (expected, inner_state) in zip(runs, alone, strict=True):
+        assert_same(params, expected)
+        assert_same(state.inner_state, inner_state)
+        assert_same(state.history.snapshots[-1], expected)
+        assert state.history.motion.pull.gain == 1
+        assert (report.accepted_share > 0) == report.predicted
+
+
 # --- which leaves -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("labels", "every"),
+    ("labels", "every", "settings"),
     [
-        (lambda path: path.startswith("embed/"), None),
-        (lambda path: path.startswith("embed/"), 1),
-        ({"embed": {"in": True, "out": True}, "head": {"b": False, "w": False}}, None),
-        ({"embed": True, "head": False}, None),
+        (lambda path: path.startswith("embed/"), None, SMALL),
+        (lambda path: path.startswith("embed/"), 1, SMALL),
+        ({"embed": {"in": True, "out": True}, "head": {"b": False, "w": False}}, None, SMALL),
+        ({"embed": True, "head": False}, None, SMALL),
+        ({"embed": True, "head": False}, None, {"start": 1}),
+        ({"embed": True, "head": False}, 1, {"start": 1}),
+        ({"embed": True, "head": False}, None, {"start": 1, "deliver": "jump"}),
     ],
-    ids=["function", "function, every", "tree", "prefix"],
+    ids=["function", "function, every", "tree", "prefix", "gradual", "gradual, every", "jump"],
 )
-def test_labels_keep_leaves_out(labels: Any, every: int | None) -> None:
+def test_labels_keep_leaves_out(labels: Any, every: int | None, settings: Any) -> None:
     params = {"embed": {"in": jnp.ones(3), "out": jnp.full(2, 0.5, jnp.float32)}, "head": make_params()}
     tx: Any = pdt_optax.pdt(
-        optax.sgd(0.1), exclude=labels, every=every, accept=pdt_optax.everything(), **SMALL
+        optax.sgd(0.1), exclude=labels, every=every, accept=pdt_optax.everything(), **settings
     )
     state = tx.init(params)
     assert pdt_optax.leaf_paths(state) == ["head/b", "head/w"]
@@ -452,12 +519,18 @@ def test_mixed_trees(every: int | None) -> None:
 
 
 @pytest.mark.parametrize(
-    ("params", "every"),
-    [(jnp.array(2.0), 1), ((jnp.ones(2), [jnp.zeros(3)]), None)],
-    ids=["array, every", "tuple"],
+    ("params", "every", "settings"),
+    [
+        (jnp.array(2.0), 1, SMALL),
+        ((jnp.ones(2), [jnp.zeros(3)]), None, SMALL),
+        (jnp.array(2.0), 1, {"start": 1}),
+        ((jnp.ones(2), [jnp.zeros(3)]), None, {"start": 1}),
+        ((jnp.ones(2), [jnp.zeros(3)]), 1, {"start": 1, "deliver": "jump"}),
+    ],
+    ids=["array, every", "tuple", "array, gradual, every", "tuple, gradual", "tuple, jump, every"],
 )
-def test_any_tree_will_do(params: Any, every: int | None) -> None:
-    tx: Any = pdt_optax.pdt(optax.sgd(0.1), every=every, accept=pdt_optax.everything(), **SMALL)
+def test_any_tree_will_do(params: Any, every: int | None, settings: Any) -> None:
+    tx: Any = pdt_optax.pdt(optax.sgd(0.1), every=every, accept=pdt_optax.everything(), **settings)
     if every is None:
         last = run(tx, 3, params)[-1]
         new, report = last.params, last.report
@@ -474,16 +547,20 @@ def test_any_tree_will_do(params: Any, every: int | None) -> None:
 
 # One wrapper for all cases below: it compiles once.
 UNCHECKED: Any = {
-    every: pdt_optax.pdt(optax.sgd(0.1), every=every, window=3, horizon=2, accept=pdt_optax.everything())
+    (every, make): make(
+        optax.sgd(0.1), every=every, accept=pdt_optax.everything(), deliver="jump", **settings
+    )
     for every in (None, 1)
+    for make, settings in ((windowed, {"window": 3, "horizon": 2}), (pdt_optax.pdt, {}))
 }
 
 
+@pytest.mark.parametrize("make", [windowed, pdt_optax.pdt])
 @pytest.mark.parametrize("every", [None, 1])
 @pytest.mark.parametrize(("epoch", "poison"), [(1, jnp.nan), (5, jnp.nan), (6, jnp.inf), (5, -jnp.inf)])
-def test_not_finite_changes_no_weight(poison: float, epoch: int, every: int | None) -> None:
+def test_not_finite_changes_no_weight(poison: float, epoch: int, every: int | None, make: Any) -> None:
     """One spoilt epoch: its weights, then its snapshot until it has left the window."""
-    tx, inner = UNCHECKED[every], optax.sgd(0.1)
+    tx, inner = UNCHECKED[every, make], optax.sgd(0.1)
     params, state = make_params(), tx.init(make_params())
     outcomes = []
     for i in range(14):
@@ -508,13 +585,41 @@ def test_not_finite_changes_no_weight(poison: float, epoch: int, every: int | No
         if i == epoch:
             assert not bool(jnp.isfinite(params["w"][1, 1]))
             params = healthy  # the user restores the weights; the snapshot stays
-    assert outcomes == scheduled(3, 3, 1, 14, bad=(epoch,))
-    assert "drop" in outcomes
-    assert outcomes[-4:].count("predict") == 2
+    clock = (3, 3, 1) if make is windowed else (1, 5, 0)
+    assert outcomes == scheduled(*clock, 14, bad=(epoch,))
+    assert ("drop" in outcomes) == (make is windowed or epoch >= 4)  # before the start nothing is due
+    assert outcomes[-4:].count("predict") == (2 if make is windowed else 4)
+
+
+@pytest.mark.parametrize("every", [None, 1])
+def test_not_finite_delivers_nothing(every: int | None) -> None:
+    """After a spoilt epoch the updates are the inner optimizer's, until the mean goes on without it."""
+    tx: Any = pdt_optax.pdt(optax.sgd(0.1), every=every, start=2)
+    params, state = make_params(), tx.init(make_params())
+    outcomes = []
+    for i in range(8):
+        healthy, grads = params, gradient(params, i)
+        if i == 4:
+            grads["w"] = grads["w"].at[1, 1].set(jnp.nan)
+        updates, state = update(tx, grads, state, params)
+        own, _ = optax.sgd(0.1).update(grads, optax.sgd(0.1).init(params))
+        assert differs(updates, own) == (i in (3, 4, 7))
+        params = apply_updates(params, updates)
+        report = state.last_report
+        if every is None:
+            params, state, report = tx.end_epoch(params, state)
+        outcomes.append(outcome(report))
+        assert all(
+            bool(jnp.isfinite(x).all())
+            for x in jax.tree.leaves((state.history.motion, state.history.delivery))
+        )
+        if i == 4:
+            params = healthy
+    assert outcomes == scheduled(1, 2, 0, 8, bad=(4,))
 
 
 def test_a_prediction_that_overflows_is_dropped() -> None:
-    tx: Any = pdt_optax.pdt(optax.sgd(1.0), accept=pdt_optax.everything(), window=2, horizon=5)
+    tx: Any = windowed(optax.sgd(1.0), accept=pdt_optax.everything(), window=2, horizon=5)
     params = jnp.array([1e38, 1.0])
     state = tx.init(params)
     for i in range(3):
@@ -569,8 +674,9 @@ def test_values_are_summed_in_float32(value: Any) -> None:
     assert report.mean_value == 3
 
 
-def test_a_state_counts_in_int32() -> None:
-    tx: Any = pdt_optax.pdt(optax.sgd(0.1), **SMALL)
+@pytest.mark.parametrize("settings", [SMALL, {}], ids=["windowed", "default"])
+def test_a_state_counts_in_int32(settings: Any) -> None:
+    tx: Any = pdt_optax.pdt(optax.sgd(0.1), **settings)
     state = tx.init(make_params())
     _, after, _ = tx.end_epoch(*step(tx, make_params(), state, 0, value=1.0))
     for s in (state, after):
@@ -580,20 +686,25 @@ def test_a_state_counts_in_int32() -> None:
             s.history.clock.plain_epochs,
             s.history.clock.predictions_made,
             s.this_epoch.updates_seen,
+            *([] if s.history.delivery is None else [s.history.delivery.parts]),
         )
         pace = (s.history.clock.pace.horizon_now, s.history.clock.pace.interval_now)
         assert {x.dtype for x in (*counters, s.this_epoch.values_seen, *pace)} == {jnp.dtype("int32")}
 
 
-def test_an_update_keeps_its_type() -> None:
-    tx: Any = pdt_optax.pdt(optax.identity(), every=1, window=2, horizon=3, accept=pdt_optax.everything())
+@pytest.mark.parametrize("settings", [SMALL, *DEFAULT.values()], ids=["windowed", *DEFAULT])
+@pytest.mark.parametrize("every", [None, 1])
+def test_an_update_keeps_its_type(every: int | None, settings: Any) -> None:
+    tx: Any = pdt_optax.pdt(optax.identity(), every=every, accept=pdt_optax.everything(), **settings)
     params = {"w": jnp.ones(3)}
     state: Any = tx.init(params)
-    for _ in range(3):
+    for _ in range(4):
         updates, state = tx.update({"w": jnp.full(3, -0.25, jnp.bfloat16)}, state, params)
         assert updates["w"].dtype == jnp.bfloat16
         params = apply_updates(params, updates)
-    assert state.last_report.predicted
+        if every is None:
+            params, state, _ = tx.end_epoch(params, state)
+    assert state.history.clock.predictions_made >= 1
 
 
 @pytest.mark.parametrize("every", [None, 2])
@@ -656,7 +767,7 @@ def positive(increments: Any, step: Any, differences: Any, reference: Any, horiz
 
 
 def test_a_function_is_an_acceptance_rule() -> None:
-    history = run(pdt_optax.pdt(optax.sgd(0.1), accept=positive, window=3, horizon=2), 4)
+    history = run(windowed(optax.sgd(0.1), accept=positive, window=3, horizon=2), 4)
     before, last = history[0], history[-1]
     assert last.report.predicted
     for leaf, w in last.trained.items():
@@ -683,8 +794,8 @@ class Quarter(pdt_optax.Rule):
 
 def test_a_soft_rule_of_ones_own() -> None:
     with pytest.raises(ValueError, match="`window` must be at least 3"):
-        pdt_optax.pdt(optax.sgd(0.1), accept=Quarter(), window=2)
-    history = run(pdt_optax.pdt(optax.sgd(0.1), accept=Quarter(), window=3, horizon=2), 6)
+        windowed(optax.sgd(0.1), accept=Quarter(), window=2)
+    history = run(windowed(optax.sgd(0.1), accept=Quarter(), window=3, horizon=2), 6)
     for epoch, weight in ((3, 0.25), (5, 0.5)):
         h = history[epoch]
         assert h.report.accepted_share == weight
@@ -720,7 +831,7 @@ class LastStep(pdt_optax.Dynamics):
 def test_a_frozen_dataclass_is_a_model_of_the_dynamics(fit: str, window: int) -> None:
     model = LastStep(factor=2.0, fit=fit)
     assert isinstance(model, pdt_optax.Dynamics)
-    tx: Any = pdt_optax.pdt(
+    tx: Any = windowed(
         optax.sgd(0.1), dynamics=model, accept=pdt_optax.everything(), window=window, horizon=3
     )
     *_, before, last = run(tx, window + 1)
@@ -736,9 +847,8 @@ def test_a_frozen_dataclass_is_a_model_of_the_dynamics(fit: str, window: int) ->
 
 def test_an_accepted_weight_of_a_rule_from_the_past() -> None:
     """With `fit="past"` the prediction starts from the newest snapshot, not from `params`."""
-    tx: Any = pdt_optax.pdt(
-        optax.sgd(0.1), dynamics=pdt_optax.drift(fit="past"), accept=pdt_optax.everything(), **SMALL
-    )
+    past = {**SMALL, "dynamics": pdt_optax.drift(fit="past"), "accept": pdt_optax.everything()}
+    tx: Any = pdt_optax.pdt(optax.sgd(0.1), **past)
     history = run(tx, 3)
     for leaf, new in history[2].params.items():
         newest, oldest = history[1].params[leaf], history[0].params[leaf]
@@ -749,8 +859,8 @@ def test_an_accepted_weight_of_a_rule_from_the_past() -> None:
 
 
 def test_presets_are_what_they_claim() -> None:
-    assert presets.names() == ("paper", "released", "recommended")
-    numbers = {"window": 5, "start": 5, "interval": 1}
+    assert presets.names() == ("paper", "released", "drift", "recommended")
+    numbers = {"window": 5, "start": 5, "interval": 1, "own_motion": False, "deliver": "jump"}
     assert dict(presets.paper) == {
         "dynamics": pdt_optax.dmd(rank=None, modes="exact", fit="past", displacement=False),
         "accept": pdt_optax.paper_rule(),
@@ -763,11 +873,21 @@ def test_presets_are_what_they_claim() -> None:
         "horizon": 5,
         **numbers,
     }
-    assert dict(presets.recommended) == {
+    assert dict(presets.drift) == {
         "dynamics": pdt_optax.drift(),
         "accept": pdt_optax.agree(),
         "horizon": 1,
         **numbers,
+    }
+    assert dict(presets.recommended) == {
+        "dynamics": pdt_optax.slow_drift(),
+        "accept": pdt_optax.everything(),
+        "horizon": 1,
+        "window": 1,
+        "start": 5,
+        "interval": 0,
+        "own_motion": True,
+        "deliver": "auto",
     }
     for name in presets.names():
         assert presets.named(name) is getattr(presets, name)

@@ -371,14 +371,14 @@ def test_every_final_arm_trains(arm):
 
 
 def aware(recipe: Recipe, factor: int = 10):
-    return {**pdt_optax.presets.recommended, "horizon": 1 + int(factor * recipe.schedule(0))}
+    return {**pdt_optax.presets.drift, "horizon": 1 + int(factor * recipe.schedule(0))}
 
 
 def test_an_arm_may_depend_on_the_recipe_and_the_key_hashes_what_it_means():
     run = config(Predictive("aware", aware))
     assert run.settings["horizon"] == 2
     assert run.key == config(Predictive("aware", aware)).key
-    assert run.key != config(Predictive("aware", tuple(pdt_optax.presets.recommended.items()))).key
+    assert run.key != config(Predictive("aware", tuple(pdt_optax.presets.drift.items()))).key
     assert config(Ema("ema")).key != config(Ema("ema", memory=2.0)).key
     assert "0x" not in repr([config(arm).settings for arm in setups.ARMS.values()])
 
@@ -624,7 +624,7 @@ def dying(recipe: Recipe):
     del recipe
     if multiprocessing.parent_process():
         os._exit(1)
-    return pdt_optax.presets.recommended
+    return pdt_optax.presets.drift
 
 
 @pytest.mark.slow

@@ -21,7 +21,7 @@ import pytest
 import pdt_optax
 from experiments import cifar_alexnet
 from experiments.training import checkpoints, devices, records
-from experiments.training.arms import BASELINE, Arm, Ema, Lawa, Predictive, predictive
+from experiments.training.arms import BASELINE, Arm, Ema, Lawa, Predictive, predictive, preset
 from experiments.training.checkpoints import Saving
 from experiments.training.rules import Refreshed
 from experiments.training.trainer import Config
@@ -30,7 +30,8 @@ from tests.test_bench import tiny
 
 ARMS = {
     "baseline": Arm(BASELINE),
-    "recommended": predictive("recommended"),
+    "recommended": preset("recommended"),
+    "drift": preset("drift"),
     "guarded": predictive(
         "guarded",
         guard=pdt_optax.rollback(tolerance=0.0),
@@ -38,7 +39,7 @@ ARMS = {
         accept=pdt_optax.everything(),
         horizon=30,
     ),
-    "refreshed": Refreshed("refreshed", tuple(pdt_optax.presets.recommended.items())),
+    "refreshed": Refreshed("refreshed", tuple(pdt_optax.presets.drift.items())),
     "ema": Ema("ema"),
     "lawa": Lawa("lawa"),
 }
@@ -99,9 +100,10 @@ def ends_as(whole: Path, folder: Path, arm: str) -> list[dict[str, Any]]:
     return recorded
 
 
-# The guarded arm's state has all that PDT's can have, the other's is of another kind.
+# The guarded arm's state has all that a window's can have, the default's is in the optimizer's, the others' are of other kinds.
 @pytest.mark.parametrize(
-    "arm", [pytest.param(arm, marks=[pytest.mark.slow] * (arm != "guarded")) for arm in ARMS]
+    "arm",
+    [pytest.param(arm, marks=[pytest.mark.slow] * (arm not in ("guarded", "recommended"))) for arm in ARMS],
 )
 def test_a_run_that_broke_off_goes_on_to_the_last_bit(
     arm: str, whole: Callable[[str], Path], tmp_path: Path

@@ -130,6 +130,7 @@ COMMAND = [
         "0",
         "--rules",
         "recommended",
+        "drift",
         "--save-every",
         "0",
     ],
@@ -144,7 +145,7 @@ def recorded(tmp_path_factory):
 
 
 def test_a_run_is_recorded_and_pdt_starts_like_the_baseline(recorded):
-    baseline, predicted = config(), config(rule="recommended")
+    baseline, predicted = config(), config(rule="drift")
     plain, pdt = records.read(recorded, baseline), records.read(recorded, predicted)
     assert plain.complete
     assert pdt.complete
@@ -158,6 +159,17 @@ def test_a_run_is_recorded_and_pdt_starts_like_the_baseline(recorded):
     assert pdt.epochs[5]["accepted_share"] > 0
     assert pdt.epochs[5]["validation_loss"] != plain.epochs[5]["validation_loss"]
     assert plain.epochs[-1]["train_loss"] < plain.epochs[0]["train_loss"]
+
+
+def test_the_default_starts_like_the_baseline_and_is_delivered_with_the_next_epochs_updates(recorded):
+    plain, pdt = (records.read(recorded, config(rule=rule)) for rule in (BASELINE, "recommended"))
+    assert pdt.fields["settings"]["dynamics"] == {"name": "slow_drift"}
+    assert [e["predicted"] for e in pdt.epochs] == [False] * 5 + [True, True]
+    assert pdt.epochs[5]["accepted_share"] == 1
+    # Nothing has moved when the first prediction is made.
+    for field in ("train_loss", "validation_loss"):
+        assert [e[field] for e in pdt.epochs[:6]] == [e[field] for e in plain.epochs[:6]]
+        assert pdt.epochs[6][field] != plain.epochs[6][field]
 
 
 def test_the_key_follows_the_meaning_of_a_rule(monkeypatch):
@@ -217,13 +229,14 @@ def test_a_stopped_run_is_shown_as_stopped_and_needs_its_baseline():
 def test_the_command_writes_records_table_and_picture_and_reuses_them(recorded, capsys):
     assert (recorded / "curves.png").read_bytes().startswith(b"\x89PNG")
     table = (recorded / "table.md").read_text().splitlines()
-    assert len(table) == 4
+    assert len(table) == 5
     assert table[2].startswith("| baseline | 1 | ")
     assert table[3].startswith("| recommended | 1 | ")
-    assert len(list(recorded.glob("*.jsonl"))) == 2
+    assert table[4].startswith("| drift | 1 | ")
+    assert len(list(recorded.glob("*.jsonl"))) == 3
     before = {p: p.read_bytes() for p in recorded.glob("*.jsonl")}
     assert cifar_alexnet.main([*COMMAND, "--out", str(recorded)]) == 0
-    assert "2 runs, 2 already recorded" in capsys.readouterr().out
+    assert "3 runs, 3 already recorded" in capsys.readouterr().out
     assert {p: p.read_bytes() for p in recorded.glob("*.jsonl")} == before
 
 

@@ -24,7 +24,8 @@ import numpy as np
 from rich.progress import track
 
 from benchmarks import measure
-from experiments import checkpoints, command
+from experiments import command
+from experiments.training import checkpoints
 
 EPOCHS = 40
 RUN = (

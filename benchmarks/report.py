@@ -17,7 +17,7 @@ from matplotlib import pyplot as plt
 
 from benchmarks import measure
 from experiments import command
-from experiments.report import markdown
+from experiments.views.report import markdown
 
 PEERS = {
     "released-steps": "steps of the released code (NumPy)",

@@ -11,8 +11,8 @@ from typing import Any
 
 from benchmarks import report
 from benchmarks.measure import RESULTS
-from experiments.report import markdown
-from experiments.stated import Figures, listed
+from experiments.views.report import markdown
+from experiments.views.stated import Figures, listed
 
 STEPS_OF_AN_EPOCH = 391  # 50,000 images in batches of 128
 

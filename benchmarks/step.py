@@ -29,10 +29,12 @@ from flax import nnx
 
 import pdt_optax
 from benchmarks import measure
-from experiments import bench_configs, command, training
-from experiments.arms import BASELINE, Arm, Method, Recipe, preset
-from experiments.models import AlexNet
-from experiments.training import Config
+from experiments import command
+from experiments.models.alexnet import AlexNet
+from experiments.training import trainer
+from experiments.training.arms import BASELINE, Arm, Method, Recipe, preset
+from experiments.training.trainer import Config
+from experiments.tuned import setups
 
 
 def adamw_10m(tx: Any) -> measure.InPlace:
@@ -67,7 +69,7 @@ def per_step(
     return {arm: measure.summary(s) for arm, s in seconds.items()}, seconds
 
 
-VIT = bench_configs.PAIRS["vit-adamw"]
+VIT = setups.PAIRS["vit-adamw"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -160,7 +162,7 @@ def vit_figures(pairs: int, count: int, epochs: int = 8, steps: int = 24) -> dic
     predictor = pdt_optax.Predictor()
     figures: dict[str, Any] = {}
     plain, wrapped = (
-        training._program.__wrapped__(Config(VIT.workload, arm, "adamw", 1e-3, "constant", epochs=1, seed=0))
+        trainer._program.__wrapped__(Config(VIT.workload, arm, "adamw", 1e-3, "constant", epochs=1, seed=0))
         for arm in (preset(BASELINE), Wrapped("pdt"))
     )
     jitted = {"unwrapped": Vit(plain), "beside": Vit(plain, predictor), "wrapped": Vit(wrapped)}

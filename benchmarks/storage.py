@@ -1,6 +1,6 @@
 """What a prediction loses when the window is kept as bfloat16 differences, or in host memory.
 
-Trains pairs of the bench for some epochs, without jumps, and predicts at every
+Trains pairs at their tuned rates for some epochs, without jumps, and predicts at every
 epoch from the second half on: from float32 snapshots, from bfloat16
 differences, and from host memory. For each pair and preset: the length of the
 difference of the two displacements over the length of the float32 one, on
@@ -19,18 +19,21 @@ from rich.progress import track
 
 import pdt_optax
 from benchmarks import measure
-from experiments import bench, bench_configs, command, training
-from experiments.arms import BASELINE, preset
-from experiments.training import Config
+from experiments import command
+from experiments.training import trainer
+from experiments.training.arms import BASELINE, preset
+from experiments.training.trainer import Config
+from experiments.tuned import setups
+from experiments.tuned.views import tuned_rates
 
-BENCH = measure.RESULTS.parents[1] / "experiments" / "results" / "bench"
+RESULTS = measure.RESULTS.parents[1] / "experiments" / "results"
 
 
-def trajectory(pair: bench_configs.Pair, epochs: int) -> list[Any]:
+def trajectory(pair: setups.Pair, epochs: int) -> list[Any]:
     """The weights after each epoch of the baseline at its tuned rate, the initial ones first."""
-    rate = bench._tuned_rates(BENCH, [pair])[pair.name]
+    rate = tuned_rates([RESULTS], [pair])[pair.name]
     config = Config(pair.workload, preset(BASELINE), pair.optimizer, rate, "constant", epochs, seed=0)
-    program, workload = training._program.__wrapped__(config), pair.workload
+    program, workload = trainer._program.__wrapped__(config), pair.workload
     state = program.init(jax.random.key(0))
     inputs, targets = map(jnp.asarray, workload.load().train)
     weights = [jax.tree.map(np.asarray, state.params)]
@@ -82,7 +85,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line; the exit code."""
     p = measure.parser("storage", __doc__)
     pairs = ["mlp-sgd", "resnet-adamw", "vit-adamw"]
-    p.add_argument("--pairs", nargs="+", choices=list(bench_configs.PAIRS), default=pairs)
+    p.add_argument("--pairs", nargs="+", choices=list(setups.PAIRS), default=pairs)
     p.add_argument(
         "--epochs",
         type=command.whole(11),
@@ -92,7 +95,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = p.parse_args(argv)
     results: dict[str, Any] = {}
     for name in args.pairs:
-        weights = trajectory(bench_configs.PAIRS[name], args.epochs)
+        weights = trajectory(setups.PAIRS[name], args.epochs)
         results[name] = {
             n: figures(weights, dict(pdt_optax.presets.named(n))) for n in pdt_optax.presets.names()
         }

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from experiments.models import AlexNet
+from experiments.models.alexnet import AlexNet
 
 Shapes = dict[str, tuple[int, ...]]
 

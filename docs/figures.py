@@ -6,7 +6,7 @@ python docs/figures.py --check    # names them and writes nothing; exit code 1 i
 A figure stands between two comments, which no reader of the page sees, as in
 `<!--huge.peak-->13.6<!--/-->`; the comments of a table stand on lines of their
 own. Each figure has an owner: `benchmarks/stated.py` computes those of
-benchmarks/results, `experiments/stated.py` those of experiments/results. A
+benchmarks/results, `experiments/views/stated.py` those of experiments/results. A
 figure that has no owner, or that no page takes, is refused.
 """
 
@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import benchmarks.stated
-import experiments.stated
+import experiments.views.stated
 from experiments import command
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -29,7 +29,7 @@ FIGURE = re.compile(rf"{BEGIN}((?:(?!<!--).)*){END}", re.DOTALL)
 
 def owned() -> dict[str, str]:
     """All figures by name, each from its owner."""
-    return {**benchmarks.stated.figures(), **experiments.stated.figures()}
+    return {**benchmarks.stated.figures(), **experiments.views.stated.figures()}
 
 
 def names(page: str) -> list[str]:

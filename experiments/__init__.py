@@ -1,1 +1,1 @@
-"""Experiments with `pdt_optax`: one trainer, configs that are data, tables and pictures over records."""
+"""Experiments with `pdt_optax`: models on data, one trainer, and tables and pictures over its records."""

@@ -19,21 +19,23 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 import pdt_optax
-from experiments import checkpoints, command, data, devices, records, report
-from experiments.arms import BASELINE, preset
-from experiments.optimizers import OPTIMIZERS, SCHEDULES
-from experiments.training import Config, memory
-from experiments.workloads import AlexNetImages
+from experiments import command
+from experiments.data import datasets
+from experiments.training import checkpoints, devices, records, sweep
+from experiments.training.arms import BASELINE, preset
+from experiments.training.optimizers import OPTIMIZERS, SCHEDULES
+from experiments.training.trainer import Config
+from experiments.training.workloads import AlexNetImages
+from experiments.views import report
 
 
 def parser() -> command.Parser:
     """The command line."""
     p = command.Parser("experiments.cifar_alexnet", __doc__)
     source = p.add_argument_group("data")
-    source.add_argument("--data", choices=data.NAMES, default="cifar10", help="data set")
+    source.add_argument("--data", choices=datasets.NAMES, default="cifar10", help="data set")
     source.add_argument(
         "--data-dir",
         type=Path,
@@ -77,6 +79,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser().parse_args(argv)
     spread = devices.start(args)
     saving = checkpoints.saving(args)
+    saving = saving._replace(resume=saving.resume and not args.fresh)
     workload = AlexNetImages(
         data=args.data, image_size=args.image_size, width=args.width, batch_size=args.batch_size
     )
@@ -94,20 +97,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         for rule in dict.fromkeys([BASELINE, *args.rules])
     ]
     dataset = workload.load(args.data_dir, args.download)
-    devices.check_batch(args.batch_size, spread)
+    devices.check_batch(args.batch_size, spread)  # before anything is printed
 
     console = Console(quiet=not devices.is_first())
     console.print(
         f"{len(configs)} runs of {args.epochs} epochs, {len(dataset.train.targets):,} training and "
         f"{len(dataset.test.targets):,} validation images, on {spread}."
     )
-    if needed := next(filter(None, map(memory, configs)), None):
-        console.print(
-            f"A run with PDT holds, besides data, gradients and activations:\n{needed}", highlight=False
-        )
+    how = sweep.How(0, spread, saving, args.fresh, load=lambda workload: dataset)
     interrupted = False
     try:
-        train_all(configs, dataset, args.out, args.fresh, console, spread, saving)
+        sweep.train([sweep.Planned(args.out, config, config.epochs) for config in configs], how, console)
     except KeyboardInterrupt:
         interrupted = True
         console.print("Interrupted: the epochs already run are kept, the next start goes on with the rest.")
@@ -129,46 +129,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     ):
         console.print(f"  {args.out / name}  [dim]{what}", soft_wrap=True, highlight=False)
     return 130 if interrupted else 0
-
-
-def train_all(
-    configs: Sequence[Config],
-    dataset: data.Dataset,
-    folder: Path,
-    fresh: bool,
-    console: Console,
-    spread: devices.Devices,
-    saving: checkpoints.Saving,
-) -> None:
-    """Trains what is not recorded yet, with a progress bar over runs and epochs."""
-    columns = (
-        TextColumn("{task.description:>28}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}"),
-    )
-    with Progress(*columns, console=console) as progress:
-        overall = progress.add_task("epochs of all runs", total=sum(c.epochs for c in configs), note="")
-        complete = devices.as_the_first([records.read(folder, c).complete for c in configs])
-        for config, recorded in zip(configs, complete, strict=True):
-            name = f"{config.rule}, seed {config.seed}"
-            if recorded and not fresh:
-                progress.console.print(f"{name:>28}: already recorded")
-                progress.advance(overall, config.epochs)
-                continue
-            bar = progress.add_task(name, total=config.epochs, note="compiling")
-            epoch = {}
-            anew = saving._replace(resume=saving.resume and not fresh)
-            for epoch in records.record(folder, config, dataset, spread, anew):
-                note = f"loss {epoch['train_loss']:.4f}  accuracy {epoch['validation_accuracy']:.4f}"
-                progress.update(bar, advance=1, note=note)
-                progress.advance(overall)
-            progress.remove_task(bar)
-            progress.console.print(
-                f"{name:>28}: train loss {epoch['train_loss']:.4f}, "
-                f"validation accuracy {epoch['validation_accuracy']:.4f}"
-            )
 
 
 if __name__ == "__main__":

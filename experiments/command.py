@@ -28,7 +28,7 @@ class Parser(argparse.ArgumentParser):
     """A parser whose errors are `RefusedError`, and whose help ends with the exit codes.
 
     Args:
-      module: that is started, such as "experiments.bench".
+      module: that is started, such as "experiments.run".
       doc: its docstring.
     """
 

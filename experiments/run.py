@@ -1,16 +1,23 @@
-"""The paper's tables and figures: one command for each, at three scales.
+"""The paper's tables and figures at three scales, and PDT at tuned learning rates: one command for each view.
 
-Runs are trained once and shared by all views that show them; after Ctrl-C, or worse, the next
-start goes on. What is recorded is drawn into OUT/SCALE/VIEW and onto one page, OUT/SCALE/index.html.
-Without --out, what the checkout has recorded is not trained again, but drawn.
+Runs are trained once and shared by all views that show them; after Ctrl-C, or worse, the next start
+goes on. What is recorded is drawn into OUT/SCALE/VIEW or OUT/tuned/VIEW, and onto one page for each of
+the two, index.html. Without --out, what the checkout has recorded is not trained again, but drawn.
+
+  tune    the learning rates of the baseline and of the arms that have their own, for each
+          pair, to OUT/tuned/rates.json, which the other views at tuned rates take
+  pack    moves the complete runs of each setup below --out into one file, with a line a run
 
 examples:
-  python -m experiments.run --list --scale small
+  python -m experiments.run --list
   python -m experiments.run table2 --scale small
-  python -m experiments.run fig4 --rule released recommended --seeds 0 100
+  python -m experiments.run fig4 --rule released drift recommended --seeds 0 100
   python -m experiments.run all --scale smoke
   python -m experiments.run table1 --scale paper --dry-run
   python -m experiments.run fig4 --scale paper --time 20
+  python -m experiments.run tune --workloads mlp-sgd
+  python -m experiments.run screen --workloads mlp cnn --arms baseline agree-h3 shrink-h5
+  python -m experiments.run tuned --page
 """
 
 import argparse
@@ -22,32 +29,58 @@ from pathlib import Path
 from rich.console import Console
 
 import pdt_optax
-from experiments import checkpoints, command, devices, loggers, page, records, sweep, training, views
-from experiments.arms import BASELINE, Predictive
-from experiments.setups import SCALES
-from experiments.views import VIEWS, View
-from experiments.workloads import Resized, Siamese
+from experiments import command
+from experiments.paper import views as paper
+from experiments.paper.claims import RULE_OF_JUDGEMENT
+from experiments.paper.setups import SCALES
+from experiments.training import checkpoints, devices, loggers, records, sweep, trainer
+from experiments.training.arms import BASELINE, Predictive
+from experiments.training.workloads import Resized, Siamese
+from experiments.tuned import views as tuned
+from experiments.views import page
+from experiments.views.view import Asked, View, find, plan
 
 OUT, COMMITTED = Path("runs"), Path(__file__).parent / "results"
+TUNED: dict[str, View] = {tuned.TUNE.name: tuned.TUNE, **tuned.VIEWS}
+VIEWS: dict[str, View] = {**paper.VIEWS, **TUNED}
+PACK = "pack"
 
 
 def parser() -> command.Parser:
     """The command line."""
     p = command.Parser("experiments.run", __doc__)
-    p.add_argument("views", nargs="*", metavar="VIEW", help=f"all, or of {', '.join(VIEWS)}")
-    p.add_argument("--scale", choices=SCALES, default="small", help="how large")
+    p.add_argument(
+        "views",
+        nargs="*",
+        metavar="VIEW",
+        help=f"of the paper: all, or of {', '.join(paper.VIEWS)}; at tuned rates: {', '.join(TUNED)}; or {PACK}",
+    )
     p.add_argument("--list", action="store_true", help="claim, command, cost and status of every view")
-    p.add_argument("--seeds", type=command.seed, nargs="+", help="by default those of the scale")
+    p.add_argument("--scale", choices=SCALES, help="how large, of the paper's views (default: small)")
     p.add_argument(
         "--rule",
         nargs="+",
         metavar="NAME",
-        help=f"presets beside the baseline, of {', '.join(pdt_optax.presets.names())} (by default those of the scale)",
+        help=f"of the paper's views: presets beside the baseline, of {', '.join(pdt_optax.presets.names())} "
+        "(by default those of the scale)",
     )
+    p.add_argument(
+        "--workloads",
+        nargs="+",
+        metavar="NAME",
+        help="at tuned rates: pairs, such as mlp-sgd, or workloads, such as mlp for all its pairs "
+        "(by default those of the view)",
+    )
+    p.add_argument(
+        "--arms", nargs="+", metavar="NAME", help="at tuned rates: arms, by default those of the view"
+    )
+    p.add_argument("--seeds", type=command.seed, nargs="+", help="by default those of the view")
     p.add_argument("--out", type=Path, default=OUT, help="folder for all results")
     p.add_argument("--fresh", action="store_true", help="train again what is already recorded")
     p.add_argument("--page", action="store_true", help="draw what is recorded, train nothing")
-    p.add_argument("--dry-run", action="store_true", help="tell what the runs will take, train nothing")
+    p.add_argument(
+        "--dry-run", action="store_true", help="tell what the paper's runs will take, train nothing"
+    )
     p.add_argument(
         "--devices", type=command.whole(1), default=3, help="of a dry run, which needs none of them"
     )
@@ -55,7 +88,8 @@ def parser() -> command.Parser:
         "--time",
         type=command.whole(1),
         metavar="STEPS",
-        help="tell what a step, an epoch and a prediction take here, from epochs of so many steps on noise",
+        help="tell what a step, an epoch and a prediction of the paper's runs take here, from epochs of so many "
+        "steps on noise",
     )
     p.add_argument(
         "--tensorboard", type=command.output, metavar="DIR", help="write the runs' scalars there too"
@@ -70,28 +104,43 @@ def parser() -> command.Parser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line; the exit code."""
     args = parser().parse_args(argv)
-    rules = _rules(args.rule)
-    chosen = _views(args.views or (["all"] if args.list else []))
+    if args.views == [PACK]:
+        print(f"{records.pack_all(command.output(args.out))} runs packed below {args.out}.")
+        return 0
+    chosen = _views(args.views or ([*VIEWS] if args.list else []))
+    if args.views:
+        for view in chosen:
+            view.check(args)
+    asked = Asked(
+        _results(args), args.scale or "small", _rules(args.rule), args.workloads, args.arms, args.seeds
+    )
     if args.list:
-        _list(chosen, args, rules)
+        _list(chosen, asked)
         return 0
     if args.dry_run:
-        _dry_run(chosen, args, rules)
+        _dry_run(chosen, asked, args.devices)
         return 0
     if args.time:
-        _time(chosen, args, rules)
+        _time(chosen, asked, args)
         return 0
     command.output(args.out)
     spread = devices.start(args)
     console = Console(quiet=not devices.is_first())
+    drawn = [view for view in chosen if view is not tuned.TUNE]
     if not args.page:
-        sweep.train(_plan(chosen, args, rules), sweep.how(args, spread), console, _log(args))
+        how = sweep.how(args, spread)
+        if tuned.TUNE in chosen:
+            tuned.tune(asked, how, console)
+        for view in drawn:
+            view.check_ready(asked)
+        if drawn:
+            sweep.train(_plan(drawn, asked), how, console, _log(args))
     if devices.is_first():
-        _show(chosen, args, rules, console)
+        _show(drawn, asked, args.out, console)
     return 0
 
 
-def _rules(names: Sequence[str] | None) -> views.Rules:
+def _rules(names: Sequence[str] | None) -> Sequence[str] | None:
     """The rules that were asked for, the baseline first whether or not it is named."""
     if names is None:
         return None
@@ -102,23 +151,21 @@ def _rules(names: Sequence[str] | None) -> views.Rules:
 
 
 def _views(names: Sequence[str]) -> list[View]:
+    known = f"all, {', '.join(VIEWS)}"
     if not names:
-        raise ValueError(f"Name a view, or all: there are {', '.join(VIEWS)}.")
+        raise ValueError(f"Name a view, or all of the paper's: there are {known}.")
     for name in names:
+        if name == PACK:
+            raise ValueError(f"`{PACK}` stands alone. Got {' '.join(names)}.")
         if name != "all" and name not in VIEWS:
-            raise ValueError(f"There is no view {name!r}. There are all, {', '.join(VIEWS)}.")
-    return list(VIEWS.values()) if "all" in names else [VIEWS[name] for name in dict.fromkeys(names)]
+            raise ValueError(f"There is no view {name!r}. There are {known}.")
+    every = [n for name in names for n in (paper.VIEWS if name == "all" else [name])]
+    return [VIEWS[name] for name in dict.fromkeys(every)]
 
 
-def _plan(chosen: Sequence[View], args: argparse.Namespace, rules: views.Rules) -> list[sweep.Planned]:
+def _plan(chosen: Sequence[View], asked: Asked) -> list[sweep.Planned]:
     """All runs of some views, each once."""
-    return list(
-        {
-            config.key: sweep.Planned(folder, config, setup.seconds)
-            for view in chosen
-            for folder, _, setup, config in views.placed(view, args.scale, rules, args.seeds, *_results(args))
-        }.values()
-    )
+    return list({p.config.key: p for view in chosen for p in plan(view, asked)}.values())
 
 
 def _results(args: argparse.Namespace) -> Sequence[Path]:
@@ -126,27 +173,40 @@ def _results(args: argparse.Namespace) -> Sequence[Path]:
     return (OUT, COMMITTED) if args.out == OUT and not args.fresh else (args.out,)
 
 
-def _command(view: View, scale: str) -> str:
-    return f"python -m experiments.run {view.name} --scale {scale}"
-
-
-def _list(chosen: Sequence[View], args: argparse.Namespace, rules: views.Rules) -> None:
-    for view in chosen:
-        plan = _plan([view], args, rules)
-        print(f"{view.name:<9}{minutes(plan):5.0f} min  {_status(plan)}\n{'':9}{view.claim}")
-        print(f"{'':9}{_command(view, args.scale)}")
-    whole = _plan(chosen, args, rules)
-    print(f"{'together':<9}{minutes(whole):5.0f} min  {_status(whole)}")
+def _list(chosen: Sequence[View], asked: Asked) -> None:
+    groups = (
+        (f"The paper's tables and figures, at scale {asked.scale}:", paper.VIEWS),
+        ("At tuned learning rates:", TUNED),
+    )
+    for heading, group in groups:
+        listed = [view for view in chosen if view.name in group]
+        if not listed:
+            continue
+        print(heading)
+        for view in listed:
+            try:
+                told = _cost(_plan([view], asked))
+            except ValueError:  # of pairs without a rate
+                told = "after `tune`"
+            print(f"{view.name:<11}{told}\n{'':11}{view.claim}\n{'':11}{view.command(asked.scale)}")
+            if isinstance(view, (tuned.TunedView, tuned.Tuning)):
+                print(f"{'':11}arms: {', '.join(arm.name for arm in view.arms)}")
+        if group is paper.VIEWS:
+            print(f"{'together':<11}{_cost(_plan(listed, asked))}")
+        else:
+            print(f"{'pairs':<11}{', '.join(pair.name for pair in tuned.pairs_of(None))}")
     print(
         "Minutes of training on two CPU cores; runs that views share count once in what they take together."
     )
 
 
-def _one_of_each(
-    chosen: Sequence[View], args: argparse.Namespace, rules: views.Rules
-) -> Iterator[training.Config]:
+def _cost(planned: Sequence[sweep.Planned]) -> str:
+    return f"{minutes(planned):5.0f} min  {_status(planned)}"
+
+
+def _one_of_each(chosen: Sequence[View], asked: Asked) -> Iterator[trainer.Config]:
     """Of every setup one run, under the first rule, and says which."""
-    planned = _plan(chosen, args, rules)
+    planned = _plan(chosen, asked)
     for folder in dict.fromkeys(p.folder for p in planned):
         configs = [p.config for p in planned if p.folder == folder]
         config = next((c for c in configs if isinstance(c.arm, Predictive)), configs[0])
@@ -154,41 +214,45 @@ def _one_of_each(
         yield config
 
 
-def _time(chosen: Sequence[View], args: argparse.Namespace, rules: views.Rules) -> None:
+def _time(chosen: Sequence[View], asked: Asked, args: argparse.Namespace) -> None:
     """What every setup takes here."""
-    from experiments import timing  # which imports what only it needs
+    from experiments.training import timing  # which imports what only it needs
 
     spread = devices.start(args)
-    for config in _one_of_each(chosen, args, rules):
+    for config in _one_of_each(chosen, asked):
         print(f"  {timing.time_steps(config, args.time, spread)}", flush=True)
 
 
-def _dry_run(chosen: Sequence[View], args: argparse.Namespace, rules: views.Rules) -> None:
+def _dry_run(chosen: Sequence[View], asked: Asked, count: int) -> None:
     """Model, batch, memory and step of every setup, told from shapes."""
-    from experiments import dry_run, imagenet  # which import what only they need
+    from experiments.data import imagenet
+    from experiments.training import dry_run  # which import what only they need
 
-    for config in _one_of_each(chosen, args, rules):
+    for config in _one_of_each(chosen, asked):
         workload, method = config.workload, config.arm.method(config.recipe)
-        if isinstance(workload, Siamese) or method.predictor is None:
+        if isinstance(workload, Siamese) or method.made is None:
             print("  no dry run: it is for classifiers under PDT")
             continue
         assert isinstance(workload, Resized)
-        count = args.devices if workload.data == imagenet.NAME else 1
         spec = imagenet.spec(workload.batch_size, workload.image_size)
         told = dry_run.dry_run(
-            lambda rngs, w=workload: w.model(rngs), method.tx, method.predictor, spec, devices=count
+            lambda rngs, w=workload: w.model(rngs),
+            method.tx,
+            method.made,
+            spec,
+            devices=count if workload.data == imagenet.NAME else 1,
         )
         print(textwrap.indent(str(told), "  "))
 
 
-def minutes(plan: Sequence[sweep.Planned]) -> float:
+def minutes(planned: Sequence[sweep.Planned]) -> float:
     """About what a plan takes, two runs side by side."""
-    return sum(p.seconds for p in plan) / 2 / 60
+    return sum(p.seconds for p in planned) / 2 / 60
 
 
-def _status(plan: Sequence[sweep.Planned]) -> str:
-    done = sum(records.read(p.folder, p.config).complete for p in plan)
-    return f"{done} of {len(plan)} runs recorded" if plan else "nothing to train"
+def _status(planned: Sequence[sweep.Planned]) -> str:
+    done = sum(records.read(p.folder, p.config).complete for p in planned)
+    return f"{done} of {len(planned)} runs recorded" if planned else "nothing to train"
 
 
 def _log(args: argparse.Namespace) -> Callable[[sweep.Planned], None] | None:
@@ -206,23 +270,31 @@ def _log(args: argparse.Namespace) -> Callable[[sweep.Planned], None] | None:
     return done
 
 
-def _show(chosen: Sequence[View], args: argparse.Namespace, rules: views.Rules, console: Console) -> None:
-    """Draws what is recorded: some views, and the page of all."""
-    folder = args.out / args.scale
+def _show(chosen: Sequence[View], asked: Asked, out: Path, console: Console) -> None:
+    """Draws what is recorded: some views, and the pages of all."""
     for view in chosen:
-        finds = views.find(view, args.scale, rules, args.seeds, *_results(args))
-        if view.rows(args.scale) and not finds:
+        finds, planned = find(view, asked), _plan([view], asked)
+        if planned and not finds:
             console.print(f"{view.name}: nothing is recorded yet.")
             continue
-        plan = _plan([view], args, rules)
-        command = _command(view, args.scale)
-        reduced = SCALES[args.scale].reduced if plan else ""
-        shown = page.write_view(view, finds, folder / view.name, command, _status(plan), reduced)
+        shown = page.write_view(view, finds, out / view.folder(asked.scale), asked.scale, _status(planned))
         console.print(f"[bold]{view.name}[/bold] {view.title}", highlight=False)
-        for verdict in shown.verdicts:
-            console.print(f"  {verdict}", highlight=False)
-    page.write_index(folder, list(VIEWS), args.scale)
-    console.print(f"Look at {folder / 'index.html'}", soft_wrap=True, highlight=False)
+        for said in shown.verdicts if shown.terminal is None else [shown.terminal]:
+            console.print(said if shown.terminal is not None else f"  {said}", highlight=False)
+    for folder, group, title, about in (
+        (
+            asked.scale,
+            paper.VIEWS,
+            f"Predictive Differential Training: the paper's tables and figures, scale {asked.scale}",
+            "The paper's numbers stand beside ours. Its baseline's time is its whole run; ours is its own first "
+            f"crossing. {RULE_OF_JUDGEMENT} *Reduced*: {SCALES[asked.scale].reduced}",
+        ),
+        (tuned.FOLDER, tuned.VIEWS, "Predictive Differential Training at tuned learning rates", ""),
+    ):
+        if any(view.name in group for view in chosen):
+            folders = {name: view.folder(asked.scale) for name, view in group.items()}
+            page.write_index(out, folders, folder, title, about)
+            console.print(f"Look at {out / folder / 'index.html'}", soft_wrap=True, highlight=False)
 
 
 if __name__ == "__main__":

@@ -42,6 +42,8 @@ def predictive() -> pdt_optax.PDT:
         horizon=5,
         start=6,
         interval=1,
+        own_motion=False,
+        deliver="jump",
     )
 
 

@@ -22,13 +22,13 @@ from jax.sharding import PartitionSpec as P
 
 import pdt_optax
 from benchmarks.lowered import lower
-from experiments import records
-from experiments.arms import preset
-from experiments.bench_configs import PAIRS
-from experiments.checkpoints import Saving
-from experiments.devices import check_batch, devices
-from experiments.training import Config, _program
-from experiments.training import train as train_run
+from experiments.training import records
+from experiments.training.arms import preset
+from experiments.training.checkpoints import Saving
+from experiments.training.devices import check_batch, devices
+from experiments.training.trainer import Config, _program
+from experiments.training.trainer import train as train_run
+from experiments.tuned.setups import PAIRS
 from tests.states import WINDOWED
 from tests.test_bench import tiny
 

@@ -16,7 +16,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import pdt_optax
-from experiments import devices
+from experiments.training import devices
 from tests.states import WINDOWED
 
 FSDP = {"first": P("data"), "bias": P(), "second": P(None, "data")}

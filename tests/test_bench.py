@@ -14,17 +14,34 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-import scipy.stats
 from flax import nnx
 
 import pdt_optax
-from experiments import bench, bench_configs, bench_report, pool, records, text, training
-from experiments.arms import BASELINE, Arm, Ema, Lawa, Lookahead, Predictive, Recipe, ScheduleFree, preset
-from experiments.bench_configs import PAIRS, Pair
-from experiments.devices import ONE_DEVICE
-from experiments.optimizers import Constant, Cosine
-from experiments.training import Config
-from experiments.workloads import Images
+from experiments import run
+from experiments.data import text
+from experiments.training import pool, records, trainer
+from experiments.training.arms import (
+    BASELINE,
+    AdEMAMix,
+    Arm,
+    Ema,
+    Lawa,
+    Lookahead,
+    Predictive,
+    Recipe,
+    ScheduleFree,
+    Shaped,
+    Snoo,
+    preset,
+)
+from experiments.training.devices import ONE_DEVICE
+from experiments.training.optimizers import OPTIMIZERS, Constant, Cosine, WarmupCosine
+from experiments.training.trainer import Config
+from experiments.training.workloads import Images
+from experiments.tuned import setups, tables
+from experiments.tuned import views as tuned
+from experiments.tuned.setups import PAIRS, Pair
+from experiments.views import report
 
 TINY_SIZES = {
     "mlp": {"hidden": (16,)},
@@ -32,6 +49,8 @@ TINY_SIZES = {
     "vit": {"patch": 14, "features": 8, "depth": 1, "heads": 2},
     "resnet": {"channels": (4, 8)},
     "char_lm": {"features": 16, "depth": 1, "heads": 2},
+    "char_gru": {"features": 16},
+    "autoencoder": {"hidden": 32, "code": 8},
 }
 
 # Digits stand in for Fashion-MNIST, which not every machine has.
@@ -69,11 +88,11 @@ def test_every_pair_learns_at_a_tiny_size(name):
     workload = tiny(pair)
     rate = 5e-2 if pair.optimizer in ("sgd", "momentum") else 5e-3
     run = Config(workload, Arm(BASELINE), pair.optimizer, rate, "constant", 3, 0)
-    epochs = list(training.train(run, workload.load()))
+    epochs = list(trainer.train(run, workload.load()))
     assert epochs[-1]["train_loss"] < 0.95 * epochs[0]["train_loss"]
     assert epochs[-1]["validation_loss"] < epochs[0]["validation_loss"]
     assert epochs[-1]["probe_loss"] < epochs[0]["probe_loss"]
-    chance = 1 / 96 if name.startswith("char_lm") else 1 / 10
+    chance = 1 / 96 if name.startswith("char_") else 1 / 10
     assert epochs[-1]["validation_accuracy"] > 1.5 * chance
 
 
@@ -81,7 +100,7 @@ def test_batch_norm_statistics_are_those_of_the_training_batches():
     """One step moves each mean a tenth of the way, 1 - 0.9, to the mean of the batch."""
     workload = tiny(PAIRS["resnet-adamw"])
     run = Config(workload, Arm(BASELINE), "adamw", 1e-3, "constant", 1, 0)
-    program = training._program(run)
+    program = trainer._program(run)
     state = program.init(jax.random.key(0))
     inputs, targets = map(jnp.asarray, workload.load().train)
     index = jnp.arange(32)
@@ -98,9 +117,9 @@ def test_batch_norm_statistics_are_those_of_the_training_batches():
 def test_statistics_refreshed_after_a_jump_are_those_of_its_weights():
     """One pass moves each mean a tenth of the way to that of the batch, and nothing else changes."""
     workload = tiny(PAIRS["resnet-adamw"])
-    arms = bench_configs.STATISTICS
+    arms = setups.STATISTICS
     kept, refreshed = (
-        list(training.train(Config(workload, arm, "adamw", 1e-3, "constant", 7, 0), workload.load()))
+        list(trainer.train(Config(workload, arm, "adamw", 1e-3, "constant", 7, 0), workload.load()))
         for arm in arms
     )
     assert [e["train_loss"] for e in kept] == [e["train_loss"] for e in refreshed]
@@ -108,7 +127,7 @@ def test_statistics_refreshed_after_a_jump_are_those_of_its_weights():
     assert differs == [e["predicted"] or i > 5 for i, e in enumerate(kept)]
     assert any(differs)
 
-    program = training._program(Config(workload, arms[1], "adamw", 1e-3, "constant", 1, 0))
+    program = trainer._program(Config(workload, arms[1], "adamw", 1e-3, "constant", 1, 0))
     state = program.init(jax.random.key(0))
     inputs, targets = map(jnp.asarray, workload.load().train)
     index = jnp.arange(32)
@@ -127,9 +146,79 @@ def test_characters_are_windows_whose_targets_are_one_ahead():
         np.testing.assert_array_equal(split.inputs[1:, 0], split.targets[:-1, -1])
         assert split.inputs.max() < len(text.ALPHABET)
     assert 280_000 < dataset.train.inputs.size < 350_000
+    assert [len(s.inputs) for s in PAIRS["char_gru-clipped_adam"].workload.load()] == [60_000, 256]
+    assert set(text.TRAIN) < set(text.LONG)
+    assert not set(text.LONG) & set(text.VALIDATION)
     assert "".join(text.ALPHABET[i] for i in text.encode("é\tdef f():\n")) == "def f():\n"
     windows = [PAIRS["char_lm-adamw"].workload.examples, PAIRS["char_lm-adamw"].workload.validation_examples]
     assert [len(s.inputs) for s in PAIRS["char_lm-adamw"].workload.load()] == windows
+
+
+def test_the_recurrent_net_is_the_equations_of_a_gated_recurrent_unit():
+    workload: Any = dataclasses.replace(
+        PAIRS["char_gru-clipped_adam"].workload, length=5, size=(("features", 3),)
+    )
+    model = workload.model(nnx.Rngs(0))
+    tokens = np.array([[3, 1, 4, 1, 5], [9, 2, 6, 5, 3]])
+    names = ("embed", "inputs", "recurrent", "out")
+    of: dict[str, Any] = {
+        name: jax.tree.map(np.asarray, nnx.to_pure_dict(nnx.state(getattr(model, name)))) for name in names
+    }
+
+    def sigmoid(x):
+        return 1 / (1 + np.exp(-x))
+
+    state, expected = np.zeros((2, 3)), []
+    for x in of["embed"]["embedding"][tokens].swapaxes(0, 1):
+        r, z, n = np.split(x @ of["inputs"]["kernel"] + of["inputs"]["bias"], 3, axis=1)
+        r_h, z_h, n_h = np.split(state @ of["recurrent"]["kernel"] + of["recurrent"]["bias"], 3, axis=1)
+        r, z = sigmoid(r + r_h), sigmoid(z + z_h)
+        state = z * state + (1 - z) * np.tanh(n + r * n_h)
+        expected.append(state @ of["out"]["kernel"] + of["out"]["bias"])
+    np.testing.assert_allclose(model(jnp.asarray(tokens)), np.stack(expected, 1), rtol=1e-5, atol=1e-5)
+
+
+def test_the_autoencoders_score_is_the_explained_share_of_each_images_variance():
+    workload = dataclasses.replace(PAIRS["autoencoder-adam"].workload)
+    images = np.random.default_rng(0).integers(0, 256, (4, 28, 28, 1), np.uint8)
+    images[3] = 0  # as padding is
+    pixels = (images.reshape(4, -1) / 255 - 0.5) / 0.5
+    # Half of the way from the mean to the pixels: a quarter of the variance is left.
+    near = pixels.mean(1, keepdims=True) / 2 + pixels / 2
+    far = np.full_like(pixels, 9.0)
+    for said, score in ((near, 0.75), (far, 0.0)):
+        losses, scores = workload.losses(
+            lambda x, key, said=said: jnp.asarray(said, x.dtype), jnp.asarray(images), jnp.zeros(4, int), None
+        )
+        np.testing.assert_allclose(losses, np.square(said - pixels).mean(1), rtol=1e-5)
+        np.testing.assert_allclose(scores, [score] * 3 + [0], atol=1e-5)
+
+
+def test_warm_up_takes_a_twentieth_of_the_steps_and_the_cosine_ends_at_zero():
+    for steps in (100, 3):
+        schedule = WarmupCosine(0.2, steps)
+        warmup = max(1, steps // 20)
+        rates = [float(schedule(i)) for i in range(steps + 1)]
+        assert rates[0] == 0
+        assert rates[warmup] == max(rates) == pytest.approx(0.2)
+        assert rates[steps] == pytest.approx(0, abs=1e-9)
+        middle = (warmup + steps) // 2
+        expected = 0.1 * (1 + math.cos(math.pi * (middle - warmup) / (steps - warmup)))
+        assert rates[middle] == pytest.approx(expected, rel=1e-5)
+
+
+def test_clipping_comes_before_adam():
+    """Gradients of different length and equal direction give equal steps, once both are clipped; short ones are kept."""
+    tx = OPTIMIZERS["clipped_adam"](0.1, True)
+    params = jnp.zeros(2)
+    states = []
+    for scale in (1.0, 3.0, 0.1):
+        _, state = tx.update(scale * jnp.array([3.0, 4.0]), tx.init(params), params)
+        mean: Any = optax.tree.get(state, "mu")
+        states.append(np.asarray(mean))
+    np.testing.assert_allclose(states[0], [0.06, 0.08], rtol=1e-5)
+    np.testing.assert_allclose(states[1], states[0], rtol=1e-5)
+    np.testing.assert_allclose(states[2], [0.03, 0.04], rtol=1e-5)
 
 
 def quadratic_path(arm: Arm, steps: int, steps_per_epoch: int):
@@ -190,30 +279,114 @@ def test_schedule_free_follows_a_constant_rate_without_momentum():
     assert np.abs(evaluated[-1]).max() < 0.3
 
 
-@pytest.mark.parametrize("arm", [a for a in bench_configs.FINAL if a.name != BASELINE], ids=lambda a: a.name)
+def test_ademamix_is_its_equations_with_both_coefficients_warmed_up():
+    """Pagliardini et al., Alg. 1 and their schedules, in float64; one weight decay, as optax.adamw's."""
+    steps, rate, alpha, decay, eps = 20, 0.01, 5.0, 1e-4, 1e-8
+    method = AdEMAMix("ademamix", memory=0.25).method(Recipe("adamw", Constant(rate, steps), 4, 5))
+    start = np.array([1.0, -2.0, 0.5])
+    grads = np.random.default_rng(0).normal(size=(steps, 3))
+    params: Any = jnp.asarray(start, jnp.float32)
+    state = method.tx.init(params)
+
+    w, m1, m2, v = start, np.zeros(3), np.zeros(3), np.zeros(3)
+    b1, b2, b3_end = 0.9, 0.999, 1 - 1 / 5
+    b3_end = max(b1, b3_end)
+    for t, g in enumerate(grads):
+        updates, state = method.tx.update(jnp.asarray(g, jnp.float32), state, params)
+        params = optax.apply_updates(params, updates)
+        share = t / steps
+        b3 = math.exp(
+            math.log(b1) * math.log(b3_end) / ((1 - share) * math.log(b3_end) + share * math.log(b1))
+        )
+        m1, m2, v = b1 * m1 + (1 - b1) * g, b3 * m2 + (1 - b3) * g, b2 * v + (1 - b2) * g**2
+        mean, square = m1 / (1 - b1 ** (t + 1)), v / (1 - b2 ** (t + 1))
+        w = w - rate * ((mean + share * alpha * m2) / (np.sqrt(square) + eps) + decay * w)
+        np.testing.assert_allclose(params, w, rtol=2e-5, atol=2e-6)
+
+
+def test_ademamix_looks_back_a_tenth_of_the_run_at_its_end_and_takes_adamws_place_alone():
+    method = AdEMAMix("ademamix").method(Recipe("adamw", Constant(0.01, 1000), 10, 100))
+    state: Any = method.tx.init(jnp.zeros(1))
+    update = jax.jit(method.tx.update)
+    slow = []
+    for t in range(1001):
+        before, g = float(state[0].m2[0]), (-1.0) ** t
+        _, state = update(jnp.full(1, g), state, jnp.zeros(1))
+        slow.append((float(state[0].m2[0]) - g) / (before - g))  # b3
+    assert slow[0] == pytest.approx(0.9, rel=1e-3)
+    assert slow[1000] == pytest.approx(0.99, rel=1e-3)
+    # The half-life is linear in between.
+    half = [math.log(0.5) / math.log(slow[t]) for t in (0, 500, 1000)]
+    assert half[1] == pytest.approx((half[0] + half[2]) / 2, rel=0.05)
+    with pytest.raises(ValueError, match="takes the place of AdamW"):
+        AdEMAMix("ademamix").method(Recipe("sgd", Constant(0.1, 10), 1, 10))
+
+
+def test_snoo_is_nesterov_on_what_its_period_moved():
+    arm = Snoo("snoo", period=3, rate=0.7, momentum=0.5)
+    path, _ = quadratic_path(arm, 12, 4)
+    fast = slow = np.array([1.0, -2.0])
+    b = np.zeros(2)
+    for step, weights in enumerate(path, start=1):
+        fast = fast - 0.1 * fast
+        if step % 3 == 0:
+            g = slow - fast
+            b = 0.5 * b + g
+            slow = slow - 0.7 * (g + 0.5 * b)
+            fast = slow
+        np.testing.assert_allclose(weights, fast, rtol=1e-5)
+    # A unit step without momentum is the optimizer alone.
+    plain, _ = quadratic_path(Arm(BASELINE), 12, 4)
+    same, _ = quadratic_path(Snoo("snoo", period=3, rate=1.0, momentum=0.0), 12, 4)
+    np.testing.assert_allclose(same, plain, rtol=1e-6)
+
+
+def test_other_shapes_of_the_schedule_keep_its_peak_and_its_warm_up():
+    def rates(shape, schedule):
+        found = Shaped(shape, shape).method(Recipe("sgd", schedule, 10, 10)).schedule
+        return [float(found(i)) for i in range(101)]
+
+    linear, trapezoid = (rates(shape, Cosine(0.2, 100)) for shape in ("linear", "trapezoid"))
+    np.testing.assert_allclose(linear, 0.2 * (1 - np.arange(101) / 100), rtol=1e-5, atol=1e-8)
+    expected = np.interp(np.arange(101), [0, 80, 100], [0.2, 0.2, 0])
+    np.testing.assert_allclose(trapezoid, expected, rtol=1e-5, atol=1e-8)
+    linear, trapezoid = (rates(shape, WarmupCosine(0.2, 100)) for shape in ("linear", "trapezoid"))
+    np.testing.assert_allclose(
+        linear, np.interp(np.arange(101), [0, 5, 100], [0, 0.2, 0]), rtol=1e-5, atol=1e-8
+    )
+    expected = np.interp(np.arange(101), [0, 5, 80, 100], [0, 0.2, 0.2, 0])
+    np.testing.assert_allclose(trapezoid, expected, rtol=1e-5, atol=1e-8)
+    # The training follows it.
+    method = Shaped("linear", "linear").method(Recipe("sgd", Cosine(0.2, 10), 1, 10))
+    update: Any = method.tx.update(jnp.ones(1), method.tx.init(jnp.ones(1)), jnp.ones(1))[0]
+    assert float(update[0]) == pytest.approx(-0.2)
+
+
+@pytest.mark.parametrize("arm", [a for a in setups.FINAL if a.name != BASELINE], ids=lambda a: a.name)
 def test_every_final_arm_trains(arm):
-    epochs = list(training.train(config(arm, epochs=7), TINY.load()))
+    of = config(arm, epochs=7) if arm.fits("momentum") else config(arm, epochs=7, optimizer="adamw")
+    epochs = list(trainer.train(of, TINY.load()))
     assert epochs[-1]["validation_loss"] < 0.95 * epochs[0]["validation_loss"]
     assert any(e["predicted"] for e in epochs) == isinstance(arm, Predictive)
 
 
 def aware(recipe: Recipe, factor: int = 10):
-    return {**pdt_optax.presets.recommended, "horizon": 1 + int(factor * recipe.schedule(0))}
+    return {**pdt_optax.presets.drift, "horizon": 1 + int(factor * recipe.schedule(0))}
 
 
 def test_an_arm_may_depend_on_the_recipe_and_the_key_hashes_what_it_means():
     run = config(Predictive("aware", aware))
     assert run.settings["horizon"] == 2
     assert run.key == config(Predictive("aware", aware)).key
-    assert run.key != config(Predictive("aware", tuple(pdt_optax.presets.recommended.items()))).key
+    assert run.key != config(Predictive("aware", tuple(pdt_optax.presets.drift.items()))).key
     assert config(Ema("ema")).key != config(Ema("ema", memory=2.0)).key
-    assert "0x" not in repr([config(arm).settings for arm in bench_configs.ARMS.values()])
+    assert "0x" not in repr([config(arm).settings for arm in setups.ARMS.values()])
 
 
 def test_seeds_share_compiled_code_and_differ():
-    losses = [[e["train_loss"] for e in training.train(config(seed=seed), TINY.load())] for seed in (1, 2, 1)]
+    losses = [[e["train_loss"] for e in trainer.train(config(seed=seed), TINY.load())] for seed in (1, 2, 1)]
     assert losses[0] == losses[2] != losses[1]
-    program: Any = training._program(config(seed=3).program, ONE_DEVICE)
+    program: Any = trainer._program(config(seed=3).program, ONE_DEVICE)
     assert (program.step._cache_size(), program.evaluate._cache_size()) == (1, 2)  # validation, probe
 
 
@@ -236,72 +409,47 @@ def run_of(losses, accuracies, seed=0, rule=BASELINE, seconds=1.0, jumps=()):
     return records.Run({"rule": rule, "seed": seed, "epochs": len(losses)}, epochs)
 
 
-def test_paired_interval_is_students():
-    values = [0.1, 0.3, -0.2, 0.4, 0.2]
-    mean, half = bench_report.paired_interval(values)
-    low, high = scipy.stats.t.interval(0.95, 4, loc=np.mean(values), scale=scipy.stats.sem(values))
-    assert (mean - half, mean + half) == (pytest.approx(low), pytest.approx(high))
-    assert bench_report.paired_interval([0.5]) == (0.5, math.inf)
-
-
 def test_ratios_are_to_the_baselines_first_crossing_and_one_miss_is_infinite():
-    baselines = [run_of([3, 2, 1, 2], [0.2, 0.8, 0.7, 0.7], seed) for seed in (0, 1)]
+    baselines = {1.0: [run_of([3, 2, 1, 2], [0.2, 0.8, 0.7, 0.7], seed) for seed in (0, 1)]}
     arm = [run_of([1, 1, 1, 1], [0.1, 0.1, 0.1, 0.9], seed, "x", seconds=2.0) for seed in (0, 1)]
-    s = bench_report.score({1.0: arm}, baselines)
+    for slow in arm:
+        for epoch in slow.epochs:
+            epoch["pdt_seconds"] = 0.5
+    s = tables.score({1.0: arm}, baselines)
     assert s is not None
-    assert (s.seeds, s.loss_epochs, s.loss_seconds) == (2, 1, 2)
+    assert (s.seeds, s.loss_epochs, s.loss_seconds) == (2, 1, 2.5)
     assert s.loss_epochs_ratio == pytest.approx(1 / 3)
-    assert s.loss_seconds_ratio == pytest.approx(2 / 3)
-    assert (s.accuracy_epochs_ratio, s.accuracy_seconds_ratio) == (2, 4)
+    assert s.overhead == 0.25
+    assert s.loss_time_ratio == pytest.approx(1.25 / 3)
+    assert (s.accuracy_epochs_ratio, s.accuracy_time_ratio) == (2, 2.5)
     assert s.gain == pytest.approx(0.2)
     assert s.gain_interval == pytest.approx(0, abs=1e-12)
-    assert math.isnan(s.budget)
+    assert math.isnan(s.effective.value)  # without other lengths of the baseline's schedule
 
     missed = [arm[0], run_of([2, 2, 2, 2], [0.9] * 4, 1, "x")]
-    s = bench_report.score({1.0: missed}, baselines)
+    s = tables.score({1.0: missed}, baselines)
     assert s is not None
-    assert s.loss_epochs == s.loss_seconds_ratio == math.inf
+    assert s.loss_epochs == s.loss_time_ratio == math.inf
     assert s.accuracy_epochs == 2.5
-    assert bench_report.score({1.0: [run_of([1], [1], seed=7)]}, baselines) is None
+    assert tables.score({1.0: [run_of([1], [1], seed=7)]}, baselines) is None
 
 
 def test_the_rise_after_a_jump_is_the_greatest_and_the_dip_at_one_the_mean():
     run = run_of([4, 2, 3, 1, 2, 8], [0.1, 0.5, 0.4, 0.7, 0.4, 0.9], 0, "x", jumps=(2, 4))
-    s = bench_report.score({1.0: [run]}, [run_of([4, 3], [0.1, 0.2])])
+    s = tables.score({1.0: [run]}, {1.0: [run_of([4, 3], [0.1, 0.2])]})
     assert s is not None
     assert s.rise == 4  # 8 / 2, not 1 / 3
     assert s.dip == pytest.approx(-0.2)  # of 0.5 to 0.4 and 0.7 to 0.4
-    s = bench_report.score({1.0: [run_of([4, 3], [0.1, 0.2])]}, [run_of([4, 3], [0.1, 0.2])])
+    s = tables.score({1.0: [run_of([4, 3], [0.1, 0.2])]}, {1.0: [run_of([4, 3], [0.1, 0.2])]})
     assert s is not None
     assert math.isnan(s.rise)
     assert math.isnan(s.dip)
 
 
-def test_the_equal_quality_budget_takes_loss_and_accuracy_over_all_seeds():
-    baselines = [run_of([2, 1.0], [0.5, 0.800], 0), run_of([2, 2.0], [0.5, 0.900], 1)]
-
-    def shorter(losses, accuracies):
-        return [
-            run_of([loss], [a], seed) for seed, (loss, a) in enumerate(zip(losses, accuracies, strict=True))
-        ]
-
-    good = shorter([1.5, 1.5], [0.799, 0.899])  # mean loss equal, 0.1 points lost
-    high_loss = shorter([1.5, 1.6], [0.9, 0.9])
-    low_accuracy = shorter([1.0, 1.0], [0.798, 0.899])
-
-    def budget(runs):
-        return bench_report.equal_quality_budget(runs, baselines)
-
-    assert budget({1.0: baselines}) == 1.0
-    assert budget({0.4: high_loss, 0.5: good, 0.75: low_accuracy, 1.0: baselines}) == 0.5
-    assert budget({0.4: low_accuracy, 1.0: shorter([3, 3], [0.9, 0.9])}) == math.inf
-    assert budget({0.4: shorter([math.nan, 0], [1, 1]), 1.0: baselines}) == 1.0
-
-
-def test_divergence_is_counted():
-    baseline = run_of([2, 1], [0, 0])
-    for last, expected in ((2.0, False), (2.01, True), (math.nan, True), (math.inf, True)):
-        assert bench_report.diverged(run_of([1, last], [0, 0]), baseline) == expected
+def page_of(table: tables.Scores) -> str:
+    return "\n".join(
+        f"## {title}\n\n{report.markdown(lines)}" for title, lines in tables.all_tables(table).items()
+    )
 
 
 def test_the_summary_is_the_median_and_the_worst_pair():
@@ -311,20 +459,62 @@ def test_the_summary_is_the_median_and_the_worst_pair():
         name: {BASELINE: {1.0: baseline}, "x": {1.0: runs}}
         for name, runs in (("a", fast), ("b", fast), ("c", slow))
     }
-    table = bench_report.scores(pairs)
-    median, worst = bench_report.summary_rows(table)[2:]
-    assert median[:4] == ("x", "3", "median", "50%")
-    assert worst[2:4] == ("worst", "never")
-    assert (median[7], worst[7]) == ("+5.00", "-10.00")
-    page = bench_report.page(table, "title")
-    assert page.count("\n## ") == 4
+    table = tables.scores(pairs)
+    median, worst = tables.summary_rows(table)[2:]
+    column = tables.SUMMARY_HEADER.index
+    saved, gain, effective = (
+        column(name) for name in ("epochs saved", "difference in points", "effective schedule")
+    )
+    assert (*median[:3], median[saved], median[gain]) == ("x", "3", "median", "50%", "+5.00")
+    assert (worst[2], worst[saved], worst[gain]) == ("worst", "never", "-10.00")
+    assert (median[effective], worst[effective]) == ("-", "-")
+    page = page_of(table)
+    assert page.count("## ") == 4
     assert "never" in page
+    assert "| effective schedule |" not in page  # nothing is known of it
+
+    # A baseline of half the schedule ends at 2, one of the full one at 1; the arm ends where it ends, or beyond.
+    for arms in pairs.values():
+        arms[BASELINE][0.5] = [run_of([2], [0.5])]
+    pairs["b"]["x"] = {1.0: [run_of([1, 0.1], [0.9, 0.95], rule="x")]}
+    median, worst = tables.summary_rows(tables.scores(pairs))[2:]
+    assert (median[effective], worst[effective]) == ("1.00", "0.50")
+    assert "| ≥ 2.00 |" in page_of(tables.scores(pairs))
+
+
+def test_the_search_takes_the_best_two_to_the_other_seeds():
+    seeds = (1, 2, 3)
+    truth = {0.5: 5.0, 1: 3.0, 2: 1.0, 4: 2.0, 8: math.nan}
+
+    def search(loss, grid):
+        known: dict[float, dict[int, float]] = {rate: {} for rate in grid}
+        asked = []
+        while True:
+            runs, best = tuned.next_runs(known, seeds)
+            if best is not None:
+                return best, asked
+            assert runs
+            for rate, seed in runs:
+                asked.append((rate, seed))
+                known.setdefault(rate, {})[seed] = loss(rate, seed)
+
+    first = [(rate, 1) for rate in (0.5, 1, 2, 4)]
+    later = [(2, 2), (2, 3), (4, 2), (4, 3)]
+    assert search(lambda rate, seed: truth[rate], (0.5, 1, 2, 4)) == (2, first + later)
+    # The mean over seeds decides, and the second best may lie at the edge: there is one more.
+    fooled = {(4, 2): 0.1, (4, 3): 0.1}
+    best, asked = search(lambda rate, seed: fooled.get((rate, seed), truth[rate]), (0.5, 1, 2, 4))
+    assert (best, asked) == (4, [*first, *later, (8, 1)])
+    # From the edge on, and a loss that is not finite is the worst.
+    best, asked = search(lambda rate, seed: truth[rate], (0.5, 1))
+    assert (best, asked[2:4], asked[4:]) == (2, [(2, 1), (4, 1)], later)
+    assert tuned.next_runs({1: {1: math.nan}, 2: {1: 1.0}, 4: {1: math.inf}}, (1,)) == ([], 2)
 
 
 def test_the_grid_grows_until_the_best_rate_lies_inside():
-    assert bench.wider_grid([1, 2, 4], 2) == [1, 2, 4]
-    assert bench.wider_grid([1, 2, 4], 4) == [1, 2, 4, 8]
-    assert bench.wider_grid([1, 2, 4], 1) == [0.5, 1, 2, 4]
+    assert tuned.wider_grid([1, 2, 4], 2) == [1, 2, 4]
+    assert tuned.wider_grid([1, 2, 4], 4) == [1, 2, 4, 8]
+    assert tuned.wider_grid([1, 2, 4], 1) == [0.5, 1, 2, 4]
 
 
 # The command line, in this process and at a tiny size.
@@ -333,16 +523,16 @@ def test_the_grid_grows_until_the_best_rate_lies_inside():
 @pytest.fixture
 def tiny_pair(monkeypatch):
     pair = Pair(TINY, "sgd", (0.4, 0.8), seconds=1, epochs=5)
-    monkeypatch.setattr(bench_configs, "SHARES", (0.6,))
-    monkeypatch.setattr(bench_configs, "PAIRS", {pair.name: pair})
+    monkeypatch.setattr(setups, "SHARES", (0.6,))
+    monkeypatch.setattr(setups, "PAIRS", {pair.name: pair})
     return pair
 
 
-def run_bench(what, folder, *arguments):
-    return bench.main([what, "--workloads", "mlp", "--jobs", "0", "--out", str(folder), *arguments])
+def run_view(what, folder, *arguments):
+    return run.main([what, "--workloads", "mlp", "--jobs", "0", "--out", str(folder), *arguments])
 
 
-def test_tune_final_table_and_every_run_is_trained_once(tiny_pair, tmp_path, monkeypatch, capsys):
+def test_tune_then_a_view_and_every_run_is_trained_once(tiny_pair, tmp_path, monkeypatch, capsys):
     trained = []
     train = records.train
 
@@ -351,35 +541,55 @@ def test_tune_final_table_and_every_run_is_trained_once(tiny_pair, tmp_path, mon
         return train(run, *rest)
 
     monkeypatch.setattr(records, "train", counted)
-    assert run_bench("tune", tmp_path, "--seeds", "1") == 0
-    tuned = json.loads((tmp_path / "tuned.json").read_text())["mlp-sgd"]
-    rates = [float(rate) for rate in tuned["mean_final_train_loss"]]
-    assert min(rates) < tuned["learning_rate"] < max(rates)
+    folder = tmp_path / "tuned"
+    assert run_view("tune", tmp_path, "--seeds", "1", "--arms", BASELINE) == 0
+    rate = json.loads((folder / "rates.json").read_text())["mlp-sgd"]
+    rates = [float(rate) for rate in rate["mean_final_train_loss"]]
+    assert min(rates) < rate["learning_rate"] < max(rates)
     assert max(rates) > 0.8  # this toy wants more: the grid was extended
-    assert tuned["runs"] == len(rates) == len(trained)
+    assert rate["runs"] == len(rates) == len(trained)
 
     final = (tmp_path, "--seeds", "0", "--arms", "recommended", "ema")
-    assert run_bench("final", *final) == 0
-    # Three arms at full length, two of them on a shorter schedule.
-    assert len(trained) - len(rates) == 3 + 2
+    assert run_view("tuned", *final) == 2
+    assert "tune --workloads mlp-sgd --arms ema" in capsys.readouterr().err.replace("\n", " ")
+    assert run_view("tune", tmp_path, "--seeds", "1", "--arms", "ema") == 0
+    ema = json.loads((folder / "rates.json").read_text())["mlp-sgd"]["arms"]["ema"]
+    factors = [float(of) / rate["learning_rate"] for of in ema["final_probe_losses"]]
+    assert {0.5, 1, 2, 4} <= set(factors)
+    assert min(factors) < ema["learning_rate"] / rate["learning_rate"] < max(factors)
+    rates = [*rates, *factors]
+    assert len(trained) == len(rates)
+
+    assert run_view("tuned", *final) == 0
+    # Three arms at full length, the baseline on a shorter schedule, too.
+    assert len(trained) - len(rates) == 3 + 1
     assert len(set(trained)) == len(trained)
     assert {run.epochs for run in trained} == {3, 5}
-    assert {p.name for p in tmp_path.iterdir()} == {
-        "records", "tuned.json", "table.md", "summary.png", "mlp-sgd.png"
+    assert {p.name for p in folder.iterdir()} == {
+        "records", "rates.json", "table.md", "summary.png", "mlp-sgd.png", "index.html"
     }  # fmt: skip
-    table = (tmp_path / "table.md").read_text()
+    table = (folder / "table.md").read_text()
     assert "| ema | 1 |" in table
     count = len(trained)
     capsys.readouterr()
-    assert run_bench("final", *final) == 0
-    assert run_bench("table", *final) == 0
-    assert "5 runs, 5 already recorded" in capsys.readouterr().out
+    assert run_view("tuned", *final) == 0
+    assert "4 runs, 4 already recorded" in capsys.readouterr().out
+    assert run_view("tuned", *final, "--page") == 0
     assert len(trained) == count
-    assert (tmp_path / "table.md").read_text() == table
+    assert (folder / "table.md").read_text() == table
+
+    # Packed, they are the same runs.
+    assert run.main(["pack", "--out", str(tmp_path)]) == 0
+    assert f"{count} runs packed" in capsys.readouterr().out
+    assert [p.name for p in (folder / "records").iterdir()] == ["mlp-sgd.jsonl"]
+    assert run_view("tune", tmp_path, "--seeds", "1", "--arms", "ema") == run_view("tuned", *final) == 0
+    assert len(trained) == count
+    assert (folder / "table.md").read_text() == table
 
 
 def test_ctrl_c_keeps_finished_runs(tiny_pair, tmp_path, monkeypatch, capsys):
-    (tmp_path / "tuned.json").write_text(json.dumps({"mlp-sgd": {"learning_rate": 0.1}}))
+    (tmp_path / "tuned").mkdir()
+    (tmp_path / "tuned" / "rates.json").write_text(json.dumps({"mlp-sgd": {"learning_rate": 0.1}}))
     stopping = True
 
     def train(run, *_):
@@ -390,12 +600,12 @@ def test_ctrl_c_keeps_finished_runs(tiny_pair, tmp_path, monkeypatch, capsys):
 
     monkeypatch.setattr(records, "train", train)
     arguments = ("screen", tmp_path, "--arms", BASELINE, "--seeds", "1", "2")
-    assert run_bench(*arguments) == 130
+    assert run_view(*arguments) == 130
     stopping = False
     capsys.readouterr()
-    assert run_bench(*arguments) == 0
+    assert run_view(*arguments) == 0
     assert "2 runs, 1 already recorded" in capsys.readouterr().out
-    assert (tmp_path / "screen" / "table.md").exists()
+    assert (tmp_path / "tuned" / "screen" / "table.md").exists()
 
 
 @pytest.mark.slow
@@ -414,7 +624,7 @@ def dying(recipe: Recipe):
     del recipe
     if multiprocessing.parent_process():
         os._exit(1)
-    return pdt_optax.presets.recommended
+    return pdt_optax.presets.drift
 
 
 @pytest.mark.slow
@@ -429,8 +639,8 @@ def test_a_worker_that_ends_early_is_reported(tmp_path):
         list(pool.train_all([dead], 1))
 
 
-def test_list_names_pairs_and_arms(capsys):
-    assert bench.main(["list"]) == 0
+def test_the_list_names_pairs_and_arms(capsys):
+    assert run.main(["--list"]) == 0
     printed = capsys.readouterr().out
     assert all(name in printed for name in (*PAIRS, "random-mask", "agree-h3", "runaway"))
 

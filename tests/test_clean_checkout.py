@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from benchmarks import measure, report
-from experiments import bench, command, records, run, sweep
+from experiments import command, run
+from experiments.training import records, sweep
 from tests.test_command_lines import COMMANDS
 
 ROOT = Path(__file__).parents[1]
@@ -24,7 +25,7 @@ def test_the_default_output_is_below_runs(name: str, monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(command.Parser, "parse_args", parse_args)
     assert importlib.import_module(name).main([]) == 2
-    assert [Path(default).parts[0] for default in found] == ["runs"] * (name != "experiments.dry_run")
+    assert [Path(default).parts[0] for default in found] == ["runs"]
 
 
 @pytest.fixture
@@ -37,12 +38,12 @@ def elsewhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 
 def test_what_is_committed_is_drawn_into_runs(elsewhere: Path) -> None:
     assert run.main(["fig7", "table3", "--scale", "small"]) == 0
-    assert bench.main(["guard", "--workloads", "mlp-sgd"]) == 0
+    assert run.main(["guard", "--workloads", "mlp-sgd"]) == 0
     assert report.main([]) == 0
     results = ROOT / "experiments" / "results"
     for drawn, committed, heading in (
         ("small/table3/table.md", results / "small" / "table3" / "table.md", "#"),
-        ("bench/guard/table.md", results / "bench" / "guard" / "table.md", "## mlp-sgd"),
+        ("tuned/guard/table.md", results / "tuned" / "guard" / "table.md", "## mlp-sgd"),
         ("benchmarks/tables.md", measure.RESULTS / "tables.md", "|"),
     ):
         text = (elsewhere / "runs" / drawn).read_text()
@@ -73,4 +74,3 @@ def test_runs_trained_anew_or_into_a_folder_by_name_take_nothing_from_the_checko
     assert list(run._results(p.parse_args(["fig4"]))) == [run.OUT, run.COMMITTED]
     assert list(run._results(p.parse_args(["fig4", "--fresh"]))) == [run.OUT]
     assert list(run._results(p.parse_args(["fig4", "--out", "x"]))) == [Path("x")]
-    assert list(bench._results(Path("x"))) == [Path("x")]

@@ -20,21 +20,21 @@ import numpy as np
 import pytest
 
 import pdt_optax
-from experiments import command, page, records, setups, views, watch
-from experiments.arms import BASELINE, preset
-from experiments.bench_configs import PAIRS, SHARES
-from experiments.models import AlexNet
-from experiments.training import Config
-from experiments.workloads import AlexNetImages
+from experiments import command
+from experiments.models.alexnet import AlexNet
+from experiments.paper import setups
+from experiments.training import records, watch
+from experiments.training.arms import BASELINE, preset
+from experiments.training.trainer import Config
+from experiments.training.workloads import AlexNetImages
+from experiments.tuned.setups import PAIRS, SHARES
 
 # Each command line, and what it cannot do without.
 COMMANDS = {
     "experiments.cifar_alexnet": "--data digits",
-    "experiments.bench": "tune",
     "experiments.run": "fig4",
     "experiments.demo": "",
     "experiments.toy": "",
-    "experiments.dry_run": "resnet50",
     "benchmarks.boundary": "",
     "benchmarks.huge": "",
     "benchmarks.kills": "",
@@ -79,8 +79,7 @@ LEAST = {  # of whole numbers, where it is not 1
 
 OWN = {
     "experiments.cifar_alexnet": {"--data-dir", "--image-size", "--width", "--learning-rate", "--mesh", "--coordinator"},
-    "experiments.bench": {"--workloads", "--arms", "--mesh", "--coordinator"},
-    "experiments.run": {"VIEW", "--rule", "--out", "--mesh", "--coordinator"},
+    "experiments.run": {"VIEW", "--rule", "--workloads", "--arms", "--out", "--mesh", "--coordinator"},
 }  # fmt: skip
 
 
@@ -130,7 +129,7 @@ def test_all_command_lines_are_here() -> None:
 
 
 def test_whole_numbers() -> None:
-    p = command.Parser("experiments.bench", None)
+    p = command.Parser("experiments.run", None)
     p.add_argument("--count", type=command.whole(2, 5))
     p.add_argument("--any", type=command.whole(0))
     p.add_argument("--seed", type=command.seed)
@@ -178,7 +177,7 @@ def test_numbers_of_a_run() -> None:
             dataclasses.replace(config.workload, image_size=value)
 
 
-CIFAR, BENCH, RUN = "experiments.cifar_alexnet --data digits", "experiments.bench", "experiments.run"
+CIFAR, RUN = "experiments.cifar_alexnet --data digits", "experiments.run"
 COORDINATED = "--coordinator localhost:1 --processes 2 --process-id"
 
 CASES = [
@@ -186,37 +185,40 @@ CASES = [
     *(
         (f"{name} {given} --out {{file}}", r"a file is in the way: \S+/file\. Got '\S+/file'")
         for name, given in COMMANDS.items()
-        if name != "experiments.dry_run"
     ),
-    ("experiments.dry_run resnet50 --devices 0", r"argument --devices: must be from 1 to \d+\. Got 0\."),
+    (f"{RUN} table1 --dry-run --devices 0", r"argument --devices: must be from 1 to \d+\. Got 0\."),
     # Numbers with a rule of their own.
     (f"{CIFAR} --learning-rate nan", r"`learning_rate` must be positive and finite\. Got nan"),
     (f"{CIFAR} --lr fast", r"--learning-rate/--lr: invalid float value: 'fast'"),
     (f"{CIFAR} --width 0", r"`width` must be positive and finite\. Got 0"),
     (f"{CIFAR} --image-size 32", r"`image_size` must be at least 63: .*Got 32"),
     (f"{CIFAR} --batch-size 5000", r"`batch_size` must not exceed .*Got 5000, 1437 examples"),
-    ("experiments.dry_run resnet50 --devices 3 --batch-size 64", r"multiple of `devices`\. Got 64 .*devices=3"),
     pytest.param(f"{RUN} table1 --scale paper --dry-run --devices 7",
                  r"multiple of `devices`\. Got 600 .*devices=7", marks=pytest.mark.slow),  # it looks at AlexNet first
     # Names, unknown ones and ways out of a folder.
     ("experiments.cifar_alexnet --data ../digits", r"--data: invalid choice: '\.\./digits' \(choose from .*digits"),
     (f"{CIFAR} --precision 8", r"unrecognized arguments: --precision 8"),
-    (BENCH, r"the following arguments are required: what"),
-    (f"{BENCH} tune --workloads ../mlp", r"There is no workload '\.\./mlp'\. There are mlp-sgd, "),
-    (f"{BENCH} final --arms /paper --out {{out}}", r"There is no arm '/paper'\. There are baseline, paper"),
-    (f"{BENCH} table --workloads mlp --out {{out}}", r"no tuned learning rate for mlp-sgd.* in .*bench tune --work"),
-    (RUN, r"Name a view, or all: there are fig1, "),
+    (f"{RUN} tune --workloads ../mlp", r"There is no workload '\.\./mlp'\. There are mlp-sgd, "),
+    (f"{RUN} tuned --arms /paper --out {{out}}", r"There is no arm '/paper'\. There are baseline, paper"),
+    (f"{RUN} tuned --page --workloads mlp --out {{out}}", r"no tuned learning rate for mlp-sgd.* in .*run tune --work"),
+    (RUN, r"Name a view, or all of the paper's: there are all, fig1, "),
+    (f"{RUN} fig4 pack", r"`pack` stands alone\. Got fig4 pack\."),
+    # What is not for a view.
+    (f"{RUN} screen --scale small", r"`--scale` is not for screen, which takes `--workloads`, `--arms`, .*Got --scale small\."),
+    (f"{RUN} tuned --dry-run", r"`--dry-run` is not for tuned, .*Got --dry-run\."),
+    (f"{RUN} tune --arms released", r"`--arms` is not for tune, which takes `--workloads`, `--seeds`\. Got --arms released\."),
+    (f"{RUN} fig4 tuned --workloads mlp cnn", r"`--workloads` is not for fig4, which takes `--scale`, .*Got --workloads mlp cnn\."),
     (f"{RUN} ../fig4", r"There is no view '\.\./fig4'\. There are all, fig1"),
     (f"{RUN} fig4 --rule ../paper", r"There is no preset '\.\./paper'\. The presets are paper"),
     # Devices and processes.
     *((f"{first} --mesh data=3", r"sizes multiply to their number, 1\. Got data=3")
-      for first in (CIFAR, f"{BENCH} tune", f"{RUN} fig4")),
+      for first in (CIFAR, f"{RUN} tune", f"{RUN} fig4")),
     *((f"{first} --coordinator localhost:1", r"go together: each process must know all three\. Got localhost:1, None")
-      for first in (CIFAR, f"{BENCH} tune", f"{RUN} fig4")),
+      for first in (CIFAR, f"{RUN} tune", f"{RUN} fig4")),
     (f"{CIFAR} {COORDINATED} 2", r"counts from 0 to `--processes` - 1\. Got 2 of 2"),
     *((f"{CIFAR} {COORDINATED} 1".replace("localhost:1", address), rf"must be HOST:PORT\. Got '{address}'")
       for address in ("localhost", ":1234", "localhost:65536", "localhost:http")),
-    (f"{BENCH} tune --mesh data=1 --jobs 2", r"`--jobs` puts runs side by side .*Got --jobs 2"),
+    (f"{RUN} tune --mesh data=1 --jobs 2", r"`--jobs` puts runs side by side .*Got --jobs 2"),
 ]  # fmt: skip
 
 
@@ -225,7 +227,8 @@ def test_one_sentence_and_exit_code_2(line: str, message: str, tmp_path: Path, c
     (tmp_path / "file").write_text("the user's own")
     (tmp_path / "out").mkdir()
     if "--arms" in line:
-        (tmp_path / "out" / "tuned.json").write_text(
+        (tmp_path / "out" / "tuned").mkdir()
+        (tmp_path / "out" / "tuned" / "rates.json").write_text(
             json.dumps({name: {"learning_rate": 0.1} for name in PAIRS})
         )
     refused(line, message, capsys, tmp_path)
@@ -252,7 +255,7 @@ def lines_of(config: Config) -> list[Any]:
     numbers = dict.fromkeys((*records.NUMBERS, "compile_seconds", "probe_loss"), 0.5)
     flops = {"flops": {"step": 1.0, "boundary": 1.0}} if "flops" in config.watch else {}
     epochs = ({"epoch": i + 1, **numbers, "predicted": False} for i in range(config.epochs))
-    return [config.fields | {"settings": {}} | flops, *epochs]
+    return [{"config": config.fields} | flops, *epochs]
 
 
 def write(folder: Path, config: Config, damage: Callable[[list[Any]], Any] | None = None) -> Path:
@@ -268,10 +271,13 @@ def write(folder: Path, config: Config, damage: Callable[[list[Any]], Any] | Non
 
 
 def changed(number: int, **fields: Any) -> Callable[[list[Any]], None]:
-    """A line with other fields; None takes one away."""
+    """A line, of the first its config, with other fields; None takes one away."""
 
     def change(lines: list[Any]) -> None:
-        lines[number] = {k: v for k, v in (lines[number] | fields).items() if v is not None}
+        line = lines[number] if number else lines[0]["config"]
+        line |= fields
+        for name in [n for n, value in line.items() if value is None]:
+            del line[name]
 
     return change
 
@@ -286,7 +292,8 @@ DAMAGE: dict[str, tuple[Callable[[list[Any]], Any], str]] = {
     "a list": (lambda lines: lines.insert(0, [1, 2]), "line 1 is list, no object"),
     "a text": (lambda lines: lines.insert(1, "epoch"), "line 2 is str, no object"),
     "nothing": (lambda lines: lines.append(None), "is NoneType, no object"),
-    "no config": (lambda lines: lines.pop(0), "line 1 is not its config, by .*rule"),
+    "no config": (lambda lines: lines.pop(0), "line 1 is without its config"),
+    "not made": (lambda lines: lines[0].update(made={"commit": "a"}), "line 1 does not say where it was made"),
     "another config": (changed(0, learning_rate=0.123), "line 1 is not its config, by learning_rate"),
     "another rule": (changed(0, rule="../../elsewhere"), "line 1 is not its config, by rule"),
     "no epochs": (changed(0, epochs=None), "line 1 is not its config, by epochs"),
@@ -309,30 +316,31 @@ def cifar_records(out: Path) -> Iterator[tuple[Path, Config]]:
         yield out, Config(workload, preset(rule), "adamw", 1e-3, "cosine", 2, 0)
 
 
-def bench_records(out: Path) -> Iterator[tuple[Path, Config]]:
-    (out / "tuned.json").write_text(json.dumps({"mlp-sgd": {"learning_rate": 0.1}}))
+def tuned_records(out: Path) -> Iterator[tuple[Path, Config]]:
+    (out / "tuned").mkdir()
+    (out / "tuned" / "rates.json").write_text(json.dumps({"mlp-sgd": {"learning_rate": 0.1}}))
     pair = PAIRS["mlp-sgd"]
     for rule in (BASELINE, "released"):
-        for share in (1.0, *SHARES):
+        for share in (1.0, *(SHARES if rule == BASELINE else ())):
             epochs = round(share * pair.epochs)
             config = Config(pair.workload, preset(rule), "sgd", 0.1, "cosine", epochs, 0)
-            yield out / "records" / "mlp-sgd", config
+            yield out / "tuned" / "records" / "mlp-sgd", config
 
 
 def run_records(out: Path) -> Iterator[tuple[Path, Config]]:
     setup = setups.setups("smoke")["alexnet-sgd-0.05"]
     for rule in (BASELINE, "released"):
         config = setup.config(preset(rule), 0)
-        yield views.folder_of(out, "smoke", "alexnet-sgd-0.05"), config
+        yield out / "smoke" / "records" / "alexnet-sgd-0.05", config
 
 
 READERS = {
     f"{CIFAR} --image-size 63 --width 0.05 --batch-size 512 --optimizer adamw --lr 1e-3 --epochs 2 --seeds 0 "
     "--rules released --out {out}": cifar_records,
-    f"{BENCH} table --workloads mlp-sgd --arms released --seeds 0 --out {{out}}": bench_records,
+    f"{RUN} tuned --page --workloads mlp-sgd --arms released --seeds 0 --out {{out}}": tuned_records,
     f"{RUN} fig12 --page --scale smoke --rule released --seeds 0 --out {{out}}": run_records,
 }
-SHORT = ["cifar_alexnet", "bench", "run"]
+SHORT = ["cifar_alexnet", "tuned", "run"]
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
@@ -348,6 +356,58 @@ def test_records_that_are_none(damage: str, tmp_path: Path) -> None:
     with pytest.raises(records.UnreadableError, match=message):
         records.read(folder, config)
     assert path.read_bytes() == before
+
+
+PACKED: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
+    "without a config": (lambda line: line.pop("config"), "KeyError"),
+    "no columns": (lambda line: line.pop("epochs"), "KeyError"),
+    "columns in a list": (lambda line: line.update(epochs=[1, 2]), "AttributeError"),
+    "a value too few": (lambda line: line["epochs"].update(train_loss=[0.5]), "its train_loss has 1 values, not 2"),
+    "a text for a number": (lambda line: line["epochs"].update(train_loss="low"), "line 2 is not one of epoch 1"),
+    "a column is missing": (lambda line: line["epochs"].pop("train_loss"), "line 2 is not one of epoch 1"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("damage", PACKED)
+def test_packed_runs_that_are_none(damage: str, tmp_path: Path) -> None:
+    change, reason = PACKED[damage]
+    folder, config = next(cifar_records(tmp_path / "out"))
+    write(folder, config)
+    before = records.read(folder, config)
+    assert records.pack_all(tmp_path) == 1
+    path = records.packed(folder)
+    assert not folder.exists()
+    assert records.read(folder, config) == before
+    assert records.read_all(folder) == [before]
+    change(line := json.loads(path.read_text()))
+    path.write_text(json.dumps(line) + "\n")
+    text = path.read_bytes()
+    message = rf"^{re.escape(str(path))} is not a file of packed runs .*({reason}).*move it away.$"
+    for reading in (lambda: records.read(folder, config), lambda: records.read_all(folder)):
+        with pytest.raises(records.UnreadableError, match=message):
+            reading()
+    assert path.read_bytes() == text
+    write(folder, config)
+    with pytest.raises(records.UnreadableError, match=message):
+        records.pack_all(tmp_path)
+    assert path.read_bytes() == text
+
+
+def test_a_run_trained_anew_stands_over_the_packed_one(tmp_path: Path) -> None:
+    folder, config = next(cifar_records(tmp_path / "out"))
+    other = dataclasses.replace(config, seed=1)
+    for of in (config, other):
+        write(folder, of)
+    records.pack_all(tmp_path)
+    write(folder, config, changed(1, train_loss=0.25))
+    for packs in (0, 1):
+        assert records.read(folder, config).epochs[0]["train_loss"] == 0.25
+        assert records.read(folder, other).epochs[0]["train_loss"] == 0.5
+        assert len(records.read_all(folder)) == 2
+        assert records.pack_all(tmp_path) == 1 - packs
+    write(folder, config, lambda lines: lines.pop())  # broken off: it stays as it is
+    assert records.pack_all(tmp_path) == 0
+    assert not records.read(folder, config).complete
 
 
 @pytest.mark.parametrize("reader", READERS, ids=SHORT)
@@ -443,34 +503,29 @@ def test_what_is_no_object(kind: str, tmp_path: Path) -> None:
         command.read_json(path, "a", "b")
 
 
-@pytest.mark.parametrize("what", ["tune", "table"])
+@pytest.mark.parametrize("what", ["tune", "tuned --page"])
 def test_tuned_rates_that_are_none(what: str, tmp_path: Path, capsys: Any) -> None:
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "tuned.json").write_text("[1, 2]")
-    line = f"{BENCH} {what} --workloads mlp-sgd --out {{out}}"
-    refused(line, r"tuned\.json must hold an object", capsys, tmp_path)
+    (tmp_path / "out" / "tuned").mkdir(parents=True)
+    (tmp_path / "out" / "tuned" / "rates.json").write_text("[1, 2]")
+    line = f"{RUN} {what} --workloads mlp-sgd --out {{out}}"
+    refused(line, r"rates\.json must hold an object", capsys, tmp_path)
 
 
 def test_a_tuned_rate_that_is_none(tmp_path: Path, capsys: Any) -> None:
-    (tmp_path / "out").mkdir()
-    line = f"{BENCH} table --workloads mlp-sgd --out {{out}}"
+    (tmp_path / "out" / "tuned").mkdir(parents=True)
+    line = f"{RUN} tuned --page --workloads mlp-sgd --out {{out}}"
     for entry in (None, 0.1, {}, *({"learning_rate": rate} for rate in ("0.1", -1, 1e999))):
-        (tmp_path / "out" / "tuned.json").write_text(json.dumps({"mlp-sgd": entry}))
+        (tmp_path / "out" / "tuned" / "rates.json").write_text(json.dumps({"mlp-sgd": entry}))
         refused(line, r"`learning_rate` of mlp-sgd in .*must be positive and finite\. Got", capsys, tmp_path)
 
 
 def test_a_view_that_is_none(tmp_path: Path, capsys: Any) -> None:
-    path = tmp_path / "out" / "smoke" / "fig11" / "view.json"
+    path = tmp_path / "out" / "smoke" / "fig11" / "table.md"
     path.parent.mkdir(parents=True)
     line = f"{RUN} fig12 --page --scale smoke --out {{out}}"
-    path.write_text("[1, 2]")
-    refused(line, rf"{path} is not what a view writes \(.*draw fig11 again", capsys, tmp_path)
-    for text in (*(text for text, _ in NOT_OBJECTS.values()), '{"title": 3}'):
-        path.write_text(text)
-        with pytest.raises(
-            command.RefusedError, match=rf"^{path} is not what a view writes \(.*draw fig11 again.$"
-        ):
-            page.write_index(tmp_path / "out" / "smoke", ["fig11"], "smoke")
+    for text in (b"", b"# Fig. 11\n", b"\xff\xfe\x00"):
+        path.write_bytes(text)
+        refused(line, rf"{path} is not what a view writes.*draw fig11 again", capsys, tmp_path)
 
 
 @pytest.mark.parametrize(

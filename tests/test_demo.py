@@ -46,7 +46,7 @@ def test_the_machine_is_timed_for_as_long_as_asked() -> None:
 def test_it_needs_only_what_its_extra_installs() -> None:
     """The other experiments' packages are large, and the demo does without: here they cannot be imported."""
     absent = ("grain", "tensorboardX", "tensorflow_datasets", "array_record", "nbformat")
-    program = f"import sys; sys.modules |= dict.fromkeys({absent})\nfrom experiments import demo, data; data.load('digits')"
+    program = f"import sys; sys.modules |= dict.fromkeys({absent})\nfrom experiments import demo\nfrom experiments.data import datasets; datasets.load('digits')"
     done = subprocess.run(
         [sys.executable, "-c", program], cwd=Path(demo.__file__).parents[1], capture_output=True, text=True
     )

@@ -92,3 +92,17 @@ def test_a_snapshots_path_names_what_exists() -> None:
     named = [name for quoted in re.findall(r"`([\w.]+)`", path) for name in quoted.split(".")]
     assert len(named) > 15
     assert [n for n in named if n not in {*known, "params", "update", "_boundary"}] == []
+
+
+def test_the_tree_of_the_experiments_names_what_exists() -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    tree = text[text.index("\nexperiments/\n") + 1 :].split("```")[0]
+    folders, named = {-1: ROOT}, set()
+    for indent, name, said in re.findall(r"^( *)(\S+) *(.*)$", tree, re.MULTILINE):
+        depth = len(indent) // 4
+        folders[depth] = folders[depth - 1] / name
+        named.add(folders[depth])
+        assert said or depth == 0, name
+    assert [path for path in named if not path.exists()] == []
+    modules = {path for path in (ROOT / "experiments").rglob("*.py") if path.name != "__init__.py"}
+    assert modules - named == set()

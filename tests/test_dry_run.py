@@ -10,14 +10,20 @@ import pytest
 from flax import nnx
 
 import pdt_optax
-from experiments import dry_run, imagenet
-from experiments.resnet import resnet14_mini
-from experiments.vit import vit_mini
+from experiments.data import imagenet
+from experiments.models.resnet import resnet14_mini
+from experiments.models.vit import vit_mini
+from experiments.training import dry_run
+from experiments.training.workloads import MODELS as OF_WORKLOADS
 
 TX = optax.sgd(0.1, momentum=0.9)
 
 
-SMALL = functools.partial(resnet14_mini, 10, stages=(1,), dtype=jnp.bfloat16)
+MODELS = {
+    "small": functools.partial(resnet14_mini, 10, stages=(1,), dtype=jnp.bfloat16),
+    "resnet50": OF_WORKLOADS["resnet50"],
+    "vit_huge": functools.partial(OF_WORKLOADS["vit_huge"], recompute=True),
+}
 
 # Three times torchvision's multiply-adds of a forward pass, ViT-Huge's recomputed layers four.
 EXPECTED = {
@@ -30,15 +36,10 @@ EXPECTED = {
 @pytest.mark.parametrize(
     "name", ["small", *(pytest.param(n, marks=pytest.mark.slow) for n in ("resnet50", "vit_huge"))]
 )
-def test_the_papers_largest_runs_are_lowered_for_three_devices(
-    name: str, monkeypatch: pytest.MonkeyPatch, capsys: Any
-) -> None:
-    """By the command, whose table says what was found."""
-    results, whole = [], dry_run.dry_run
-    monkeypatch.setattr(dry_run, "dry_run", lambda *a, **k: results.append(whole(*a, **k)) or results[0])
-    monkeypatch.setitem(dry_run.MODELS, "small", (SMALL, 0.1))
-    assert dry_run.main([name, "--preset", "released"]) == 0
-    (result,), (parameters, teraflops) = results, EXPECTED[name]
+def test_the_papers_largest_runs_are_lowered_for_three_devices(name: str) -> None:
+    predictor = pdt_optax.Predictor(**pdt_optax.presets.released)
+    result = dry_run.dry_run(MODELS[name], TX, predictor, imagenet.spec(600), devices=3)
+    parameters, teraflops = EXPECTED[name]
     assert result.parameters == parameters
     assert result.memory.params == 4 * parameters
     assert result.memory.snapshots == 5 * 4 * parameters
@@ -49,7 +50,7 @@ def test_the_papers_largest_runs_are_lowered_for_three_devices(
     assert "bf16" in text
     # It fits the paper's three cards of 80 GB.
     assert result.device < 80e9
-    table = capsys.readouterr().out
+    table = str(result)
     assert f"parameters            {parameters:,}" in table
     assert "uint8[600, 224, 224, 3] over 3 devices" in table
     assert f"{result.operations / 1e12:,.1f} T" in table

@@ -10,10 +10,14 @@ import pytest
 import tensorflow_datasets as tfds
 from flax import nnx
 
-from experiments import cifar_alexnet, data, models, records, report, toy
-from experiments.arms import BASELINE, preset
-from experiments.training import Config
-from experiments.workloads import AlexNetImages
+from experiments import cifar_alexnet, toy
+from experiments.data import datasets
+from experiments.models import alexnet
+from experiments.training import records
+from experiments.training.arms import BASELINE, preset
+from experiments.training.trainer import Config
+from experiments.training.workloads import AlexNetImages
+from experiments.views import report
 
 TINY = ["--data", "digits", "--width", "0.05", "--image-size", "63", "--batch-size", "512"]
 
@@ -33,8 +37,8 @@ def config(rule: str = BASELINE, epochs: int = 7, seed: int = 0) -> Config:
 @pytest.mark.parametrize(
     ("layer", "inputs"),
     [
-        (lambda: models.linear(576, 256, rngs=nnx.Rngs(0)), 576),
-        (lambda: models.conv(16, 256, 3, rngs=nnx.Rngs(0)), 16 * 9),
+        (lambda: alexnet.linear(576, 256, rngs=nnx.Rngs(0)), 576),
+        (lambda: alexnet.conv(16, 256, 3, rngs=nnx.Rngs(0)), 16 * 9),
     ],
     ids=["linear", "conv"],
 )
@@ -48,13 +52,13 @@ def test_layers_start_from_pytorchs_uniform_weights_and_biases(layer, inputs):
 def test_max_pool_is_reduce_window():
     x = jax.random.normal(jax.random.key(0), (2, 15, 16, 3))
     expected = jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, (1, 3, 3, 1), (1, 2, 2, 1), "VALID")
-    np.testing.assert_array_equal(models.max_pool(x, 3, 2), expected)
+    np.testing.assert_array_equal(alexnet.max_pool(x, 3, 2), expected)
 
 
 @pytest.mark.parametrize("size", [3, 7])
 def test_adaptive_mean_pool_averages_the_bins(size):
     x = np.random.default_rng(0).normal(size=(2, size, size, 3)).astype(np.float32)
-    pooled = models.adaptive_mean_pool(jnp.asarray(x), 6)
+    pooled = alexnet.adaptive_mean_pool(jnp.asarray(x), 6)
     for i in range(6):
         for j in range(6):
             rows = slice(i * size // 6, math.ceil((i + 1) * size / 6))
@@ -63,7 +67,7 @@ def test_adaptive_mean_pool_averages_the_bins(size):
 
 
 def test_digits_are_split_once_and_for_all():
-    first, second = data.load("digits"), data.load("digits")
+    first, second = datasets.load("digits"), datasets.load("digits")
     assert first.train.inputs.shape == (1437, 8, 8, 1)
     assert first.test.inputs.shape == (360, 8, 8, 1)
     assert first.train.inputs.dtype == np.uint8
@@ -85,18 +89,20 @@ def test_fashion_mnist_is_read_from_a_folder_of_idx_files(tmp_path):
     for part in ("train", "t10k"):
         write_idx(tmp_path / f"{part}-images-idx3-ubyte.gz", images)
         write_idx(tmp_path / f"{part}-labels-idx1-ubyte.gz", labels)
-    loaded = data.load("fashion_mnist", tmp_path)
+    loaded = datasets.load("fashion_mnist", tmp_path)
     np.testing.assert_array_equal(loaded.train.inputs[..., 0], images)
     np.testing.assert_array_equal(loaded.test.targets, labels)
 
     (tmp_path / "t10k-labels-idx1-ubyte.gz").write_bytes(b"not gzip")
-    with pytest.raises(data.DataUnavailableError, match=r"t10k-labels-idx1-ubyte\.gz is missing or broken"):
-        data.load("fashion_mnist", tmp_path)
+    with pytest.raises(
+        datasets.DataUnavailableError, match=r"t10k-labels-idx1-ubyte\.gz is missing or broken"
+    ):
+        datasets.load("fashion_mnist", tmp_path)
 
 
 def test_cifar10_is_read_through_tfds():
     with tfds.testing.mock_data(num_examples=7):
-        loaded = data.load("cifar10")
+        loaded = datasets.load("cifar10")
     assert loaded.train.inputs.shape == (7, 32, 32, 3)
     assert loaded.train.inputs.dtype == np.uint8
     assert loaded.train.targets.dtype == np.int32
@@ -104,7 +110,7 @@ def test_cifar10_is_read_through_tfds():
 
 def test_prepare_scales_to_one_and_repeats_grey():
     images = jnp.array([0, 255], jnp.uint8).reshape(2, 1, 1, 1)
-    x = data.prepare(images, 4)
+    x = datasets.prepare(images, 4)
     assert x.shape == (2, 4, 4, 3)
     np.testing.assert_allclose(x[0], -1)
     np.testing.assert_allclose(x[1], 1)
@@ -143,7 +149,8 @@ def test_a_run_is_recorded_and_pdt_starts_like_the_baseline(recorded):
     assert plain.complete
     assert pdt.complete
     first = json.loads(records.path_of(recorded, predicted).read_text().splitlines()[0])
-    assert first["settings"]["accept"] == "agree()"
+    assert first["config"]["settings"]["accept"] == {"name": "agree"}
+    assert first["made"].keys() == {"commit", "date", "machine", "python", "jax"}
     # Burn-in is the optimizer alone; the first jump ends epoch 6 and shows in epoch 7.
     assert [e["predicted"] for e in pdt.epochs] == [False] * 5 + [True, False]
     assert [e["train_loss"] for e in pdt.epochs[:6]] == [e["train_loss"] for e in plain.epochs[:6]]
@@ -216,7 +223,7 @@ def test_the_command_writes_records_table_and_picture_and_reuses_them(recorded, 
     assert len(list(recorded.glob("*.jsonl"))) == 2
     before = {p: p.read_bytes() for p in recorded.glob("*.jsonl")}
     assert cifar_alexnet.main([*COMMAND, "--out", str(recorded)]) == 0
-    assert capsys.readouterr().out.count("already recorded") == 2
+    assert "2 runs, 2 already recorded" in capsys.readouterr().out
     assert {p: p.read_bytes() for p in recorded.glob("*.jsonl")} == before
 
 

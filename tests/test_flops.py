@@ -6,7 +6,7 @@ import optax
 import pytest
 
 import pdt_optax
-from experiments.flops import flops
+from experiments.training.flops import flops
 from tests.states import windowed
 
 

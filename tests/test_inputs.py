@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
-from experiments import augment, batches, imagenet
-from experiments.data import DataUnavailableError
+from experiments.data import augment, batches, imagenet
+from experiments.data.datasets import DataUnavailableError
 
 
 def ramp(n=64, height=16, width=24):

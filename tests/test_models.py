@@ -11,11 +11,12 @@ import optax
 import pytest
 from flax import nnx
 
-from experiments import data, models, simsiam
-from experiments.flops import flops
-from experiments.models import FCN, AlexNet, FCNet
-from experiments.resnet import ResNet, resnet14_mini, resnet18, resnet50
-from experiments.vit import ViT, vit_base, vit_huge, vit_mini
+from experiments.data import datasets
+from experiments.models import alexnet, simsiam
+from experiments.models.alexnet import FCN, AlexNet, FCNet
+from experiments.models.resnet import ResNet, resnet14_mini, resnet18, resnet50
+from experiments.models.vit import ViT, vit_base, vit_huge, vit_mini
+from experiments.training.flops import flops
 
 SHAPE = jax.ShapeDtypeStruct
 
@@ -139,8 +140,8 @@ def fit(model, loss, tx, steps):
 
 @pytest.mark.parametrize("name", ["resnet", "vit"])
 def test_small_members_learn_digits(name):
-    digits = data.load("digits").train.first(64)
-    images, labels = data.prepare(jnp.asarray(digits.inputs), 16), jnp.asarray(digits.targets)
+    digits = datasets.load("digits").train.first(64)
+    images, labels = datasets.prepare(jnp.asarray(digits.inputs), 16), jnp.asarray(digits.targets)
     own = {"resnet": {"stages": (1,)}, "vit": {"image_size": 16, "patch": 4, "depth": 1}}[name]
 
     def loss(model, key):
@@ -172,7 +173,7 @@ def test_a_key_trains_batchnorm_and_none_leaves_it():
 def test_halve_is_reduce_window():
     x = jax.random.normal(jax.random.key(0), (2, 7, 6, 3))
     expected = jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, (1, 2, 2, 1), (1, 2, 2, 1), "VALID")
-    np.testing.assert_array_equal(models.halve(x), expected)
+    np.testing.assert_array_equal(alexnet.halve(x), expected)
 
 
 def test_without_positions_a_vit_sees_a_set_of_patches():
@@ -215,8 +216,8 @@ def test_no_gradient_reaches_the_other_view():
 
 @pytest.mark.slow  # that it is trained and probed is in test_run.py, too
 def test_simsiam_learns_to_predict_a_view_without_collapse():
-    digits = data.load("digits").train.first(384)
-    images, labels = data.prepare(jnp.asarray(digits.inputs), 8), digits.targets
+    digits = datasets.load("digits").train.first(384)
+    images, labels = datasets.prepare(jnp.asarray(digits.inputs), 8), digits.targets
     backbone = ResNet(None, stages=(1,), bottleneck=False, width=16, rngs=nnx.Rngs(0))
     model = simsiam.SimSiam(backbone, projection=64, bottleneck=16, rngs=nnx.Rngs(1))
 

@@ -19,17 +19,19 @@ import numpy as np
 import pytest
 
 import pdt_optax
-from experiments import checkpoints, cifar_alexnet, devices, records
-from experiments.arms import BASELINE, Arm, Ema, Lawa, Predictive, predictive
-from experiments.bench_configs import PAIRS
-from experiments.checkpoints import Saving
-from experiments.rules import Refreshed
-from experiments.training import Config
+from experiments import cifar_alexnet
+from experiments.training import checkpoints, devices, records
+from experiments.training.arms import BASELINE, Arm, Ema, Lawa, Predictive, predictive, preset
+from experiments.training.checkpoints import Saving
+from experiments.training.rules import Refreshed
+from experiments.training.trainer import Config
+from experiments.tuned.setups import PAIRS
 from tests.test_bench import tiny
 
 ARMS = {
     "baseline": Arm(BASELINE),
-    "recommended": predictive("recommended"),
+    "recommended": preset("recommended"),
+    "drift": preset("drift"),
     "guarded": predictive(
         "guarded",
         guard=pdt_optax.rollback(tolerance=0.0),
@@ -37,7 +39,7 @@ ARMS = {
         accept=pdt_optax.everything(),
         horizon=30,
     ),
-    "refreshed": Refreshed("refreshed", tuple(pdt_optax.presets.recommended.items())),
+    "refreshed": Refreshed("refreshed", tuple(pdt_optax.presets.drift.items())),
     "ema": Ema("ema"),
     "lawa": Lawa("lawa"),
 }
@@ -98,9 +100,10 @@ def ends_as(whole: Path, folder: Path, arm: str) -> list[dict[str, Any]]:
     return recorded
 
 
-# The guarded arm's state has all that PDT's can have, the other's is of another kind.
+# The guarded arm's state has all that a window's can have, the default's is in the optimizer's, the others' are of other kinds.
 @pytest.mark.parametrize(
-    "arm", [pytest.param(arm, marks=[pytest.mark.slow] * (arm != "guarded")) for arm in ARMS]
+    "arm",
+    [pytest.param(arm, marks=[pytest.mark.slow] * (arm not in ("guarded", "recommended"))) for arm in ARMS],
 )
 def test_a_run_that_broke_off_goes_on_to_the_last_bit(
     arm: str, whole: Callable[[str], Path], tmp_path: Path
@@ -177,7 +180,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_taken(
 def test_a_record_that_ends_in_half_a_line_is_read_up_to_it(tmp_path: Path) -> None:
     c = config("baseline")
     path = records.path_of(tmp_path, c)
-    header = json.dumps(c.fields)
+    header = json.dumps({"config": c.fields})
     epoch = json.dumps({"epoch": 1} | dict.fromkeys((*records.NUMBERS, "probe_loss"), 0.5))
     for text, count in (
         ("", 0),
@@ -299,7 +302,7 @@ def test_two_processes_under_slurm_train_as_one_does(tmp_path: Path) -> None:
         first, *alone = map(json.loads, one.read_text().splitlines())
         header, *together = map(json.loads, (tmp_path / "two" / one.name).read_text().splitlines())
         assert header["devices"].endswith("data=2")
-        assert first == {k: v for k, v in header.items() if k != "devices"}
+        assert first == {k: v for k, v in header.items() if k != "devices"} | {"made": first["made"]}
         np.testing.assert_allclose(
             [e["train_loss"] for e in together], [e["train_loss"] for e in alone], rtol=1e-4
         )

@@ -10,9 +10,9 @@ import optax
 import pytest
 
 import pdt_optax
-from experiments import rules
-from experiments.arms import Recipe, predictive
-from experiments.optimizers import Cosine
+from experiments.training import rules
+from experiments.training.arms import Recipe, predictive
+from experiments.training.optimizers import Cosine
 
 # One weight a column: steady, one step back, back and forth, still.
 DIFFERENCES = np.array(

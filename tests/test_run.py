@@ -1,7 +1,6 @@
 """The paper's views: its numbers, what is planned, how claims are judged, and a few of them end to end."""
 
 import dataclasses
-import json
 import math
 import re
 
@@ -12,14 +11,16 @@ import optax
 import pytest
 
 import pdt_optax
-from experiments import claims, loggers, records, rules, run, setups, timing, training, watch
-from experiments import data as datasets
-from experiments.arms import BASELINE, Arm, preset
-from experiments.claims import Found
-from experiments.figures import PAPER
-from experiments.setups import SCALES, SEEDS
-from experiments.views import VIEWS
-from experiments.workloads import Resized
+from experiments import run
+from experiments.data import datasets
+from experiments.paper import claims, setups
+from experiments.paper.figures import PAPER
+from experiments.paper.setups import SCALES, SEEDS
+from experiments.paper.views import VIEWS
+from experiments.training import loggers, records, rules, timing, trainer, watch
+from experiments.training.arms import BASELINE, Arm, preset
+from experiments.training.workloads import Resized
+from experiments.views.view import Found
 
 TABLES = [name for name in PAPER if name.startswith("table")]
 
@@ -269,7 +270,7 @@ def test_predictions_pause_while_values_rise():
 
 def test_operations_of_a_step_and_a_boundary():
     setup = setups.setups("smoke")["fcnet-2"]
-    plain, pdt = (training.operations(setup.config(preset(rule), 0)) for rule in (BASELINE, "released"))
+    plain, pdt = (trainer.operations(setup.config(preset(rule), 0)) for rule in (BASELINE, "released"))
     assert plain["boundary"] == 0
     assert pdt["step"] == pytest.approx(plain["step"], rel=1e-3)
     weights = 192 * 32 + 32 + 32 * 10 + 10
@@ -291,7 +292,7 @@ def test_batches_of_one_class_reach_the_steps(monkeypatch):
 @pytest.mark.slow  # `make smoke` trains it, too
 def test_simsiam_is_trained_on_its_own_loss_and_probed():
     setup = setups.setups("smoke")["simsiam"]._replace(epochs=3)
-    epochs = list(training.train(setup.config(Arm(BASELINE), 0), setup.workload.load()))
+    epochs = list(trainer.train(setup.config(Arm(BASELINE), 0), setup.workload.load()))
     losses = [e["train_loss"] for e in epochs]
     assert -1 <= losses[-1] < losses[0] <= 1
     assert epochs[-1]["validation_accuracy"] > 0.3  # of ten digits, from their features
@@ -333,7 +334,7 @@ def test_views_are_trained_once_drawn_and_put_on_a_page(tmp_path, capsys):
 
     # Shares and operations of a watched run.
     (jump,) = (e for e in record.epochs if e["predicted"])
-    assert set(record.fields["flops"]) == {"step", "boundary"}
+    assert set(record.about["flops"]) == {"step", "boundary"}
     assert list(jump["shares"]) == [f"{layer}/{kind}" for layer in
         ("conv1", "conv2", "conv3", "conv4", "conv5", "fc1", "fc2", "fc3") for kind in ("bias", "kernel")]  # fmt: skip
     arrays = records.arrays(place, watched)
@@ -347,14 +348,25 @@ def test_views_are_trained_once_drawn_and_put_on_a_page(tmp_path, capsys):
     assert not re.search(r"https?://|<script|<link", page)
     assert all((folder / picture).exists() for picture in re.findall(r'src="([^"]*)"', page))
     assert page.count("<section") == 5
-    assert {json.loads((folder / name / "view.json").read_text())["title"] for name in ("fig4", "fig9")} <= {
-        view.title for view in VIEWS.values()
-    }
+    assert all(
+        f"{name}: {VIEWS[name].title}</h2>" in page for name in ("fig4", "fig7", "fig9", "fig11", "fig12")
+    )
 
     before = {p: p.read_bytes() for p in (folder / "records").rglob("*.jsonl")}
     assert run.main([*arguments, "--rule", "released"]) == 0
     assert f"{len(before)} runs, {len(before)} already recorded" in capsys.readouterr().out
     assert {p: p.read_bytes() for p in (folder / "records").rglob("*.jsonl")} == before
+
+    # Packed, they are the same runs and the same page.
+    assert run.main(["pack", "--out", str(tmp_path)]) == 0
+    assert {p.name for p in (folder / "records").iterdir()} == {f"{place.name}.jsonl", f"{place.name}.npz"}
+    again = records.read(place, watched)
+    assert (again.epochs, again.about, again.fields) == (record.epochs, record.about, record.fields)
+    packed = records.arrays(place, watched)
+    assert packed.keys() == arrays.keys()
+    assert all((packed[name] == arrays[name]).all() for name in arrays)
+    assert run.main([*arguments, "--page"]) == 0
+    assert (folder / "index.html").read_text() == page
 
 
 def test_any_logger_that_takes_a_dict_gets_the_scalars(tmp_path):

@@ -14,13 +14,16 @@ import numpy as np
 import pytest
 
 import pdt_optax
-from experiments import checkpoints, data, page, records, views, watch
-from experiments.arms import BASELINE, Arm, preset
-from experiments.bench_configs import ARMS, PAIRS
-from experiments.checkpoints import Checkpoints, Saved, Saving
-from experiments.setups import RULES, setups
-from experiments.training import Config
-from experiments.workloads import Small, Workload, check_name
+from experiments.data import datasets
+from experiments.paper import views
+from experiments.paper.setups import RULES, setups
+from experiments.training import checkpoints, records, watch
+from experiments.training.arms import BASELINE, Arm, preset
+from experiments.training.checkpoints import Checkpoints, Saved, Saving
+from experiments.training.trainer import Config
+from experiments.training.workloads import Small, Workload, check_name
+from experiments.tuned.setups import ARMS, PAIRS
+from experiments.views import page
 from tests.test_experiments import config
 
 ROOT = Path(pdt_optax.__file__).parents[1]
@@ -145,10 +148,11 @@ def test_an_expression_in_a_record_is_a_text(tmp_path: Path) -> None:
     path = records.path_of(tmp_path, run)
     epoch = {"epoch": 1} | dict.fromkeys(records.NUMBERS, 0.5)
     for text in expressions(created):
-        lines = [run.fields | {"settings": {"accept": text}}, epoch]
-        path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-        assert records.read(tmp_path, run).fields["settings"]["accept"] == text
-        for lines in ([run.fields, epoch | {"train_loss": text}], [run.fields | {"rule": text}, epoch]):
+        first = {"config": run.fields, "devices": text}
+        path.write_text("".join(json.dumps(line) + "\n" for line in (first, epoch)))
+        assert records.read(tmp_path, run).about["devices"] == text
+        other = {"config": run.fields | {"rule": text}}
+        for lines in ([first, epoch | {"train_loss": text}], [other, epoch]):
             path.write_text("".join(json.dumps(line) + "\n" for line in lines))
             with pytest.raises(checkpoints.UnreadableError):
                 records.read(tmp_path, run)
@@ -240,7 +244,7 @@ def refuses(use: Callable[[str], Any], name: str) -> None:
 @pytest.mark.parametrize("name", OUT, ids=repr)
 def test_a_name_that_leads_elsewhere_is_refused(name: str) -> None:
     """By all that looks names up or takes new ones."""
-    for use in (Arm, preset, data.load, lambda name: check_name("name", name, ARMS)):
+    for use in (Arm, preset, datasets.load, lambda name: check_name("name", name, ARMS)):
         refuses(use, name)
 
 
@@ -267,7 +271,9 @@ def test_every_name_that_a_run_has_is_checked() -> None:
 
 
 def test_a_view_of_an_unknown_setup_is_refused() -> None:
-    view = views.VIEWS["fig4"]._replace(rows=lambda scale: [views.Row("AlexNet", "../../elsewhere")])
+    view = dataclasses.replace(
+        views.VIEWS["fig4"], rows=lambda scale: [views.Row("AlexNet", "../../elsewhere")]
+    )
     with pytest.raises(KeyError, match=r"\.\./\.\./elsewhere"):
         view.configs("smoke", ["released"])
 
@@ -287,10 +293,8 @@ def test_all_records_lie_in_their_folder(tmp_path: Path) -> None:
 def test_a_crafted_view_puts_no_markup_on_the_page(tmp_path: Path) -> None:
     (tmp_path / "fig4").mkdir()
     bad = '"><script>alert(1)</script>'
-    texts = dict.fromkeys(
-        ("title", "claim", "note", "command", "recorded", "reduced", "commit", "machine"), bad
-    )
-    about = texts | {"verdicts": [bad], "tables": {bad: [[bad], [bad]]}, "pictures": {bad: bad}}
-    (tmp_path / "fig4" / "view.json").write_text(json.dumps(about))
-    page.write_index(tmp_path, ["fig4"], "smoke")
+    parts = [f"# {bad}", f"> {bad}", f"`{bad}`: {bad}", bad, f"- {bad}", f"![{bad}]({bad})", f"## {bad}"]
+    table = f"| {bad} |\n| --- |\n| {bad} |"
+    (tmp_path / "fig4" / "table.md").write_text("\n\n".join([*parts, table]))
+    page.write_index(tmp_path, {"fig4": "fig4"}, "", bad, bad)
     assert "<script" not in (tmp_path / "index.html").read_text()

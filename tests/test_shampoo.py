@@ -11,7 +11,7 @@ import pytest
 from scipy.linalg import fractional_matrix_power
 
 import pdt_optax
-from experiments.shampoo import scale_by_shampoo, shampoo
+from experiments.training.shampoo import scale_by_shampoo, shampoo
 
 SHAPES = {"matrix": (4, 7), "wide": (3, 12), "tensor": (2, 3, 4), "vector": (5,), "long": (11,), "scalar": ()}
 LARGEST = 8

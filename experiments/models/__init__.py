@@ -1,0 +1,1 @@
+"""The paper's networks and the small ones, in Flax nnx."""

@@ -1,0 +1,1 @@
+"""The one trainer, and what it trains with: workloads, arms, optimizers, devices, checkpoints, records."""

@@ -1,0 +1,201 @@
+"""A run's checkpoints: saved by Orbax after an epoch, and taken up where the run broke off."""
+
+import argparse
+import shutil
+import signal
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+import pdt_optax
+from experiments.command import RefusedError, whole
+from experiments.training.devices import all_agree, as_the_first, is_first
+
+
+class Saving(NamedTuple):
+    """When a run is saved, and what becomes of its checkpoints.
+
+    Attributes:
+      every: save after every so many epochs; 0 for never.
+      resume: take up the latest; else start anew.
+      keep: leave the last one, of the trained weights, when the run is complete.
+      wait: until a checkpoint is on disk; else it is written while the next epoch trains.
+    """
+
+    every: int = 0
+    resume: bool = True
+    keep: bool = False
+    wait: bool = False
+
+
+def add_arguments(parser: argparse._ActionsContainer, every: int) -> None:
+    """`--resume`, `--save-every` and `--keep-checkpoints`."""
+    parser.add_argument(
+        "--resume",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="go on with a run that broke off from its last checkpoint",
+    )
+    parser.add_argument(
+        "--save-every",
+        type=whole(0),
+        default=every,
+        metavar="EPOCHS",
+        help="epochs between checkpoints; 0 for none",
+    )
+    parser.add_argument(
+        "--keep-checkpoints",
+        action="store_true",
+        help="keep the last checkpoint, with the trained weights, of a complete run",
+    )
+
+
+def saving(args: argparse.Namespace, wait: bool = False) -> Saving:
+    """What the arguments say."""
+    return Saving(args.save_every, args.resume, args.keep_checkpoints, wait)
+
+
+class Saved(NamedTuple):
+    """What a run needs to go on as if it had never stopped.
+
+    Attributes:
+      state: weights, optimizer and PDT state, BatchNorm's statistics.
+      position: in the data, as plain values: epochs trained, and the keys of
+        the data's order and of the dropout.
+      epochs: the records so far.
+    """
+
+    state: Any
+    position: dict[str, Any]
+    epochs: list[dict[str, Any]]
+
+
+class UnreadableError(RefusedError):
+    """A file of a run, or its last checkpoint, cannot be read; the message names it."""
+
+
+class Stopped(SystemExit):
+    """SIGTERM came: the run was saved after its epoch, and the process ends with the signal's code."""
+
+
+class Checkpoints:
+    """The checkpoints of one run, in a folder of their own; a context that ends with the run.
+
+    Within it SIGTERM waits for the end of the epoch, which is then saved.
+    """
+
+    def __init__(self, folder: Path, saving: Saving):
+        self.folder, self.saving = folder, saving
+        self.terminated = False
+
+    def __enter__(self) -> "Checkpoints":
+        if not self.saving.resume:
+            self._remove()
+        # Two, so that one is whole whenever the process dies.
+        options = ocp.CheckpointManagerOptions(max_to_keep=2)
+        self.manager = ocp.CheckpointManager(self.folder.absolute(), options=options)
+        self.handler = None
+        if threading.current_thread() is threading.main_thread():
+            self.handler = signal.signal(signal.SIGTERM, self._terminate)
+        return self
+
+    def __exit__(self, kind: Any, *_: Any) -> None:
+        if self.handler is not None:
+            signal.signal(signal.SIGTERM, self.handler)
+        self._attempt(self.manager.close, "The last checkpoint")
+        if kind is None and not self.saving.keep:
+            self._remove()
+
+    def _terminate(self, *_: Any) -> None:
+        self.terminated = True
+
+    def _remove(self) -> None:
+        if is_first():
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _attempt(self, save: Callable[[], Any], what: str) -> None:
+        """A checkpoint that cannot be written must not end the run that it should save."""
+        try:
+            save()
+        except Exception as e:  # Orbax passes on what file systems raise, of many kinds
+            lines = str(e).splitlines() or [type(e).__name__]
+            print(
+                f"{what} of {self.folder} could not be written ({lines[0]}); the run goes on, those before it stay.",
+                file=sys.stderr,
+            )
+
+    def latest(self, like: Any, made: pdt_optax.PDT | pdt_optax.Predictor | None) -> Saved | None:
+        """The latest checkpoint that can be read, its state in the shapes and on the devices of `like`; None without any.
+
+        One that is damaged is named on stderr, and the one before it taken.
+
+        Raises:
+          UnreadableError: if there are some, and none can be read.
+          ValueError: if another version of `pdt_optax` made it.
+        """
+        found = sorted(self.manager.all_steps(), reverse=True)
+        for epoch in found:
+            saved, problem = self._restored(epoch, like)
+            if all_agree(saved is not None) and saved:
+                if made is not None:
+                    pdt_optax.check_saved(made, saved.state)
+                return saved
+            print(f"{self.folder / str(epoch)} cannot be read ({problem}).", file=sys.stderr)
+        if found:
+            raise UnreadableError(
+                f"No checkpoint in {self.folder} can be read: remove it, or start anew with --no-resume."
+            )
+        return None
+
+    def _restored(self, epoch: int, like: Any) -> tuple[Saved | None, str]:
+        target = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
+        args = ocp.args.Composite(state=ocp.args.StandardRestore(target), progress=ocp.args.JsonRestore())
+        try:
+            saved = self.manager.restore(epoch, args=args)
+            position, epochs = saved["progress"]["position"], saved["progress"]["epochs"]
+            keys = np.array([position["order_key"], position["dropout_key"]])
+            if keys.dtype.kind not in "iu" or [e["epoch"] for e in epochs] != list(range(1, epoch + 1)):
+                raise ValueError("its progress is not that of a run")
+            return Saved(saved["state"], position, epochs), ""
+        except Exception as e:  # damage shows in as many ways as there are files
+            return None, (str(e).splitlines() or [type(e).__name__])[0]
+
+    def save(self, epoch: int, saved: Saved, last: bool) -> None:
+        """Saves after an epoch, counted from 1, if it is time.
+
+        Raises:
+          Stopped: after that, if SIGTERM came.
+        """
+        (stop,) = as_the_first([self.terminated])
+        if stop or (self.saving.keep if last else epoch % self.saving.every == 0):
+            args = ocp.args.Composite(
+                state=ocp.args.StandardSave(saved.state),
+                progress=ocp.args.JsonSave({"position": saved.position, "epochs": saved.epochs}),
+            )
+
+            def save() -> None:
+                self.manager.save(epoch, args=args)
+                if self.saving.wait or stop:
+                    self.manager.wait_until_finished()
+
+            self._attempt(save, f"The checkpoint after epoch {epoch}")
+        if stop:
+            raise Stopped(128 + signal.SIGTERM)
+
+
+def trained(folder: Path) -> dict[str, Any]:
+    """The state in a run's latest checkpoint, as nested dicts of arrays on one device, wherever it was trained."""
+    handlers = {"state": ocp.StandardCheckpointHandler()}
+    here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    with ocp.CheckpointManager(folder.absolute(), item_handlers=handlers) as manager:
+        epoch = manager.latest_step()
+        shapes = manager.item_metadata(epoch)["state"].tree
+        target = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), shapes)
+        args = ocp.args.Composite(state=ocp.args.StandardRestore(target))
+        return manager.restore(epoch, args=args)["state"]

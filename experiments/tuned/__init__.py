@@ -1,0 +1,1 @@
+"""PDT at tuned learning rates: pairs and arms, and their tables and pictures."""

@@ -1,0 +1,231 @@
+"""What README.md and docs/ state of `experiments/results`: each figure by its name, as it stands in the text.
+
+A view over records, nothing trains. `docs/figures.py` writes the figures into
+the pages.
+"""
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from experiments.paper import claims
+from experiments.paper import setups as paper_setups
+from experiments.paper.views import VIEWS
+from experiments.training import records
+from experiments.training.arms import BASELINE
+from experiments.tuned import setups
+from experiments.tuned.tables import Score, Scores, brief, interval, number, points, saved
+from experiments.tuned.views import scores
+from experiments.views import metrics, page
+from experiments.views.report import markdown
+from experiments.views.view import Asked, find
+
+RESULTS = Path(__file__).parents[1] / "results"
+
+Figures = dict[str, str]
+
+
+def figures(folder: Path = RESULTS) -> Figures:
+    """All figures of a folder of results."""
+    return {
+        **_final(scores("tuned", folder)),
+        **_detached(scores("tuned", folder / "detached")),
+        **_screen(scores("screen", folder)),
+        **_jumps(scores("jumps", folder)),
+        **_guard(scores("guard", folder)),
+        **_statistics(scores("statistics", folder)),
+        **_paper(folder),
+        **_paper_size(folder / "h100"),
+    }
+
+
+def listed(values: Sequence[str]) -> str:
+    """As a sentence lists them."""
+    return f"{', '.join(values[:-1])} and {values[-1]}"
+
+
+def _of(scores: Scores, arm: str) -> dict[str, Score]:
+    return {pair: scored[arm] for pair, scored in scores.items() if arm in scored}
+
+
+def _range(shares: Sequence[float]) -> str:
+    return f"{100 * min(shares):.0f} to {100 * max(shares):.0f}%"
+
+
+def _final(scores: Scores) -> Figures:
+    drift, released, random = (_of(scores, arm) for arm in ("drift", "released", "random-mask"))
+
+    def epochs(of: Mapping[str, Score]) -> list[str]:
+        return [number(score.loss_epochs_ratio, ".0%") for score in of.values()]
+
+    def median(of: Mapping[str, Score], field: str) -> str:
+        return saved(float(np.median([getattr(score, field) for score in of.values()])))
+
+    return {
+        "bench.summary": brief(scores, setups.README_ARMS),
+        "bench.saved": _range([1 - score.loss_epochs_ratio for score in drift.values()]),
+        "bench.saved-median": median(drift, "loss_epochs_ratio"),
+        "bench.seconds-saved-median": median(drift, "loss_time_ratio"),
+        "bench.released-saved-median": median(released, "loss_epochs_ratio"),
+        "bench.runs": str(sum(score.seeds for score in drift.values())),
+        "bench.drift": listed(
+            [f"{share} (`{pair}`)" for pair, share in zip(drift, epochs(drift), strict=True)]
+        ),
+        "bench.released": listed(epochs(released)),
+        "bench.random-mask": listed(epochs(random)),
+        "bench.points": listed([points(score.gain, score.gain_interval) for score in drift.values()]),
+        "bench.effective": listed([interval(score.effective) for score in drift.values()]),
+        "bench.overhead": _range([score.overhead for score in drift.values()]),
+        "bench.greatest-rise": f"{max(score.rise for score in drift.values()):.2f}",
+        **{f"bench.epochs-{pair}": f"{drift[pair].loss_epochs:.1f}" for pair in ("mlp-sgd", "vit-adamw")},
+    }
+
+
+def _detached(scores: Scores) -> Figures:
+    baseline, drift = _of(scores, BASELINE), _of(scores, "drift")
+    ratios = [score.loss_time_ratio for score in drift.values()]
+    head = [
+        "pair",
+        "epochs, baseline",
+        "epochs, drift",
+        "seconds, baseline",
+        "seconds, drift",
+        "time saved",
+    ]
+    rows = [
+        [
+            f"`{pair}`",
+            *(number(score.loss_epochs, ".1f") for score in (baseline[pair], after)),
+            *(number(score.loss_seconds, ".1f") for score in (baseline[pair], after)),
+            saved(after.loss_time_ratio),
+        ]
+        for pair, after in drift.items()
+    ]
+    return {
+        "detached.table": markdown([head, *rows]),
+        "detached.median": saved(float(np.median(ratios))),
+        "detached.worst": saved(max(ratios)),
+    }
+
+
+def _to_baseline(score: Score, baseline: Score, form: str) -> str:
+    return f"{score.loss / baseline.loss:{form}}"
+
+
+def _screen(scores: Scores) -> Figures:
+    pairs = ("mlp-sgd", "vit-adamw")
+    head = ["arm", *(f"{pair}: {column}" for pair in pairs for column in ("epochs", "loss", "points"))]
+    rows = [
+        [
+            arm.name,
+            *(
+                cell
+                for score, baseline in ((scores[pair][arm.name], scores[pair][BASELINE]) for pair in pairs)
+                for cell in (
+                    number(score.loss_epochs, ".0f"),
+                    _to_baseline(score, baseline, ".2g"),
+                    points(score.gain),
+                )
+            ),
+        ]
+        for arm in setups.SCREEN
+    ]
+    return {"screen.table": markdown([head, *rows])}
+
+
+def _jumps(scores: Scores) -> Figures:
+    of = scores["mlp-sgd"]
+
+    def loss(start: int, horizon: int, form: str = ".2f") -> str:
+        return _to_baseline(of[setups.JUMPS[start, horizon].name], of[BASELINE], form)
+
+    return {
+        "jumps.long": loss(16, 8),
+        "jumps.short": loss(24, 1),
+        "jumps.early": loss(8, 8, ".1f"),
+    }
+
+
+def _guard(scores: Scores) -> Figures:
+    head = ["pair", "arm", "final train loss over baseline's", "points", "diverged"]
+    rows = [
+        [
+            pair,
+            arm.name,
+            _to_baseline(of[arm.name], of[BASELINE], ".3g"),
+            points(of[arm.name].gain),
+            str(of[arm.name].diverged),
+        ]
+        for pair, of in scores.items()
+        for arm in setups.RUNAWAY
+    ]
+    loosely = scores["char_lm-adamw"]
+    return {
+        "guard.table": markdown([head, *rows]),
+        "guard.loosely": _to_baseline(loosely["runaway-loosely-guarded"], loosely[BASELINE], ".2f"),
+    }
+
+
+def _statistics(scores: Scores) -> Figures:
+    of = scores["resnet-adamw"]
+    return {
+        "statistics.kept": f"{-100 * of['drift'].dip:.2f}",
+        "statistics.anew": f"{-100 * of['drift-refreshed'].dip:.2f}",
+    }
+
+
+def _paper(folder: Path) -> Figures:
+    def range_saved(table: str, rule: str) -> str:
+        found = find(VIEWS[table], Asked((folder,))).values()
+        judged = [j for f in found if (j := claims.judge(f.runs, rule))]
+        return _range([j.saved for j in judged if math.isfinite(j.saved)])
+
+    runs_of = [records.read_all(folder / "small" / "records" / name) for name in paper_setups.setups("small")]
+    seconds = [statistics.median(_seconds(run) for run in runs) for runs in runs_of if runs]
+    return {
+        "paper.claims": page.claims_table(
+            folder, {name: view.folder("small") for name, view in VIEWS.items()}, "../experiments/results"
+        ),
+        "paper.architectures": range_saved("table1", "drift"),
+        "paper.optimizers": range_saved("table2", "drift"),
+        "paper.rates-guarded": range_saved("table6", "drift-guarded"),
+        "paper.longest": f"{max(seconds):.1f}",
+    }
+
+
+def _seconds(run: records.Run) -> float:
+    return sum(e[part] for e in run.epochs for part in ("train_seconds", "pdt_seconds", "compile_seconds"))
+
+
+def _paper_size(folder: Path) -> Figures:
+    """The paper's AlexNet on a GPU, one seed."""
+    runs = {run.rule: run for run in records.read_all(folder)}
+    baseline, drift = runs[BASELINE], runs["drift"]
+    trained, spent = (sum(e[of] for e in drift.epochs) for of in ("train_seconds", "pdt_seconds"))
+
+    def sooner(rule: str, field: str) -> int:
+        first, own = (metrics.to_best(run, baseline, field).epochs for run in (baseline, runs[rule]))
+        return round(first - own)
+
+    epoch = statistics.median(e["train_seconds"] for e in drift.epochs)
+    jumps = [e["pdt_seconds"] for e in drift.epochs if e["predicted"]]
+    ends = [run.epochs[-1]["validation_accuracy"] for run in runs.values()]
+    return {
+        "h100.epoch": f"{epoch:.3f}",
+        "h100.epoch-rounded": f"{epoch:.2f}",
+        "h100.jumps": str(len(jumps)),
+        "h100.jump-ms": f"{1e3 * statistics.median(jumps):.0f}",
+        "h100.spent": f"{spent:.2f}",
+        "h100.whole": f"{trained + spent:.0f}",
+        "h100.share": f"{spent / (trained + spent):.1%}",
+        "h100.epochs": f"{metrics.to_best(drift, baseline, 'train_loss').epochs:.0f}",
+        **{
+            f"h100.{rule}-{name}": str(sooner(rule, field))
+            for rule in ("drift", "released")
+            for name, field in (("loss", "train_loss"), ("accuracy", "validation_accuracy"))
+        },
+        "h100.accuracy": f"{math.floor(1e3 * min(ends)) / 10} and {math.ceil(1e3 * max(ends)) / 10}%",
+    }

@@ -31,7 +31,7 @@ RESULTS = measure.RESULTS.parents[1] / "experiments" / "results"
 
 def trajectory(pair: setups.Pair, epochs: int) -> list[Any]:
     """The weights after each epoch of the baseline at its tuned rate, the initial ones first."""
-    rate = tuned_rates([RESULTS], [pair])[pair.name]
+    rate = tuned_rates([RESULTS], [pair])[pair.name][BASELINE]
     config = Config(pair.workload, preset(BASELINE), pair.optimizer, rate, "constant", epochs, seed=0)
     program, workload = trainer._program.__wrapped__(config), pair.workload
     state = program.init(jax.random.key(0))

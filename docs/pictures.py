@@ -3,7 +3,7 @@
 python docs/pictures.py    # 20 seconds; writes docs/images/*.png
 
 An MLP on scikit-learn's handwritten digits, AdamW, 40 epochs of a cosine
-schedule: plain, with the released code's rule, and with the recommended one.
+schedule: plain, with the released code's rule, with the preset `drift`, and with the recommended one.
 """
 
 import itertools
@@ -130,6 +130,7 @@ def main() -> None:
     IMAGES.mkdir(exist_ok=True)
     images, labels = data()
     released = train(images, labels, **pdt_optax.presets.released)
+    drift = train(images, labels, **pdt_optax.presets.drift)
     recommended = train(images, labels)
     plain = train(images, labels, dry_run=True)
     rank4 = train(images, labels, dry_run=True, dynamics=pdt_optax.dmd(rank=4), window=8)
@@ -139,8 +140,9 @@ def main() -> None:
     save("two_passes", two_passes())
     save("eigenvalues", plot.eigenvalues(rank4.reports))
     save("singular_values", plot.singular_values(released.reports))
-    save("accepted_share", plot.accepted_share(recommended.reports))
+    save("accepted_share", plot.accepted_share(drift.reports))
     save("accepted_share_per_leaf", plot.accepted_share_per_leaf(released.reports, released.paths))
+    save("persistence", plot.persistence(plain.reports))
     prediction = pdt_optax.predict_and_mask(window, params, dynamics=model, accept=rule, horizon=5)
     save("mask", plot.mask(prediction, "dense1/kernel"))
     ax = plot.trajectories(

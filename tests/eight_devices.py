@@ -243,8 +243,8 @@ def test_collectives_of_what_is_delivered_in_parts(kind: str, layout: str) -> No
         params = {n: jax.device_put(x, NamedSharding(on, LAYOUTS[layout][n])) for n, x in walk(1)[0].items()}
         tx = pdt_optax.pdt(optax.adam(0.05))
         state = jax.jit(tx.init)(params)
-        end = jax.jit(tx.end_epoch).lower(params, state).compile().as_text()
-        step = jax.jit(tx.update).lower(params, state, params).compile().as_text()
+        end = jax.jit(tx.end_epoch).lower(params, state).compile().as_text() or ""
+        step = jax.jit(tx.update).lower(params, state, params).compile().as_text() or ""
     assert all_reduced(step) == []
     assert all_reduced(end) == ([] if layout == "replicated" else [REDUCED["default"]])
 

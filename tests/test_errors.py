@@ -76,7 +76,7 @@ def test_whole_numbers(name: str, value: Any) -> None:
 
 
 def test_none_is_the_default() -> None:
-    usual = dict.fromkeys(("window", "start", "horizon", "interval", "accept", "schedule"))
+    usual: Any = dict.fromkeys(("window", "start", "horizon", "interval", "accept", "schedule"))
     for dynamics in (pdt_optax.slow_drift(), pdt_optax.drift()):
         assert pdt_optax.Predictor(dynamics=dynamics, **usual) == pdt_optax.Predictor(dynamics=dynamics)
 

@@ -15,6 +15,15 @@ import pdt_optax
 from tests import training
 from tests.trees import assert_same, differs
 
+
+def pdt(inner: Any, **settings: Any) -> Any:
+    return pdt_optax.pdt(inner, **settings)
+
+
+def predictor_of(**settings: Any) -> Any:
+    return pdt_optax.Predictor(**settings)
+
+
 STEPS = 6
 EPOCHS = 14
 
@@ -103,7 +112,7 @@ def oracle(
     displacement, found = np.zeros_like(path[0]), []
     for epoch, (w, origin) in enumerate(zip(path, started_from, strict=True)):
         own = w - origin - delivered[epoch] * displacement
-        persistence = own @ mean / (mean @ mean) if mean.any() else np.nan
+        persistence = float(own @ mean / (mean @ mean)) if mean.any() else np.nan
         if epoch > start:
             cosine = own @ mean / (np.linalg.norm(own) * np.linalg.norm(mean))
             gain *= np.exp(0.2 * np.clip((cosine - 0.15) / 0.1, -1, 1))
@@ -153,12 +162,12 @@ MODELS = {
 @pytest.mark.parametrize("deliver", ["gradual", "jump"])
 def test_the_running_mean_is_its_equations(name: str, every: int | None, deliver: str) -> None:
     model = MODELS[name]
-    tx = pdt_optax.pdt(optax.adam(3e-3), every=every, deliver=deliver, dynamics=model)
+    tx = pdt(optax.adam(3e-3), every=every, deliver=deliver, dynamics=model)
     if every is None:
         check(train(tx), model, gradual=deliver == "gradual")
         return
     # The weights before a boundary inside `update` are not to be seen: the other form is the oracle.
-    outside = train(pdt_optax.pdt(optax.adam(3e-3), deliver=deliver, dynamics=model))
+    outside = train(pdt(optax.adam(3e-3), deliver=deliver, dynamics=model))
     inside = train(tx)
     for a, b in zip(outside.after, inside.after, strict=True):
         np.testing.assert_allclose(flat(a), flat(b), rtol=2e-5, atol=2e-6)
@@ -167,7 +176,7 @@ def test_the_running_mean_is_its_equations(name: str, every: int | None, deliver
 def test_a_window_gives_the_same_mean() -> None:
     """`predict_and_mask` over all snapshots of a run that nothing was delivered to."""
     model = pdt_optax.slow_drift(gain=1.3, most_gain=1.3)
-    run = train(pdt_optax.pdt(optax.adam(3e-3), dynamics=model, dry_run=True), epochs=8)
+    run = train(pdt(optax.adam(3e-3), dynamics=model, dry_run=True), epochs=8)
     snapshots = [training.init_params(), training.init_params(), *run.before[:-1]]  # the oldest is not used
     prediction = pdt_optax.predict_and_mask(
         snapshots, run.before[-1], dynamics=model, accept=pdt_optax.everything(), horizon=1, step=7
@@ -180,7 +189,7 @@ def test_a_window_gives_the_same_mean() -> None:
 def test_an_epoch_that_is_shorter_or_longer_than_the_one_before() -> None:
     """What a shorter one could not deliver is dropped, and reported; a longer one delivers no more than all."""
     lengths = [STEPS] * 7 + [3, 9, STEPS, STEPS]
-    run = train(pdt_optax.pdt(optax.adam(3e-3)), epochs=len(lengths), lengths=lengths.__getitem__)
+    run = train(pdt(optax.adam(3e-3)), epochs=len(lengths), lengths=lengths.__getitem__)
     shares = [1.0] * 7 + [0.5, 1.0, 6 / 9, 1.0]
     check(run, pdt_optax.slow_drift(), gradual=True, delivered=shares)
     reported = [float(r.delivered_share) for r in run.reports]
@@ -191,16 +200,16 @@ def test_an_epoch_that_is_shorter_or_longer_than_the_one_before() -> None:
 
 def test_nothing_is_delivered_before_the_start() -> None:
     """Until then it is the inner optimizer, bit for bit."""
-    plain = train(pdt_optax.pdt(optax.adam(3e-3), dry_run=True), epochs=6)
-    run = train(pdt_optax.pdt(optax.adam(3e-3)), epochs=7)
+    plain = train(pdt(optax.adam(3e-3), dry_run=True), epochs=6)
+    run = train(pdt(optax.adam(3e-3)), epochs=7)
     assert_same(plain.after[5], run.after[5])
     assert not plain.reports[5].predicted ^ run.reports[5].predicted
-    assert differs(train(pdt_optax.pdt(optax.adam(3e-3), dry_run=True), epochs=7).after[6], run.after[6])
+    assert differs(train(pdt(optax.adam(3e-3), dry_run=True), epochs=7).after[6], run.after[6])
 
 
 def test_the_weights_are_not_made_longer() -> None:
     """To first order: a displacement has no component along the weights."""
-    run = train(pdt_optax.pdt(optax.adam(3e-3), deliver="jump"))
+    run = train(pdt(optax.adam(3e-3), deliver="jump"))
     for before, after in zip(run.before[5:], run.after[5:], strict=True):
         w, moved = flat(before), flat(after) - flat(before)
         assert w @ moved <= 1e-3 * np.linalg.norm(w) * np.linalg.norm(moved)
@@ -209,12 +218,12 @@ def test_the_weights_are_not_made_longer() -> None:
 @pytest.mark.parametrize("deliver", ["gradual", "jump"])
 def test_resumed_in_the_middle_of_an_epoch(deliver: str) -> None:
     """A state holds all: nothing is delivered twice or lost."""
-    tx = pdt_optax.pdt(optax.adam(3e-3), deliver=deliver)
+    tx = pdt(optax.adam(3e-3), deliver=deliver)
     params = training.init_params()
 
     @jax.jit
-    def step(params: Any, state: Any, images: Any, labels: Any) -> tuple[Any, Any]:
-        grads = jax.grad(training.loss_fn)(params, images, labels)
+    def step(params: Any, state: Any, *batch: Any) -> tuple[Any, Any]:
+        grads = jax.grad(training.loss_fn)(params, *batch)
         updates, state = tx.update(grads, state, params)
         return optax.apply_updates(params, updates), state
 
@@ -226,13 +235,13 @@ def test_resumed_in_the_middle_of_an_epoch(deliver: str) -> None:
         return params, state
 
     whole = go_on(params, tx.init(params), 0, 60)
-    saved = jax.device_get(go_on(params, tx.init(params), 0, 45))
-    assert_same(whole, go_on(*jax.device_put(saved), 45, 60))
+    params, state = jax.device_put(jax.device_get(go_on(params, tx.init(params), 0, 45)))
+    assert_same(whole, go_on(params, state, 45, 60))
 
 
 def test_bfloat16_weights_are_moved_at_once() -> None:
     """A part of a displacement would be rounded away; what was really added is no motion of the optimizer's own."""
-    run = train(pdt_optax.pdt(optax.sgd(0.2)), dtype=jnp.bfloat16)
+    run = train(pdt(optax.sgd(0.2)), dtype=jnp.bfloat16)
     assert jax.tree.leaves(run.states[-1].history.delivery.displacement) == []
     assert differs(run.before[-1], run.after[-1])
     path = [flat(w) for w in run.before]
@@ -247,21 +256,22 @@ def test_bfloat16_weights_are_moved_at_once() -> None:
 
 def test_mixed_leaves() -> None:
     """Leaves of float32 in parts, of bfloat16 at once, integers and excluded ones never."""
-    params = {
+    params: Any = {
         "wide": jnp.arange(1.0, 5.0),
         "narrow": jnp.arange(1.0, 5.0, dtype=jnp.bfloat16),
         "count": jnp.arange(3),
         "fixed": jnp.ones(2),
     }
-    tx = pdt_optax.pdt(optax.sgd(0.1), exclude=lambda path: path == "fixed")
-    state = tx.init(params)
-    start = params
+    tx = pdt(optax.sgd(0.1), exclude=lambda path: path == "fixed")
+    state: Any = tx.init(params)
+    start, before, report = params, params, None
     for _ in range(7):
         grads = {name: jnp.ones_like(x) * 0.1 for name, x in params.items()}
         updates, state = tx.update(grads | {"count": jnp.zeros(3, int)}, state, params)
         params = optax.apply_updates(params, updates)
         before = params
         params, state, report = tx.end_epoch(params, state)
+    assert report is not None
     assert report.accepted_share_per_leaf.shape == report.persistence_per_leaf.shape == (2,)
     assert [x.shape for x in jax.tree.leaves(state.history.delivery.displacement)] == [(4,)]
     assert differs(before["narrow"], params["narrow"])
@@ -277,7 +287,7 @@ def test_a_window_holds_the_optimizers_own_path(
     deliver: str, dynamics: Any, snapshot_dtype: str | None
 ) -> None:
     """Its newest entry is where the weights are, its differences what the optimizer did by itself."""
-    tx = pdt_optax.pdt(
+    tx = pdt(
         optax.adam(3e-3), dynamics=dynamics, window=4, start=5, deliver=deliver, snapshot_dtype=snapshot_dtype
     )
     run = train(tx)
@@ -300,9 +310,9 @@ def test_a_window_holds_the_optimizers_own_path(
 def test_a_rollback_brings_the_weights_back_and_delivers_nothing() -> None:
     """Both ways: the epoch after a delivery that ruins it is as if there had been none."""
     for deliver in ("gradual", "jump"):
-        tx = pdt_optax.pdt(optax.sgd(0.1), guard=pdt_optax.rollback(), deliver=deliver)
-        w = jnp.array([4.0, -3.0])
-        state = tx.init(w)
+        tx = pdt(optax.sgd(0.1), guard=pdt_optax.rollback(), deliver=deliver)
+        w: Any = jnp.array([4.0, -3.0])
+        state, report, kept, mean = tx.init(w), None, None, None
         for epoch in range(8):
             updates, state = tx.update(0.5 * w, state, w)
             w = optax.apply_updates(w, updates)
@@ -318,16 +328,17 @@ def test_a_rollback_brings_the_weights_back_and_delivers_nothing() -> None:
                 assert_same(mean, state.history.motion)
                 if deliver == "gradual":
                     assert not np.any(state.history.delivery.displacement)
+        assert report is not None
         assert not report.rolled_back
         assert np.all(np.isfinite(w))
 
 
 def test_not_finite_weights_leave_the_mean_alone() -> None:
-    tx = pdt_optax.pdt(optax.sgd(0.1), deliver="jump")
+    tx = pdt(optax.sgd(0.1), deliver="jump")
     w = jnp.array([4.0, -3.0])
     state = tx.init(w)
     for _ in range(6):
-        w, state, report = tx.end_epoch(0.9 * w, state)
+        w, state, _ = tx.end_epoch(0.9 * w, state)
     mean = state.history.motion
     _, state, report = tx.end_epoch(jnp.array([jnp.nan, 1.0]), state)
     assert not report.finite
@@ -336,7 +347,7 @@ def test_not_finite_weights_leave_the_mean_alone() -> None:
 
 
 def test_a_displacement_that_would_overflow_is_dropped() -> None:
-    tx = pdt_optax.pdt(optax.sgd(0.1), deliver="jump", dynamics=pdt_optax.slow_drift(outward=True))
+    tx = pdt(optax.sgd(0.1), deliver="jump", dynamics=pdt_optax.slow_drift(outward=True))
     w, report = jnp.array([1.0, 1.0]), None
     state = tx.init(w)
     for _ in range(6):
@@ -347,12 +358,13 @@ def test_a_displacement_that_would_overflow_is_dropped() -> None:
 
 
 def test_a_predictor_jumps() -> None:
-    predictor = pdt_optax.Predictor()
-    w = jnp.array([4.0, -3.0])
+    predictor = predictor_of()
+    w, report = jnp.array([4.0, -3.0]), None
     history = predictor.init(w)
     assert history.delivery is None
     for _ in range(6):
         w, history, report = predictor.end_epoch(0.9 * w, history)
+    assert report is not None
     assert report.predicted
     assert not report.gradual
     steps = [-0.1 * 0.9**epoch * np.array([4.0, -3.0]) for epoch in range(6)]
@@ -370,9 +382,9 @@ def test_a_predictor_jumps() -> None:
 
 def test_a_predictor_sees_no_updates() -> None:
     with pytest.raises(ValueError, match='`deliver` must be "jump" or "auto" in a `Predictor`'):
-        pdt_optax.Predictor(deliver="gradual")
+        predictor_of(deliver="gradual")
     with pytest.raises(ValueError, match="deliver='slowly'"):
-        pdt_optax.pdt(optax.sgd(0.1), deliver="slowly")
+        pdt(optax.sgd(0.1), deliver="slowly")
 
 
 @pytest.mark.parametrize("settings", [{"memory": 0}, {"gain": 4.0}, {"gain": 0}, {"memory": True}])
@@ -383,38 +395,39 @@ def test_numbers_out_of_range(settings: Any) -> None:
 
 def test_nothing_waits_on_the_host_for_a_running_mean() -> None:
     with pytest.raises(ValueError, match="leave them out"):
-        pdt_optax.Predictor(snapshot_device="host")
+        predictor_of(snapshot_device="host")
     with pytest.raises(ValueError, match="leave them out"):
-        pdt_optax.Predictor(snapshot_dtype="bfloat16")
+        predictor_of(snapshot_dtype="bfloat16")
 
 
 def test_the_state_of_another_kind_is_told() -> None:
     w = jnp.ones(2)
-    jumps, parts = (pdt_optax.pdt(optax.sgd(0.1), deliver=d) for d in ("jump", "gradual"))
-    windowed = pdt_optax.pdt(optax.sgd(0.1), **pdt_optax.presets.drift)
+    jumps, parts = (pdt(optax.sgd(0.1), deliver=d) for d in ("jump", "gradual"))
+    windowed = pdt(optax.sgd(0.1), **pdt_optax.presets.drift)
     with pytest.raises(ValueError, match=r"`deliver` differs\. Expected the state of deliver='jump'"):
         jumps.end_epoch(w, parts.init(w))
     with pytest.raises(ValueError, match="`deliver` differs"):
         pdt_optax.check_saved(jumps, parts.init(w))
     with pytest.raises(ValueError, match="same kind of `dynamics`"):
-        pdt_optax.check_saved(pdt_optax.Predictor(dynamics=pdt_optax.drift(), window=2), parts.init(w))
+        pdt_optax.check_saved(predictor_of(dynamics=pdt_optax.drift(), window=2), parts.init(w))
     with pytest.raises(ValueError, match="same kind of `dynamics`"):
         windowed.end_epoch(w, jumps.init(w))
 
 
 def test_around_multisteps_and_inside_it() -> None:
     """Parts are counted in calls of this `update`: micro-batches around it, optimizer steps inside."""
-    around = pdt_optax.pdt(optax.MultiSteps(optax.sgd(0.1), 2))
-    inside = pdt_optax.pdt(optax.sgd(0.1))
+    around = pdt(optax.MultiSteps(optax.sgd(0.1), 2))
+    inside = pdt(optax.sgd(0.1))
     for tx, inner, calls in ((around, around, 4), (optax.MultiSteps(inside, 2), inside, 2)):
         tx: Any
-        w = jnp.array([4.0, -3.0])
-        state = tx.init(w)
+        w: Any = jnp.array([4.0, -3.0])
+        state, report = tx.init(w), None
         for _ in range(7):
             for _ in range(4):
                 updates, state = tx.update(0.5 * w, state, w)
                 w = optax.apply_updates(w, updates)
             w, state, report = pdt_optax.end_epoch(inner, w, state)
+        assert report is not None
         assert report.predicted
         assert report.delivered_share == 1
         delivery = pdt_optax._history.find(state, pdt_optax.History).delivery
@@ -423,7 +436,7 @@ def test_around_multisteps_and_inside_it() -> None:
 
 def test_own_motion_is_what_it_is_a_mean_of() -> None:
     with pytest.raises(ValueError, match="`own_motion` must be True with slow_drift"):
-        pdt_optax.Predictor(own_motion=False)
+        predictor_of(own_motion=False)
 
 
 def test_a_rule_sees_the_mean_motion_alone() -> None:
@@ -434,12 +447,12 @@ def test_a_rule_sees_the_mean_motion_alone() -> None:
 
     for window in (1, 5):
         with pytest.raises(ValueError, match="`accept` must need one difference at most"):
-            pdt_optax.Predictor(accept=Older(), window=window)
+            predictor_of(accept=Older(), window=window)
         with pytest.raises(ValueError, match="shrink"):
-            pdt_optax.Predictor(accept=pdt_optax.shrink(), window=window)
+            predictor_of(accept=pdt_optax.shrink(), window=window)
 
 
 def test_an_update_keeps_its_type() -> None:
-    tx, params = pdt_optax.pdt(optax.identity()), {"w": jnp.ones(3)}
+    tx, params = pdt(optax.identity()), {"w": jnp.ones(3)}
     updates, _ = tx.update({"w": jnp.ones(3, jnp.bfloat16)}, tx.init(params), params)
     assert updates["w"].dtype == jnp.bfloat16

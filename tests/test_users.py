@@ -25,7 +25,7 @@ def short(error: pytest.ExceptionInfo[Exception]) -> str:
 
 def test_a_whole_train_state_is_no_tree_of_parameters() -> None:
     tx = pdt_optax.pdt(optax.sgd(0.1))
-    state = TrainState.create(apply_fn=lambda: None, params=PARAMS, tx=tx)
+    state: Any = TrainState.create(apply_fn=lambda: None, params=PARAMS, tx=tx)
     calls: Any = (
         lambda: tx.end_epoch(state),
         lambda: tx.end_epoch(state, state.opt_state),
@@ -62,7 +62,7 @@ def test_parameters_that_were_donated_are_named() -> None:
 
 
 def test_a_whole_equinox_model_holds_functions() -> None:
-    model = eqx.nn.MLP(2, 2, 3, 1, key=jax.random.key(0))
+    model: Any = eqx.nn.MLP(2, 2, 3, 1, key=jax.random.key(0))
     with pytest.raises(TypeError, match=r"'activation' is none.*eqx\.filter\(model, eqx\.is_array\)") as e:
         pdt_optax.Predictor().init(model)
     short(e)
@@ -102,8 +102,9 @@ def test_strict_promotion_is_for_the_users_own_code(name: str) -> None:
     """`jax_numpy_rank_promotion="raise"` and `jax_numpy_dtype_promotion="strict"`, where optax's own sgd passes."""
     tx = pdt_optax.pdt(optax.sgd(0.1), **CONFIGURATIONS[name])
     with jax.numpy_rank_promotion("raise"), jax.numpy_dtype_promotion("strict"):
-        params = {"a": jnp.ones((2, 3)), "b": jnp.ones(3)}
-        state, update, value = tx.init(params), jax.jit(tx.update), jnp.float32(1)
+        params: Any = {"a": jnp.ones((2, 3)), "b": jnp.ones(3)}
+        state: Any = tx.init(params)
+        update, value, report = jax.jit(tx.update), jnp.float32(1), None
         for _ in range(8):
             grads = jax.tree.map(lambda x: x * 0.5, params)
             updates, state = update(grads, state, params, value=value)
@@ -112,6 +113,7 @@ def test_strict_promotion_is_for_the_users_own_code(name: str) -> None:
                 params, state, report = tx.end_epoch(params, state)
             else:
                 report = state.last_report
+    assert report is not None
     assert report.finite
     assert int(state.history.clock.predictions_made) > 0
 
@@ -119,11 +121,9 @@ def test_strict_promotion_is_for_the_users_own_code(name: str) -> None:
 def test_a_rollback_brings_back_what_it_was_given_beside_the_optimizer() -> None:
     """One NaN batch after a jump would poison BatchNorm's running mean for good."""
     predictor = pdt_optax.Predictor(guard=pdt_optax.rollback())
-    params, stats, opt_state = (
-        jnp.array([4.0, -3.0]),
-        {"mean": jnp.zeros(2)},
-        optax.sgd(0.1).init(jnp.ones(2)),
-    )
+    params: Any = jnp.array([4.0, -3.0])
+    stats: Any = {"mean": jnp.zeros(2)}
+    opt_state, report, before = optax.sgd(0.1).init(params), None, None
     history = predictor.init(params, (opt_state, stats))
     for epoch in range(7):
         broken = epoch == 6
@@ -132,8 +132,11 @@ def test_a_rollback_brings_back_what_it_was_given_beside_the_optimizer() -> None
         params, history, report = predictor.end_epoch(
             0.9 * params, history, opt_state=(opt_state, stats), value=value
         )
-        before = stats
-        opt_state, stats = history.opt_state
+        before, kept = stats, history.opt_state
+        assert isinstance(kept, tuple)
+        opt_state, stats = kept
+    assert report is not None
     assert report.rolled_back
+    assert before is not None
     assert np.isnan(before["mean"]).all()
     np.testing.assert_allclose(stats["mean"], 1 - 0.9**6, rtol=1e-5)

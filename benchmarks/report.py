@@ -133,7 +133,7 @@ def tables(read: dict[str, Any]) -> dict[str, str]:
                     f"{row['accepted_share_bfloat16']:.1%}",
                     f"{row['accepted_by_one_only']:.3%}",
                 ]
-                for name, row in ((n, r["recommended"]) for n, r in read["storage"]["pairs"].items())
+                for name, row in ((n, r["drift"]) for n, r in read["storage"]["pairs"].items())
             ),
         ]
     )

@@ -25,8 +25,6 @@ def figures(folder: Path = RESULTS) -> Figures:
         **{f"{name}.table": table for name, table in report.tables(read).items()},
         **_boundary(read["boundary"], earlier, read["step"]),
         **_peers(read["peers"]["sizes"]["57M"]),
-        **_step(read["step"]["vit"]),
-        **_storage(read["storage"]["pairs"]),
         **_huge(read["huge"]),
         **_gpu(*(_read(folder / gpu / "step") for gpu in ("h100", "h200"))),
         **_gpu_boundary(_read(folder / "h100" / "boundary")["trees"]["57M"]),
@@ -54,25 +52,13 @@ def _boundary(boundary: dict[str, Any], earlier: Sequence[dict[str, Any]], step:
         "boundary.whole": listed([f"{run['boundary_to_references']:.2f}" for run in runs]),
         "boundary.seconds": f"{ms['57M'] / 1e3:.2f}",
         "boundary.ms": f"{ms['57M']:.0f}",
-        "boundary.to-references": f"{runs[-1]['boundary_to_references']:.1f}",
         "boundary.epoch-seconds": f"{epoch_ms / 1e3:.0f}",
         "boundary.share": f"{ms['57M'] / 2 / epoch_ms:.2%}",  # it is every second epoch's
     }
 
 
 def _peers(size: dict[str, Any]) -> Figures:
-    return {f"peers.{name}": f"{size[name]['times_pdt']:.0f}" for name in ("released-steps", "pydmd")}
-
-
-def _step(vit: dict[str, Any]) -> Figures:
-    return {
-        "step.vit": f"{vit['unwrapped']['median_ms']:.0f}",
-        "step.vit-handed-over": f"{vit['ratio_wrapped'] - 1:.0%}",
-    }
-
-
-def _storage(pairs: dict[str, Any]) -> Figures:
-    return {"storage.moved": f"{max(p['recommended']['displacement_error'] for p in pairs.values()):.1%}"}
+    return {"peers.released-steps": f"{size['released-steps']['times_pdt']:.0f}"}
 
 
 def _huge(huge: dict[str, Any]) -> Figures:
@@ -81,9 +67,7 @@ def _huge(huge: dict[str, Any]) -> Figures:
     return {
         "huge.plain": f"{min(plain):.2f} to {max(plain):.2f}",
         "huge.predictions": f"{min(predictions):.1f} to {max(predictions):.1f}",
-        "huge.seconds": f"{max(predictions):.0f}",
         "huge.peak": f"{huge['peak_resident_gb']:.1f}",
-        "huge.peak-rounded": f"{huge['peak_resident_gb']:.0f}",
         "huge.told": f"{huge['told_gb']:.1f}",
         "huge.float32-more": f"{8 * huge['parameters'] / 1e9:.1f}",  # 20 bytes a weight instead of 12
         "huge.compiling": f"{huge['first_boundary_with_compilation_s']:.0f}",
@@ -136,7 +120,6 @@ def _gpu_boundary(tree: dict[str, Any]) -> Figures:
         "algebra": "algebra",
     }
     return {
-        "gpu.boundary": f"{tree['boundary']['median_ms']:.0f}",
         **{f"gpu.boundary.{name}": f"{tree[of]['median_ms']:.2g}" for of, name in named.items()},
     }
 

@@ -36,15 +36,12 @@ def drawn(view: View, asked: Asked, folder: Path, whole: bool = True) -> str:
     return (folder / "table.md").read_text()
 
 
-@pytest.mark.parametrize("name", [*tuned.VIEWS, "detached"])
+@pytest.mark.parametrize("name", tuned.VIEWS)
 def test_tables_at_tuned_rates(name, tmp_path, monkeypatch):
-    whole = name not in ("tuned", "detached")  # of what is recorded of them so far
-    for draw in ("summary_picture", "pair_picture", "jumps_picture"):
+    whole = name != "tuned"  # of what is recorded of it so far
+    for draw in ("summary_picture", "pair_picture", "jumps_picture", "worth_picture"):
         monkeypatch.setattr(tables, draw, lambda *_: None)
     asked = Asked((RESULTS,))
-    if name == "detached":
-        folder, pairs = (RESULTS / "detached",), setups.SIX
-        name, asked = "tuned", Asked(folder, workloads=pairs, arms=["baseline", "drift"])
     view = tuned.VIEWS[name]
     written = asked.results[0] / view.folder("small") / "table.md"
     if name == "ablation" and not written.exists():

@@ -22,6 +22,23 @@ def test_python_blocks_run(page: str) -> None:
         exec(compile(block, page, "exec"), namespace)
 
 
+def test_the_readmes_example_prints_what_it_says(capsys: pytest.CaptureFixture[str]) -> None:
+    """As it stands, and with the optimizer alone; the losses that it states are of a CPU, and rounding moves them."""
+    page = (ROOT / "README.md").read_text()
+    (block,) = BLOCK.findall(page)
+    assert len([line for line in block.splitlines() if line]) <= 15
+    stated = re.search(r"a loss of (0\.\d+) after 15 epochs, where Adam alone ends at (0\.\d+)", page)
+    assert stated
+    alone = re.sub(r"pdt_optax\.pdt\((.*)\)", r"\1", block)
+    alone = re.sub(r".*end_epoch.*\n", "", alone).replace(", persistence {report.persistence:.2f}", "")
+    for code, loss in ((block, stated[1]), (alone, stated[2])):
+        exec(compile(code, "README", "exec"), {})
+        last = capsys.readouterr().out.splitlines()[-1]
+        found = re.search(r"loss (0\.\d+)", last)
+        assert found
+        assert float(found[1]) == pytest.approx(float(loss), abs=0.003)
+
+
 def messages() -> str:
     """All strings in the library's source, placeholders left out."""
     trees = (ast.parse(path.read_text()) for path in (ROOT / "pdt_optax").rglob("*.py"))

@@ -149,7 +149,8 @@ PEERS = (
 FACTORS = (0.5, 1.0, 2.0, 4.0)  # of the baseline's tuned rate: a peer's first grid
 PRESETS = ("recommended", "drift", "released", "paper")
 FINAL = (*(preset(name) for name in (BASELINE, *PRESETS)), *CONTROLS, *PEERS)
-README_ARMS = ("recommended", "drift", "released", *(arm.name for arm in (*CONTROLS, *PEERS)))
+SHOWN = "vit-adamw"  # the pair of the README's picture
+README_ARMS = ("recommended", "drift", "released", "random-mask", "snoo", "schedule-free")
 
 
 def _rate_aware(recipe: Recipe, **settings: Any) -> Mapping[str, Any]:

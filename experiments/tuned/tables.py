@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import NullLocator
+from matplotlib.ticker import NullLocator, ScalarFormatter
 from rich import box
 from rich.table import Table
 
@@ -347,6 +347,35 @@ def pair_picture(arms: Mapping[str, Runs], path: Path, title: str) -> None:
     axes[0].set_yscale("log")
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right upper")
     figure.suptitle(title)
+    figure.savefig(path, dpi=110)
+
+
+def worth_picture(arms: Mapping[str, Runs], default: str, path: Path) -> None:
+    """Train loss of the default, of the baseline, and of the baseline on the longer schedule that ends as the default does."""
+    runs, baselines = arms[default].get(1.0, ()), arms[BASELINE]
+    longer = min(baselines, key=lambda share: abs(metrics.effective_schedule(runs, baselines).value - share))
+    figure = Figure(figsize=(7.2, 3.8), layout="constrained")
+    axis = figure.subplots()
+    blue, grey = "#0072B2", "0.5"
+    lines = (
+        (baselines[longer], grey, "--", "{} epochs without", (-4, -30), "right"),
+        (baselines[1.0], grey, "-", "{} epochs without", (6, 6), "left"),
+        (runs, blue, "-", "{} epochs with pdt_optax", (-60, -16), "right"),
+    )
+    ends: list[float] = []
+    for chosen, color, style, label, offset, side in lines:
+        losses = np.mean([[e["train_loss"] for e in run.epochs] for run in chosen], axis=0)
+        epochs, end = len(losses), float(losses[-1])
+        axis.plot(np.arange(1, epochs + 1), losses, color=color, ls=style, lw=2)
+        axis.plot(epochs, end, "o", color=color)
+        text = {"textcoords": "offset points", "color": color, "ha": side, "fontsize": 11}
+        axis.annotate(label.format(epochs), (epochs, end), offset, **text)
+        ends.append(end)
+    axis.axhline(ends[-1], color=blue, lw=0.8, ls=":", zorder=0)
+    axis.set(xlabel="epoch", ylabel="train loss", yscale="log", ylim=(0.75 * min(ends), 4 * min(ends)))
+    axis.yaxis.set_major_formatter(ScalarFormatter())
+    axis.yaxis.set_minor_formatter(ScalarFormatter())
+    axis.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=110)
 
 

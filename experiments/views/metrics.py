@@ -229,8 +229,9 @@ def effective_schedule(
 
     1.25 says that 40 epochs of the arm are worth 50 of the baseline. Each run is
     looked up among the baselines of its own seed by `equal_length`. Per second,
-    the arm's own schedule is the seconds it took, in epochs of the baseline of its
-    seed at full length: all overhead is in.
+    the arm's own schedule is longer by its `overhead`, the seconds at the ends of
+    epochs. No seconds of different runs are compared, which would be those of the
+    machine's other work, too; what an arm adds to a step is told by `benchmarks.step`.
 
     Args:
       runs: of the arm, at full length.
@@ -238,7 +239,7 @@ def effective_schedule(
       field: the loss at the last epoch: `train_loss`, `probe_loss` at the evaluated
         weights, or `validation_loss`, which is known where it still falls (see
         `still_falls`).
-      per_second: seconds on both sides in place of epochs.
+      per_second: with the arm's overhead in its own schedule.
       beyond: see `equal_length`.
     """
     if field == "validation_loss" and not still_falls(baselines):
@@ -255,8 +256,7 @@ def effective_schedule(
             continue
         own: float = run.fields["epochs"]
         if per_second:
-            base = full[run.seed]
-            own = float(clock(run)[-1]) / (float(clock(base)[-1]) / base.fields["epochs"])
+            own *= 1 + overhead(run)
         ratios.append(math.log(length.epochs / own))
         bounds.append(length.bound)
     if not ratios:

@@ -6,10 +6,8 @@ the pages.
 
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-
-import numpy as np
 
 from experiments.paper import claims
 from experiments.paper import setups as paper_setups
@@ -17,7 +15,7 @@ from experiments.paper.views import VIEWS
 from experiments.training import records
 from experiments.training.arms import BASELINE
 from experiments.tuned import setups
-from experiments.tuned.tables import Score, Scores, brief, interval, number, points, saved
+from experiments.tuned.tables import Score, Scores, brief, interval, number, points
 from experiments.tuned.views import scores
 from experiments.views import metrics, page
 from experiments.views.report import markdown
@@ -31,8 +29,8 @@ Figures = dict[str, str]
 def figures(folder: Path = RESULTS) -> Figures:
     """All figures of a folder of results."""
     return {
+        **_default(scores("tuned", folder)),
         **_final(scores("tuned", folder)),
-        **_detached(scores("tuned", folder / "detached")),
         **_screen(scores("screen", folder)),
         **_jumps(scores("jumps", folder)),
         **_guard(scores("guard", folder)),
@@ -55,59 +53,53 @@ def _range(shares: Sequence[float]) -> str:
     return f"{100 * min(shares):.0f} to {100 * max(shares):.0f}%"
 
 
-def _final(scores: Scores) -> Figures:
-    drift, released, random = (_of(scores, arm) for arm in ("drift", "released", "random-mask"))
+def _default(scores: Scores) -> Figures:
+    """The default against the others at tuned rates, by the effective schedule."""
+    found = {arm: _of(scores, arm) for arm in ("recommended", "drift", "released")}
 
-    def epochs(of: Mapping[str, Score]) -> list[str]:
-        return [number(score.loss_epochs_ratio, ".0%") for score in of.values()]
+    def values(arm: str) -> list[float]:
+        return [score.effective.value for score in found[arm].values()]
 
-    def median(of: Mapping[str, Score], field: str) -> str:
-        return saved(float(np.median([getattr(score, field) for score in of.values()])))
+    def mean(arm: str) -> str:
+        return f"{statistics.geometric_mean(values(arm)):.2f}"
 
+    arm = found["recommended"]
+    diverged, runs = sum(s.diverged for s in arm.values()), sum(s.seeds for s in arm.values())
+    head = (
+        "pair",
+        "effective schedule",
+        "at evaluated weights",
+        "at validation loss",
+        "difference in points",
+    )
+    rows = [
+        (
+            f"`{pair}`",
+            *(interval(x) for x in (score.effective, score.effective_probe, score.effective_validation)),
+            points(score.gain, score.gain_interval),
+        )
+        for pair, score in arm.items()
+    ]
     return {
-        "bench.summary": brief(scores, setups.README_ARMS),
-        "bench.saved": _range([1 - score.loss_epochs_ratio for score in drift.values()]),
-        "bench.saved-median": median(drift, "loss_epochs_ratio"),
-        "bench.seconds-saved-median": median(drift, "loss_time_ratio"),
-        "bench.released-saved-median": median(released, "loss_epochs_ratio"),
-        "bench.runs": str(sum(score.seeds for score in drift.values())),
-        "bench.drift": listed(
-            [f"{share} (`{pair}`)" for pair, share in zip(drift, epochs(drift), strict=True)]
-        ),
-        "bench.released": listed(epochs(released)),
-        "bench.random-mask": listed(epochs(random)),
-        "bench.points": listed([points(score.gain, score.gain_interval) for score in drift.values()]),
-        "bench.effective": listed([interval(score.effective) for score in drift.values()]),
-        "bench.overhead": _range([score.overhead for score in drift.values()]),
-        "bench.greatest-rise": f"{max(score.rise for score in drift.values()):.2f}",
-        **{f"bench.epochs-{pair}": f"{drift[pair].loss_epochs:.1f}" for pair in ("mlp-sgd", "vit-adamw")},
+        "tuned.summary": brief(scores, setups.README_ARMS),
+        "tuned.pairs": markdown([head, *rows]),
+        "tuned.geomean": mean("recommended"),
+        "tuned.median": f"{statistics.median(values('recommended')):.2f}",
+        "tuned.worst": f"{min(values('recommended')):.2f}",
+        "tuned.diverged": f"Of {runs} runs {diverged or 'none'} diverged.",
+        "tuned.drift-geomean": mean("drift"),
+        "tuned.drift-worst": f"{min(values('drift')):.2f}",
+        "tuned.released-geomean": mean("released"),
+        "tuned.released-worst": f"{min(values('released')):.2f}",
+        "tuned.points": listed([points(score.gain, score.gain_interval) for score in arm.values()]),
     }
 
 
-def _detached(scores: Scores) -> Figures:
-    baseline, drift = _of(scores, BASELINE), _of(scores, "drift")
-    ratios = [score.loss_time_ratio for score in drift.values()]
-    head = [
-        "pair",
-        "epochs, baseline",
-        "epochs, drift",
-        "seconds, baseline",
-        "seconds, drift",
-        "time saved",
-    ]
-    rows = [
-        [
-            f"`{pair}`",
-            *(number(score.loss_epochs, ".1f") for score in (baseline[pair], after)),
-            *(number(score.loss_seconds, ".1f") for score in (baseline[pair], after)),
-            saved(after.loss_time_ratio),
-        ]
-        for pair, after in drift.items()
-    ]
+def _final(scores: Scores) -> Figures:
+    drift = _of(scores, "drift")
     return {
-        "detached.table": markdown([head, *rows]),
-        "detached.median": saved(float(np.median(ratios))),
-        "detached.worst": saved(max(ratios)),
+        "bench.greatest-rise": f"{max(score.rise for score in drift.values()):.2f}",
+        **{f"bench.epochs-{pair}": f"{drift[pair].loss_epochs:.1f}" for pair in ("mlp-sgd", "vit-adamw")},
     }
 
 
@@ -191,7 +183,6 @@ def _paper(folder: Path) -> Figures:
         ),
         "paper.architectures": range_saved("table1", "drift"),
         "paper.optimizers": range_saved("table2", "drift"),
-        "paper.rates-guarded": range_saved("table6", "drift-guarded"),
         "paper.longest": f"{max(seconds):.1f}",
     }
 
@@ -221,7 +212,6 @@ def _paper_size(folder: Path) -> Figures:
         "h100.spent": f"{spent:.2f}",
         "h100.whole": f"{trained + spent:.0f}",
         "h100.share": f"{spent / (trained + spent):.1%}",
-        "h100.epochs": f"{metrics.to_best(drift, baseline, 'train_loss').epochs:.0f}",
         **{
             f"h100.{rule}-{name}": str(sooner(rule, field))
             for rule in ("drift", "released")

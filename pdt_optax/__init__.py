@@ -4,11 +4,12 @@ import importlib
 from typing import Any
 
 from pdt_optax import presets
-from pdt_optax._boundary import Backup, Clock, Delivery, Motion
+from pdt_optax._boundary import Backup, Clock
 from pdt_optax._compiled import Epoch
 from pdt_optax._decompose import Modes, decompose
 from pdt_optax._history import History
 from pdt_optax._memory import Memory, memory
+from pdt_optax._motion import Delivery, Motion
 from pdt_optax._predict import Prediction, predict_and_mask
 from pdt_optax._predictor import Predictor
 from pdt_optax._recorder import Recorder

@@ -8,8 +8,9 @@ import jax.numpy as jnp
 import optax
 
 from pdt_optax import _layout
-from pdt_optax._boundary import Backup, Clock, Delivery, Moment, Motion, is_gradual
+from pdt_optax._boundary import Backup, Clock, Moment
 from pdt_optax._layout import Column, Tree
+from pdt_optax._motion import Delivery, Motion, is_gradual
 from pdt_optax._reduce import usual_promotion
 from pdt_optax._settings import Settings
 from pdt_optax._slow import Pull, slow_drift

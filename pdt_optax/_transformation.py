@@ -11,9 +11,9 @@ from jax import lax
 from jax.core import Tracer
 
 from pdt_optax import _history, _layout
-from pdt_optax._boundary import Delivery
 from pdt_optax._compiled import Epoch, end_inside
 from pdt_optax._history import History
+from pdt_optax._motion import Delivery
 from pdt_optax._predictor import Predictor, at_boundary, end_with, scalar
 from pdt_optax._reduce import usual_promotion
 from pdt_optax._report import PDTReport, no_report

@@ -456,7 +456,7 @@ VIEWS: dict[str, TunedView] = {
             claim="Each part earns its place: delivery step by step, the gain, the length that is kept, the memory, the start, all weights.",
             arms=setups.ABLATION,
             seeds=setups.TUNING_SEEDS,
-            workloads=("mlp-lamb", "char_gru-clipped_adam", "vit-adamw"),
+            workloads=("mlp-lamb", "char_gru-clipped_adam"),
             final=True,
         ),
         _view(

@@ -11,6 +11,7 @@ import pytest
 from flax.training.train_state import TrainState
 
 import pdt_optax
+from experiments.data import datasets
 
 PARAMS = {"a": jnp.ones((2, 3)), "b": jnp.zeros(3)}
 
@@ -140,3 +141,9 @@ def test_a_rollback_brings_back_what_it_was_given_beside_the_optimizer() -> None
     assert before is not None
     assert np.isnan(before["mean"]).all()
     np.testing.assert_allclose(stats["mean"], 1 - 0.9**6, rtol=1e-5)
+
+
+def test_a_data_folder_that_is_named_is_used_or_refused(tmp_path: Any) -> None:
+    """Without the data in it, another place would train something else than was asked for."""
+    with pytest.raises(datasets.DataUnavailableError, match=f"looked in {tmp_path}"):
+        datasets.load("fashion_mnist", tmp_path)

@@ -70,9 +70,9 @@ def load(name: str, data_dir: Path | None = None, download: bool = False) -> Dat
     if name == "digits":
         return _digits()
     if name == "fashion_mnist":
-        for folder in (data_dir, _DEBIAN_FASHION_MNIST):
-            if folder is not None and (folder / "train-images-idx3-ubyte.gz").exists():
-                return _idx(folder)
+        folder = _DEBIAN_FASHION_MNIST if data_dir is None else data_dir  # one that is named is used, or refused
+        if (folder / "train-images-idx3-ubyte.gz").exists():
+            return _idx(folder)
         hint = "on Debian `apt-get install dataset-fashion-mnist`, or --data-dir FOLDER with the four IDX .gz files"
         return _tfds(name, data_dir, download, hint)
     if name == "cifar10":

@@ -31,6 +31,7 @@ def figures(folder: Path = RESULTS) -> Figures:
     return {
         **_default(scores("tuned", folder)),
         **_final(scores("tuned", folder)),
+        **_ablation(scores("ablation", folder)),
         **_screen(scores("screen", folder)),
         **_jumps(scores("jumps", folder)),
         **_guard(scores("guard", folder)),
@@ -101,6 +102,27 @@ def _final(scores: Scores) -> Figures:
         "bench.greatest-rise": f"{max(score.rise for score in drift.values()):.2f}",
         **{f"bench.epochs-{pair}": f"{drift[pair].loss_epochs:.1f}" for pair in ("mlp-sgd", "vit-adamw")},
     }
+
+
+# What each arm of the ablation changes.
+CHANGED = {
+    "recommended": "nothing: the default",
+    "slow-jump": "delivered as a jump at the epoch's end",
+    "slow-steady": "the gain stays 1",
+    "slow-outward": "the weights may grow by it",
+    "slow-short": "the mean looks back on one epoch",
+    "slow-start-1": "from the end of the second epoch on",
+    "slow-agree": "where signs agree alone",
+}
+
+
+def _ablation(scores: Scores) -> Figures:
+    """Effective schedules of the default with one part changed at a time."""
+    rows = [
+        (change, *(interval(of[arm].effective) if arm in of else "-" for of in scores.values()))
+        for arm, change in CHANGED.items()
+    ]
+    return {"ablation.table": markdown([("changed", *(f"`{pair}`" for pair in scores)), *rows])}
 
 
 def _to_baseline(score: Score, baseline: Score, form: str) -> str:

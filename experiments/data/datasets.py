@@ -70,7 +70,8 @@ def load(name: str, data_dir: Path | None = None, download: bool = False) -> Dat
     if name == "digits":
         return _digits()
     if name == "fashion_mnist":
-        folder = _DEBIAN_FASHION_MNIST if data_dir is None else data_dir  # one that is named is used, or refused
+        # One that is named is used, or refused.
+        folder = _DEBIAN_FASHION_MNIST if data_dir is None else data_dir
         if (folder / "train-images-idx3-ubyte.gz").exists():
             return _idx(folder)
         hint = "on Debian `apt-get install dataset-fashion-mnist`, or --data-dir FOLDER with the four IDX .gz files"

@@ -285,6 +285,11 @@ class Shaped(Arm):
 
     shape: str
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.shape not in SHAPES:
+            raise ValueError(f"There is no shape {self.shape!r}. There are {', '.join(SHAPES)}.")
+
     def method(self, recipe: Recipe) -> Method:
         steps = recipe.epochs * recipe.steps_per_epoch
         schedule = SHAPES[self.shape](recipe.schedule.peak, steps, recipe.schedule.rising)

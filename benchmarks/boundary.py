@@ -3,8 +3,8 @@
 On AlexNet's leaves at several sizes, in place. `boundary` is `end_epoch` with a
 prediction, all of it, by the recommended settings, and `boundary-gradual` the same
 where updates deliver the prediction. `reference-read` sums the three arrays that
-their first pass reads (weights, newest snapshot, mean), `reference-write` writes
-three weighted sums of them over them.
+their first pass reads (weights, newest snapshot, mean), `reference-write` scales the
+three in place.
 
 For models that see a window: `reference-gram` sums the six arrays that the Gram
 pass reads, `reference-assembly` writes a weighted sum of them over one. `gram` (for
@@ -60,14 +60,10 @@ def _reference_assembly(walk: Trees) -> Callable[[], Any]:
 
 
 def _reference_write(walk: Trees) -> Callable[[], Any]:
-    def weigh(*three: Any) -> Any:
-        def leaf(a: jax.Array, b: jax.Array, c: jax.Array) -> tuple[jax.Array, ...]:
-            return 0.9 * a + 0.1 * b, 0.9 * b + 0.1 * c, 0.9 * c + 0.1 * a
+    def scale(*three: Any) -> Any:
+        return jax.tree.map(lambda x: 0.999 * x, three)
 
-        outer = jax.tree.structure(three[0])
-        return jax.tree.transpose(outer, jax.tree.structure((0, 0, 0)), jax.tree.map(leaf, *three))
-
-    return measure.InPlace(weigh, tuple(walk[-3:]), (0, 1, 2))
+    return measure.InPlace(scale, tuple(walk[-3:]), (0, 1, 2))
 
 
 def _gram(walk: Trees, diagonal: bool) -> Callable[[], Any]:

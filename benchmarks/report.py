@@ -27,11 +27,14 @@ PEERS = {
 }
 OURS = {
     "boundary": "pdt_optax, whole boundary",
-    "boundary-bfloat16": "the same, bfloat16 differences",
-    "boundary-dmd": "the same, dmd for the dynamics",
+    "boundary-drift": "the same, drift on a window of five",
+    "boundary-dmd": "the same, dmd on a window of five",
 }
 PASSES = {"lengths": "its pass for the lengths", "assembly": "its assembly pass", "snapshot": "its snapshot"}
 TIMES = {
+    "reference-read": "reference: sum of three arrays",
+    "boundary": "**boundary**, the default",
+    "boundary-gradual": "boundary, the default in parts",
     "reference-gram": "reference: sum of six arrays",
     "reference-assembly": "reference: weighted sum, in place",
     "lengths": "lengths of the columns (`drift`)",
@@ -40,7 +43,7 @@ TIMES = {
     "algebra-dmd": "algebra, `dmd`",
     "assembly": "assembly",
     "snapshot": "snapshot",
-    "boundary": "**boundary**, recommended",
+    "boundary-drift": "boundary, `drift`",
     "boundary-bfloat16": "boundary, bfloat16 differences",
     "boundary-dmd": "boundary, `dmd`",
 }
@@ -48,7 +51,7 @@ RATIOS = {
     "lengths_to_reference": "lengths / reference",
     "gram_to_reference": "Gram / reference",
     "assembly_to_reference": "assembly / reference",
-    "boundary_to_references": "**boundary / both references**",
+    "boundary_drift_to_references": "boundary with `drift` / both",
     "boundary_dmd_to_references": "boundary with `dmd` / both",
 }
 STORAGE = (

@@ -31,7 +31,7 @@ from benchmarks import measure
 from benchmarks.lowered import lower
 from experiments import command
 
-PRESETS = ("recommended", "released")
+PRESETS = ("recommended", "drift", "released")
 LAYOUTS = ("fsdp", "replicated")
 ROWS, COLUMNS = 1024, 64  # of each of two matrices, on each device
 COLLECTIVE = r"= (\S+) (all-reduce|all-gather|all-to-all|collective-permute|reduce-scatter)(?:-start)?\("

@@ -130,7 +130,7 @@ def _scaling(record: dict[str, Any]) -> Figures:
         return " + ".join(map(str, figures["all_reduce_bytes"])) or "0"
 
     devices = {int(count): of for count, of in record["devices"].items()}
-    split = {count: of["fsdp recommended"] for count, of in devices.items()}
+    split = {count: of["fsdp drift"] for count, of in devices.items()}
     return {
         "scaling.table": markdown(
             [

@@ -29,6 +29,7 @@ from experiments.training.devices import check_batch, devices
 from experiments.training.trainer import Config, _program
 from experiments.training.trainer import train as train_run
 from experiments.tuned.setups import PAIRS
+from pdt_optax._history import find
 from tests.states import WINDOWED
 from tests.test_bench import tiny
 
@@ -498,7 +499,7 @@ def test_the_trainer_on_a_mesh(pair: str, spread: str, tmp_path: Any) -> None:
     split = {x.sharding.spec for x in jax.tree.leaves(state.params)}
     assert ("model" in str(split)) == ("model" in spread)
     assert ("fsdp" in str(split)) == ("fsdp" in spread)
-    for snapshot in state.kept.snapshots:
+    for snapshot in find((state.kept, state.opt_state), pdt_optax.History).snapshots:
         for x, s in zip(jax.tree.leaves(state.params), jax.tree.leaves(snapshot), strict=True):
             assert s.sharding.is_equivalent_to(x.sharding, x.ndim)
 

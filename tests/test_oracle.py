@@ -307,7 +307,7 @@ def test_what_cannot_be_promised_to_be_finite_is_not(lengths, increment, dtype, 
     gram = jnp.diag(jnp.array(lengths, jnp.float32) ** 2)
     for sign in (1, -1):
         increments = jnp.array([[0, 0, 0], [0, sign * increment, 0]], jnp.float32)
-        assert _stays_finite(gram, increments, dtype) == finite
+        assert _stays_finite(gram[None], increments, [dtype]) == finite
 
 
 @pytest.mark.parametrize(("beta", "omega"), [(1.0, 2.858), (0.5, 2.171), (0.25, 1.837), (0.1, 1.609)])

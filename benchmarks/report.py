@@ -33,6 +33,7 @@ OURS = {
 PASSES = {"lengths": "its pass for the lengths", "assembly": "its assembly pass", "snapshot": "its snapshot"}
 TIMES = {
     "reference-read": "reference: sum of three arrays",
+    "reference-write": "reference: three arrays scaled, in place",
     "boundary": "**boundary**, the default",
     "boundary-gradual": "boundary, the default in parts",
     "reference-gram": "reference: sum of six arrays",
@@ -51,6 +52,7 @@ RATIOS = {
     "lengths_to_reference": "lengths / reference",
     "gram_to_reference": "Gram / reference",
     "assembly_to_reference": "assembly / reference",
+    "boundary_to_references": "**boundary / its two references**",
     "boundary_drift_to_references": "boundary with `drift` / both",
     "boundary_dmd_to_references": "boundary with `dmd` / both",
 }

@@ -24,6 +24,7 @@ def figures(folder: Path = RESULTS) -> Figures:
     return {
         **{f"{name}.table": table for name, table in report.tables(read).items()},
         **_boundary(read["boundary"], earlier, read["step"]),
+        "step.alexnet": f"{read['step']['alexnet-128']['ratio_wrapped']:.2f}",
         **_peers(read["peers"]["sizes"]["57M"]),
         **_huge(read["huge"]),
         **_gpu(*(_read(folder / gpu / "step") for gpu in ("h100", "h200"))),

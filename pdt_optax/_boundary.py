@@ -4,6 +4,7 @@ Everything here works on lists of leaves and is traced: inside `end_epoch`'s own
 jit, inside `update`, or inside whatever the caller compiles.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -186,14 +187,14 @@ def _predict_if_due(
     due = (epoch >= settings.start) & (clock.snapshots_held >= settings.window) & rested
     nothing = no_report(settings.spectrum, len(trained), value)
     share = jnp.zeros((), jnp.float32) if now.delivery is None else now.delivery.share(updates_seen)
-    arrived = _arrived(now, share, trained)
+    parts = _parts(now.delivery, trained)
 
     if now.motion is None:
         new, report = _windowed(now.window, trained, epoch, due, pace, nothing, plan)
         moved = [n.astype(d) - t.astype(d) for n, t, d in zip(new, trained, map(_wide, trained), strict=True)]
         motion = None
     else:
-        moved, motion, report = _running(now, trained, share, epoch, due, jumped, pace, nothing, plan)
+        moved, motion, report = _running(now, trained, parts, share, epoch, due, jumped, pace, nothing, plan)
         new = [jnp.where(m != 0, (t + m).astype(t.dtype), t) for t, m in zip(trained, moved, strict=True)]
 
     delivery = now.delivery
@@ -204,8 +205,8 @@ def _predict_if_due(
     if settings.own_motion:
         # The path that the optimizer would have taken to where the weights are now.
         shift = [
-            n.astype(d) - t.astype(d) + (0 if a is None else a)
-            for n, t, a, d in zip(new, trained, arrived, map(_wide, trained), strict=True)
+            n.astype(d) - t.astype(d) + (0 if part is None else share * part)
+            for n, t, part, d in zip(new, trained, parts, map(_wide, trained), strict=True)
         ]
         window = settings.storage.push(now.window, new, shift)
     else:
@@ -226,12 +227,12 @@ def _wide(x: jax.Array) -> DTypeLike:
     return jnp.promote_types(x.dtype, jnp.float32)
 
 
-def _arrived(now: Moment, share: jax.Array, trained: Column) -> list[jax.Array | None]:
-    """What of the last displacement each leaf was given during the epoch; None where it was moved at once."""
-    if now.delivery is None:
+def _parts(delivery: Delivery | None, trained: Column) -> list[jax.Array | None]:
+    """For each leaf what the epoch's updates were to deliver to it; None where it is moved at once."""
+    if delivery is None:
         return [None] * len(trained)
-    parts = iter(jax.tree.leaves(now.delivery.displacement))
-    return [share * next(parts) if is_gradual(t) else None for t in trained]
+    displacement = iter(jax.tree.leaves(delivery.displacement))
+    return [next(displacement) if is_gradual(t) else None for t in trained]
 
 
 def _windowed(
@@ -275,6 +276,7 @@ def _windowed(
 def _running(
     now: Moment,
     trained: Column,
+    parts: Sequence[jax.Array | None],
     share: jax.Array,
     epoch: jax.Array,
     due: jax.Array,
@@ -287,11 +289,8 @@ def _running(
     settings, motion = plan.settings, now.motion
     assert motion is not None
     assert isinstance(settings.dynamics, slow_drift)
-    parts = iter([] if now.delivery is None else jax.tree.leaves(now.delivery.displacement))
-    points = [
-        (s, m, *([next(parts)] if now.delivery is not None and is_gradual(t) else []), t)
-        for s, m, t in zip(now.window[-1], jax.tree.leaves(motion.mean), trained, strict=True)
-    ]
+    columns = zip(now.window[-1], jax.tree.leaves(motion.mean), parts, trained, strict=True)
+    points = [(s, m, t) if part is None else (s, m, part, t) for s, m, part, t in columns]
     followed = follow(
         points,
         motion.pull,

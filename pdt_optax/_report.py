@@ -10,8 +10,8 @@ class PDTReport(NamedTuple):
     """What happened at an epoch's end; the same structure whether or not it predicted.
 
     Attributes:
-      predicted: (), bool; a prediction was made and its accepted weights moved
-        (with `dry_run`: would have moved).
+      predicted: (), bool; a prediction was made and its accepted weights moved, or
+        with `gradual` will be moved by the coming updates (with `dry_run`: would).
       finite: (), bool; False if a prediction was due but dropped, because it or
         the window held a number that was not finite.
       horizon: (), int32, snapshots ahead; 0 without a prediction.

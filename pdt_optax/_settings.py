@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from pdt_optax import _layout, presets
 from pdt_optax._predict import check_model
+from pdt_optax._slow import slow_drift
 from pdt_optax._window import Storage, Window
 from pdt_optax.accept import Accept, Rule, as_rule
 from pdt_optax.dynamics import Dynamics
@@ -37,7 +38,7 @@ class Settings:
     dry_run: bool = False
 
     def __post_init__(self, horizon: int | None, interval: int | None) -> None:
-        running = getattr(self.dynamics, "running", False)
+        running = isinstance(self.dynamics, slow_drift)
         usual = presets.recommended if running else presets.drift
         window = count(
             "window",
@@ -45,7 +46,8 @@ class Settings:
             1 if running else 2,
             "a running mean takes one snapshot" if running else "a difference takes two snapshots",
         )
-        start = max(window, getattr(self.dynamics, "warm_up", 0)) if self.start is None else self.start
+        usual_start = max(window, usual["start"]) if running else window
+        start = usual_start if self.start is None else self.start
         start = count("start", start, 1, "it counts epochs")
         accept = usual["accept"] if self.accept is None else self.accept
         schedule = fixed(interval=usual["interval"]) if self.schedule is None else self.schedule

@@ -79,8 +79,6 @@ class slow_drift(Dynamics):  # noqa: N801 - used like a function, printed like a
 
     fit: ClassVar[Fit] = "current"  # pyright: ignore[reportIncompatibleVariableOverride]
     minimum_window: ClassVar[int] = 1  # pyright: ignore[reportIncompatibleVariableOverride]
-    running: ClassVar[bool] = True
-    warm_up: ClassVar[int] = 5
 
     def __post_init__(self) -> None:
         if not (is_number(self.memory) and 0 < self.memory < jnp.inf):

@@ -81,8 +81,8 @@ def pdt(
         `scan` over epochs with `end_epoch` inside has none of these costs.
       deliver: "gradual" delivers a prediction in as many updates as the last epoch
         had. If the coming epoch is longer, delivery stops when all is delivered; if
-        it is shorter, the rest is dropped, and the report's `delivered_share` says
-        so. Leaves of less than 32 bits are moved at once: parts would be rounded
+        it is shorter, the rest is dropped, and the next report's `delivered_share` says
+        so: it is 0 if `update` is never called. Leaves of less than 32 bits are moved at once: parts would be rounded
         away. "jump" moves all weights at the epoch's end. "auto" is "gradual"; with a
         guard it is "jump", since a guard judges by the epoch after it, whose mean
         loss would see half of what is delivered meanwhile.
@@ -118,9 +118,8 @@ def pdt(
         raise TypeError(
             f"`inner` must be an optax gradient transformation, such as optax.adamw(1e-3). Got {inner!r}.{hint}"
         )
-    if deliver == "gradual":
-        settings["deliver"] = "auto"  # a `Predictor` alone sees no updates
-    predictor = Predictor(**{"deliver": deliver, **settings})
+    # A `Predictor` alone sees no updates, and refuses "gradual".
+    predictor = Predictor(deliver="auto" if deliver == "gradual" else deliver, **settings)
     if every is not None:
         every = count("every", every, 1, "it counts calls of `update`")
         if predictor.snapshot_device is not None:

@@ -49,16 +49,11 @@ class Dynamics:
       minimum_window: the fewest snapshots that the model can be fitted to.
       needs_gram: False computes only the diagonal of the Gram matrix, which
         costs a CPU half as much.
-      running: whether the history keeps a mean of the motion for the model,
-        so that it needs no more than the newest snapshot.
-      warm_up: the first epoch, counted from 0, whose end may predict unless `start` says otherwise.
     """
 
     fit: Fit = "past"
     minimum_window: int = 2
     needs_gram: ClassVar[bool] = True
-    running: ClassVar[bool] = False
-    warm_up: ClassVar[int] = 0
 
     def __call__(self, gram: Array, horizon: int, *, size: int, epsilon: float, epoch: Array) -> Forecast:
         """Forecasts from the (window, window) Gram matrix of the difference basis.

@@ -312,7 +312,8 @@ COLUMNS = (
     "the same at the loss on the first training examples, at the weights that are validated (averages are not "
     "what training steps see). *At validation loss*: the same, on pairs where the baseline's mean final "
     "validation loss at twice the schedule is lower than at the full one. *Per second*: the effective schedule "
-    "with the arm's seconds, in epochs of its baseline, in place of its epochs.\n\n"
+    "with the arm's own schedule longer by its overhead; what it adds to a step is not in it "
+    "(`python -m benchmarks.step`).\n\n"
     "Targets of the other columns are the baseline's own best, its time is its own first crossing; a miss in any "
     "seed is `never`. Seconds are training steps and all that the arm does at an epoch's end. *Time saved*: of "
     "the epochs to the target, the arm's longer by its overhead. ± is a paired 95% t-interval. *Diverged*: runs "
@@ -417,7 +418,7 @@ def summary_picture(table: Scores, path: Path) -> None:
     arms = list(dict.fromkeys(arm for arms in table.values() for arm in arms))
     panels: list[tuple[str, Callable[[Score], float], str]] = [
         ("effective schedule at train loss", lambda s: s.effective.value, "multiple of the schedule"),
-        ("per second", lambda s: s.effective_seconds.value, "multiple of the baseline's seconds"),
+        ("per second", lambda s: s.effective_seconds.value, "the same, overhead in"),
         ("final accuracy", lambda s: 100 * s.gain, "points more than the baseline"),
     ]
     if all(math.isnan(s.effective.value) for scored in table.values() for s in scored.values()):

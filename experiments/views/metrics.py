@@ -88,7 +88,7 @@ def time_ratio(run: Run, baseline: Run, field: str) -> float:
 
     It counts no seconds of different runs against each other, so that it is the
     same on a machine whose speed drifts. What an arm adds to the training steps
-    themselves is in the effective schedule per second alone.
+    themselves is not in it: `benchmarks.step` measures that.
     """
     return epochs_ratio(run, baseline, field) * (1 + overhead(run))
 

@@ -456,3 +456,24 @@ def test_an_update_keeps_its_type() -> None:
     tx, params = pdt(optax.identity()), {"w": jnp.ones(3)}
     updates, _ = tx.update({"w": jnp.ones(3, jnp.bfloat16)}, tx.init(params), params)
     assert updates["w"].dtype == jnp.bfloat16
+
+
+def test_all_is_delivered_once_and_no_more() -> None:
+    """Of an optimizer that stands still, the weights move by the displacement, in equal parts, and then rest."""
+    tx = pdt(optax.sgd(1.0))
+    w: Any = jnp.array([4.0, -3.0])
+    state = tx.init(w)
+    for _ in range(6):
+        for _ in range(3):
+            updates, state = tx.update(0.05 * w, state, w)
+            w = optax.apply_updates(w, updates)
+        w, state, _ = tx.end_epoch(w, state)
+    start, displacement = w, state.history.delivery.displacement
+    assert differs(displacement, jnp.zeros(2))
+    moved = []
+    for _ in range(7):
+        updates, state = tx.update(jnp.zeros(2), state, w)
+        w = optax.apply_updates(w, updates)
+        moved.append(w - start)
+    for count, by in enumerate(moved, start=1):
+        np.testing.assert_allclose(by, min(count, 3) / 3 * displacement, rtol=1e-4)

@@ -341,6 +341,37 @@ def test_snoo_is_nesterov_on_what_its_period_moved():
     np.testing.assert_allclose(same, plain, rtol=1e-6)
 
 
+def test_random_order_is_the_default_but_for_the_order(monkeypatch):
+    """In the order in which they came, the control's displacements are those that the default delivers."""
+    recipe = Recipe("sgd", Cosine(0.2, 36), 12, 3)
+    curvature = {"a": jnp.array([0.1, 0.3, 1.0]), "b": jnp.array([[0.5], [0.2]])}
+
+    @jax.jit
+    def gradient(params: Any) -> Any:
+        return jax.tree.map(lambda c, w: c * (w - 1), curvature, params)
+
+    def trained(name: str) -> Any:
+        method = setups.ARMS[name].method(recipe)
+        params = jax.tree.map(lambda c: 2 - 3 * c, curvature)
+        state = method.tx.init(params)
+        kept = None if method.begin is None else method.begin(params, state)
+        update = jax.jit(method.tx.update)
+        assert method.end_epoch is not None
+        for _ in range(recipe.epochs):
+            for _ in range(recipe.steps_per_epoch):
+                updates, state = update(gradient(params), state, params)
+                params = optax.apply_updates(params, updates)
+            params, state, kept, _ = method.end_epoch(params, state, kept, jnp.float32(0))
+        return params
+
+    default, shuffled = trained("recommended"), trained("random-order")
+    with pytest.raises(AssertionError):
+        chex.assert_trees_all_close(shuffled, default, rtol=1e-3)
+    monkeypatch.setattr(jax.random, "uniform", lambda key, shape: jnp.linspace(0, 0.5, shape[0]))
+    jax.clear_caches()
+    chex.assert_trees_all_close(trained("random-order"), default, rtol=2e-5)
+
+
 def test_other_shapes_of_the_schedule_keep_its_peak_and_its_warm_up():
     def rates(shape, schedule):
         found = Shaped(shape, shape).method(Recipe("sgd", schedule, 10, 10)).schedule

@@ -114,7 +114,7 @@ class Predictive(Arm):
     def method(self, recipe: Recipe) -> Method:
         settings = self.settings(recipe)
         if settings.get("deliver") in ("auto", "gradual"):
-            return _around(recipe, settings)
+            return around(recipe, settings)
         predictor = pdt_optax.Predictor(**settings)
         guarded = predictor.guard is not None
 
@@ -131,7 +131,7 @@ class Predictive(Arm):
         return Method(recipe.inner(), recipe.schedule, begin, end_epoch, made=predictor)
 
 
-def _around(recipe: Recipe, settings: Mapping[str, Any]) -> Method:
+def around(recipe: Recipe, settings: Mapping[str, Any]) -> Method:
     """PDT around the optimizer: its updates deliver the predictions."""
     tx = pdt_optax.pdt(recipe.inner(), **settings)
 

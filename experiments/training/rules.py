@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import optax
 
 import pdt_optax
-from experiments.training.arms import Method, Predictive, Recipe
+from experiments.training.arms import Method, Predictive, Recipe, around
 from pdt_optax.schedule import Pace
 
 
@@ -199,6 +199,58 @@ def _advanced(state: Any, steps: jax.Array) -> Any:
         return x._replace(count=x.count + steps) if is_schedule(x) else x
 
     return jax.tree.map(move, state, is_leaf=is_schedule)
+
+
+@dataclasses.dataclass(frozen=True)
+class Shuffled(Predictive):
+    """A control for `slow_drift`: its displacements, but from the optimizer's own past in random order.
+
+    When, how far and how they are delivered is as predicted. The direction is the same
+    exponential mean, which weighs not the newest displacements most, but random ones.
+
+    Attributes:
+      seed: of the orders.
+    """
+
+    seed: int = 0
+
+    def settings(self, recipe: Recipe) -> dict[str, Any]:
+        return super().settings(recipe) | {"displacements": f"in random order, seed {self.seed}"}
+
+    def method(self, recipe: Recipe) -> Method:
+        settings = super().settings(recipe)
+        predicts = around(recipe, settings)
+        tx, model = predicts.tx, settings["dynamics"]
+
+        def begin(params: Any, state: Any) -> Any:
+            del state
+            past = jax.tree.map(lambda w: jnp.zeros((recipe.epochs, *w.shape), w.dtype), params)
+            return past, jnp.zeros(recipe.epochs), model.start().weight
+
+        def end_epoch(params: Any, state: Any, kept: Any, value: jax.Array) -> tuple[Any, ...]:
+            past, shares, weight = kept
+            clock, delivered = state.history.clock, state.history.delivery
+            epoch = clock.snapshots_seen - 1
+            share = delivered.share(state.this_epoch.updates_seen)
+            newest = state.history.snapshots[-1]
+            own = jax.tree.map(lambda w, s, d: w - s - share * d, params, newest, delivered.displacement)
+            past = jax.tree.map(lambda all_, d: all_.at[epoch].set(d), past, own)
+            k, weight = model.rate(weight, epoch + 1)
+            shares = ((1 - k) * shares).at[epoch].set(k)
+            params, state, report = tx.end_epoch(params, state, value=value)
+
+            places = jax.random.uniform(jax.random.fold_in(jax.random.key(self.seed), epoch), shares.shape)
+            order = jnp.argsort(jnp.where(jnp.arange(recipe.epochs) <= epoch, places, 1.0))
+            mean = jax.tree.map(lambda of: jnp.tensordot(shares, of[order], 1), past)
+            held = model.inward(optax.tree.vdot(mean, params), optax.tree.vdot(params, params))
+            mean = jax.tree.map(lambda m, w: m + held * w, mean, params)
+            predicted = state.history.delivery.displacement
+            length = optax.tree.norm(predicted) / jnp.maximum(optax.tree.norm(mean), 1e-30)
+            shuffled = state.history.delivery._replace(displacement=optax.tree.scale(length, mean))
+            state = state._replace(history=state.history._replace(delivery=shuffled))
+            return params, state, (past, shares, weight), report
+
+        return predicts._replace(begin=begin, end_epoch=jax.jit(end_epoch))
 
 
 @dataclasses.dataclass(frozen=True)

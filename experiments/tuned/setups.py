@@ -125,14 +125,22 @@ PAIRS = {
     )
 }
 
+
+def _default(name: str, **settings: Any) -> Predictive:
+    """The default with these settings changed."""
+    return Predictive(name, tuple({**pdt_optax.presets.recommended, **settings}.items()))
+
+
 DRIFT = pdt_optax.presets.drift
+JUMPING = _default("slow-jump", deliver="jump")  # as beside an optimizer, in a `Predictor`
 SIX = tuple(PAIRS)[:6]  # the pairs chosen first
 
 # Controls, each against one explanation of a gain: that any longer step would do,
-# that any weights would do.
+# that any weights would do, that any displacements of the past would do.
 CONTROLS = (
     predictive("last-step", dynamics=pdt_optax.drift(), accept=pdt_optax.everything(), window=2),
     predictive("random-mask", accept=pdt_optax.random_subset(like=DRIFT["accept"])),
+    rules.Shuffled("random-order", tuple(pdt_optax.presets.recommended.items())),
 )
 
 # What one could do instead: average, wrap the optimizer in another one, add slow
@@ -148,7 +156,7 @@ PEERS = (
 )
 FACTORS = (0.5, 1.0, 2.0, 4.0)  # of the baseline's tuned rate: a peer's first grid
 PRESETS = ("recommended", "drift", "released", "paper")
-FINAL = (*(preset(name) for name in (BASELINE, *PRESETS)), *CONTROLS, *PEERS)
+FINAL = (*(preset(name) for name in (BASELINE, *PRESETS)), JUMPING, *CONTROLS, *PEERS)
 SHOWN = "vit-adamw"  # the pair of the README's picture
 README_ARMS = ("recommended", "drift", "released", "random-mask", "snoo", "schedule-free")
 
@@ -163,11 +171,6 @@ def _stopping(recipe: Recipe, share: float, **settings: Any) -> Mapping[str, Any
     """No jump after a share of the schedule."""
     rule = rules.until(settings.pop("accept", DRIFT["accept"]), round(share * recipe.epochs))
     return {**DRIFT, "accept": rule, **settings}
-
-
-def _default(name: str, **settings: Any) -> Predictive:
-    """The default with these settings changed."""
-    return Predictive(name, tuple({**pdt_optax.presets.recommended, **settings}.items()))
 
 
 AGREE, SHRINK = pdt_optax.agree(), pdt_optax.shrink()
@@ -213,7 +216,7 @@ SCREEN = (
 # delivered, the gain, what makes the weights longer, the memory, the start, the rule.
 ABLATION = (
     preset("recommended"),
-    _default("slow-jump", deliver="jump"),
+    JUMPING,
     _default("slow-steady", dynamics=pdt_optax.slow_drift(most_gain=1.0)),
     _default("slow-outward", dynamics=pdt_optax.slow_drift(outward=True)),
     _default("slow-short", dynamics=pdt_optax.slow_drift(memory=1)),

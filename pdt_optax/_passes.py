@@ -1,5 +1,7 @@
 """The two passes over the weights: one reads every weight, one writes every weight."""
 
+import functools
+import operator
 from collections.abc import Sequence
 
 import jax
@@ -17,15 +19,24 @@ from pdt_optax.dynamics import Fit, seen_columns
 Points = Sequence[jax.Array]  # a leaf's snapshots, oldest to newest, and its weights
 
 
-def difference_basis(points: Points, storage: Storage, fit: Fit, dtype: DTypeLike) -> list[jax.Array]:
-    """Columns `[reference, *differences]` of a leaf: everything computed from a window combines them."""
+def difference_basis(
+    points: Points, storage: Storage, fit: Fit, dtype: DTypeLike, moved_only: bool = False
+) -> list[jax.Array]:
+    """Columns `[reference, *differences]` of a leaf: everything computed from a window combines them.
+
+    With `moved_only` the reference is 0 where all differences are.
+    """
     *snapshots, param = points
     reference = (snapshots[-1] if fit == "past" else param).astype(dtype)
-    return [reference, *storage.differences(snapshots, param, dtype)]
+    differences = storage.differences(snapshots, param, dtype)
+    if moved_only:
+        moved = functools.reduce(operator.or_, (d != 0 for d in differences))
+        reference = jnp.where(moved, reference, 0)
+    return [reference, *differences]
 
 
 def gram_matrix(
-    leaves: Sequence[Points], storage: Storage, fit: Fit, diagonal: bool = False
+    leaves: Sequence[Points], storage: Storage, fit: Fit, diagonal: bool = False, moved_only: bool = False
 ) -> tuple[jax.Array, jax.Array]:
     """Gram matrices of the columns that a model sees, each summed over all leaves of one type.
 
@@ -39,6 +50,7 @@ def gram_matrix(
       storage: how the snapshots are kept.
       fit: whether the newest snapshot ("past") or the weights ("current") are the reference.
       diagonal: leave all other products out, as 0.
+      moved_only: see `difference_basis`.
 
     Returns:
       `(types, window, window)`, and `(types,)`, the square of the difference that
@@ -53,7 +65,7 @@ def gram_matrix(
     with widest_float() as wide:
 
         def products(points: Points) -> jax.Array:
-            columns = difference_basis([x.reshape(-1) for x in points], storage, fit, wide)
+            columns = difference_basis([x.reshape(-1) for x in points], storage, fit, wide, moved_only)
             return jnp.stack(totals([columns[i] * columns[j] for i, j in pairs]))
 
         def measure(leaves: Sequence[Points], shares: Sequence[float]) -> jax.Array:
@@ -108,8 +120,9 @@ def assemble(
     rule: Accept,
     horizon: int | jax.Array,
     finite: jax.Array,
-) -> tuple[jax.Array, jax.Array]:
-    """One leaf's new weights and mask, in two fused elementwise passes.
+    moved_only: bool = False,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """One leaf's new weights, mask, and the mask where it moves anything; in two fused elementwise passes.
 
     Increments come straight from difference-basis coefficients, never as the
     difference of two predicted weights.
@@ -119,23 +132,27 @@ def assemble(
 
     def columns() -> tuple[list[jax.Array], jax.Array]:
         """What the model sees, and the optimizer's step; made anew wherever it is used, never in memory."""
-        every = difference_basis(points, storage, fit, compute)
+        every = difference_basis(points, storage, fit, compute, moved_only)
         return [every[i] for i in seen_columns(len(points) - 1, fit)], every[-1]
 
-    def judged() -> jax.Array:
+    def judged() -> tuple[jax.Array, jax.Array]:
         basis, step = columns()
         reference, *seen = basis
         rows = [combine(row.astype(compute), basis) for row in increments]
-        return accepted(rule, jnp.stack(rows), step, jnp.stack(seen), reference, horizon)
+        mask = accepted(rule, jnp.stack(rows), step, jnp.stack(seen), reference, horizon)
+        moves = functools.reduce(operator.or_, (row != 0 for row in (step, *rows)))
+        return mask, jnp.where(moves, mask, jnp.zeros_like(mask))
 
     # A branch of its own, whose result is written to memory once: the count of
     # the accepted and the new weights would else each compute the mask again.
-    like = jax.eval_shape(judged)
-    mask = lax.cond(finite, judged, lambda: jnp.zeros_like(param, like.dtype))
+    like, _ = jax.eval_shape(judged)
+    nothing = jnp.zeros_like(param, like.dtype)
+    mask, moving = lax.cond(finite, judged, lambda: (nothing, nothing))
     basis, _ = columns()
-    prediction = basis[0] + combine(displacement.astype(compute), basis)
+    reference = param.astype(compute) if moved_only else basis[0]
+    prediction = reference + combine(displacement.astype(compute), basis)
     if mask.dtype != bool:
         weight, wide = mask.astype(compute), param.astype(compute)
         prediction = jnp.where(weight == 1, prediction, wide + weight * (prediction - wide))
     new = jnp.where(mask != 0, prediction.astype(param.dtype), param)
-    return new, mask
+    return new, mask, moving

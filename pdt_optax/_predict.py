@@ -34,7 +34,8 @@ class Prediction(NamedTuple):
         that does not need them, as `drift`.
       rank: (), int32, modes that the model uses.
       eigenvalues: (window - 1,), complex64, by falling modulus; NaN past `rank`.
-      accepted_share: (), float32, mean of the mask over all predicted leaves.
+      accepted_share: (), float32, mean of the mask over all predicted leaves; a
+        weight that its prediction would not move counts as 0.
       accepted_share_per_leaf: (leaves,), float32, in the order of
         `jax.tree.leaves(mask)`.
       finite: (), bool; False if any number was not finite, or could not be
@@ -180,19 +181,19 @@ def predict(
     # weights and repeat them for each weight.
     increments, displacement, finite = lax.optimization_barrier((increments, displacement, finite))
 
-    def assembled(leaf: jax.Array | int, points: Points) -> tuple[jax.Array, jax.Array]:
-        rule = accept.at(step, leaf)
-        return assemble(points, storage, dynamics.fit, increments, displacement, rule, far, finite)
+    def assembled(leaf: jax.Array | int, points: Points) -> tuple[jax.Array, jax.Array, jax.Array]:
+        rule, fit, moved_only = accept.at(step, leaf), dynamics.fit, dynamics.moved_only
+        return assemble(points, storage, fit, increments, displacement, rule, far, finite, moved_only)
 
-    pairs, masks = [], []  # each leaf's new weights and mask; each group's masks
+    pairs, masks = [], []  # each leaf's new weights and mask; where each group's masks move anything
     for group, x in zip(groups, stacked, strict=True):
         if len(group) == 1:
-            news, judged = assembled(group[0], x)
+            news, judged, moving = assembled(group[0], x)
             pairs.append((news, judged))
         else:
-            news, judged = jax.vmap(assembled)(jnp.array(group), x)
+            news, judged, moving = jax.vmap(assembled)(jnp.array(group), x)
             pairs += [(news[row], judged[row]) for row in range(len(group))]
-        masks.append(judged)
+        masks.append(moving)
     order = np.argsort([i for group in groups for i in group])
     new, mask = map(list, zip(*(pairs[i] for i in order), strict=True))
     shares, share = mean_weights(masks, [len(group) for group in groups])
@@ -224,7 +225,7 @@ def _forecast(
     dtypes = [leaf[-1].dtype for leaf in points]
     working = jnp.float64 if all(d == jnp.float64 for d in dtypes) else jnp.float32
     result = jnp.float64 if any(d == jnp.float64 for d in dtypes) else jnp.float32
-    grams, unseen = gram_matrix(points, storage, dynamics.fit, not dynamics.needs_gram)
+    grams, unseen = gram_matrix(points, storage, dynamics.fit, not dynamics.needs_gram, dynamics.moved_only)
     finite = jnp.all(jnp.isfinite(grams)) & jnp.all(jnp.isfinite(unseen))
     # Some LAPACK solvers never return from a NaN; `finite` remembers it.
     grams = jnp.where(jnp.all(jnp.isfinite(grams)), grams, 0)

@@ -19,7 +19,7 @@ from pdt_optax.accept import Rule, everything, mean_weights
 # Of a leaf: the newest snapshot, the mean, what is delivered to it (if anything), and the weights.
 Points = Leaf
 
-# The products of [weights, step, mean, delivered] that are summed, in this order.
+# The products of [weights, step, mean, delivered] that are summed, in this order; of the weights, those that ever moved.
 _PAIRS = [*zip(*np.triu_indices(4), strict=True)]
 
 
@@ -91,8 +91,8 @@ def follow(
     )
     numbers = small(stacked, pull, share, epoch, extrapolated, far)
     # Or XLA would repeat the small steps for each weight.
-    k, held, weight, gain, whole, finite, alignment, persistence, of_leaves = lax.optimization_barrier(
-        numbers
+    k, held, weight, gain, whole, finite, alignment, persistence, of_leaves, moving = (
+        lax.optimization_barrier(numbers)
     )
     go = due & finite
 
@@ -104,19 +104,21 @@ def follow(
             """The own step, the mean and the prediction's step; made anew wherever they are used, never in memory."""
             step = own_step(newest, delivered[0] if delivered else None, share, weights).astype(wide)
             mean = jnp.where(whole, old + k.astype(wide) * (step - old), old)
-            return step, mean, gain.astype(wide) * (mean + held.astype(wide) * weights.astype(wide))
+            held_back = mean + held.astype(wide) * weights.astype(wide)
+            return step, mean, jnp.where(mean != 0, gain.astype(wide) * held_back, 0)
 
         def judged() -> jax.Array:
             step, mean, each = columns()
             rows = jnp.stack([jnp.where(i < far, each, 0) for i in range(horizon)])
-            return accepted(accept.at(epoch, leaf), rows, step, mean[None], weights, far)
+            mask = accepted(accept.at(epoch, leaf), rows, step, mean[None], weights, far)
+            return jnp.where(each != 0, mask, jnp.zeros_like(mask))
 
-        if isinstance(accept, everything):
-            mask = jnp.broadcast_to(go, weights.shape)
-        else:  # a branch of its own, whose result is written to memory once
-            like = jax.eval_shape(judged)
-            mask = lax.cond(go, judged, lambda: jnp.zeros_like(weights, like.dtype))
         _, mean, each = columns()
+        if isinstance(accept, everything):
+            return mean, jnp.where(go, far * each, 0)
+        # A branch of its own, whose result is written to memory once.
+        like = jax.eval_shape(judged)
+        mask = lax.cond(go, judged, lambda: jnp.zeros_like(weights, like.dtype))
         return mean, jnp.where(go, far * each * mask.astype(wide), 0), mask
 
     results = []
@@ -128,9 +130,12 @@ def follow(
         else:
             result = jax.vmap(moved)(jnp.array(group), x)
             results += [tuple(part[row] for part in result) for row in range(len(group))]
-        masks.append(result[2])
-    means, displacements, _ = map(list, zip(*(results[i] for i in order), strict=True))
-    shares, all_of_it = mean_weights(masks, [len(group) for group in groups])
+        masks += result[2:]
+    means, displacements, *_ = map(list, zip(*(results[i] for i in order), strict=True))
+    shares, all_of_it = moving[:-1], moving[-1]
+    if masks:
+        shares, all_of_it = mean_weights(masks, [len(group) for group in groups])
+    shares, all_of_it = jnp.where(go, shares, 0), jnp.where(go, all_of_it, 0)
     new = Pull(jnp.where(whole, weight, pull.weight), jnp.where(whole, gain, pull.gain))
     return Followed(
         means,
@@ -146,15 +151,21 @@ def follow(
 
 
 def _sums(stacked: Sequence[Points], groups: Sequence[Sequence[int]]) -> jax.Array:
-    """The sums of `_PAIRS` for each leaf, (leaves, 10), in the order of the groups. Use them inside `widest_float`."""
+    """What is summed over each leaf, (leaves, 12), in the order of the groups: `_PAIRS`, the weights that ever moved, all.
+
+    Use them inside `widest_float`.
+    """
     with widest_float() as wide:
 
         def products(points: Points) -> jax.Array:
             newest, *rest, weights = (x.reshape(-1).astype(wide) for x in points)
-            columns = [weights, weights - newest, *rest]
-            found = iter(totals([columns[i] * columns[j] for i, j in _PAIRS if max(i, j) < len(columns)]))
-            zero = jnp.zeros((), wide)
-            return jnp.stack([next(found) if max(i, j) < len(columns) else zero for i, j in _PAIRS])
+            moved = (rest[0] != 0) | (weights != newest)
+            columns = [jnp.where(moved, weights, 0), weights - newest, *rest]
+            known = [columns[i] * columns[j] for i, j in _PAIRS if max(i, j) < len(columns)]
+            *known, moving = totals([*known, moved.astype(wide)])
+            found, zero = iter(known), jnp.zeros((), wide)
+            sums = [next(found) if max(i, j) < len(columns) else zero for i, j in _PAIRS]
+            return jnp.stack([*sums, moving, jnp.full((), weights.size, wide)])
 
         def measure(leaves: Sequence[Points], shares: Sequence[float]) -> jax.Array:
             rows = [
@@ -181,10 +192,12 @@ def _pulled(
 
     Returns:
       k_n, the weights' coefficient, the new weight and gain, whether what was
-      read is finite and whether the prediction will be, the alignment, and the
-      persistence of all and of each leaf, in the order of the groups.
+      read is finite and whether the prediction will be, the alignment, the
+      persistence of all and of each leaf, in the order of the groups, and the
+      share of the weights that ever moved, of each leaf and of all.
     """
-    sums = _sums(stacked, groups)
+    *sums, moving, size = jnp.moveaxis(_sums(stacked, groups), 1, 0)
+    sums = jnp.stack(sums, 1)
     rows, columns = np.triu_indices(4)
     known = jnp.all(jnp.isfinite(sums))
     half = jnp.zeros((len(sums), 4, 4), sums.dtype).at[:, rows, columns].set(jnp.where(known, sums, 0))
@@ -204,7 +217,7 @@ def _pulled(
     gain = jnp.where(extrapolated, dynamics.next_gain(pull.gain, alignment), pull.gain)
     k, weight = dynamics.rate(pull.weight, epoch + 1)
     held = dynamics.inward((1 - k) * total[0, 2] + k * total[0, 1], total[0, 0])
-    # No element is larger than its leaf is long.
+    # No element that moves is larger than those of its leaf are long.
     length = jnp.sqrt(jnp.maximum(jnp.diagonal(leaves, axis1=1, axis2=2), 0))
     reach = far * gain * ((1 - k) * length[:, 2] + k * length[:, 1] + jnp.abs(held) * length[:, 0])
     most = jnp.array([largest(dtype) / 2 for dtype in dtypes], sums.dtype)
@@ -212,4 +225,6 @@ def _pulled(
     narrow = (x.astype(jnp.float32) for x in (k, held, weight, gain))
     by_leaf = persistence(leaves).astype(jnp.float32)
     alignment = jnp.where(both > 0, alignment, jnp.nan).astype(jnp.float32)
-    return (*narrow, known, finite, alignment, overall.astype(jnp.float32), by_leaf)
+    shares = jnp.append(moving, moving.sum()) / jnp.maximum(jnp.append(size, size.sum()), 1)
+    shares = shares.astype(jnp.float32)
+    return (*narrow, known, finite, alignment, overall.astype(jnp.float32), by_leaf, shares)

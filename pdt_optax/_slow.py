@@ -39,7 +39,8 @@ class slow_drift(Dynamics):  # noqa: N801 - used like a function, printed like a
 
     with k_n such that it looks back on about `memory` epochs and is unbiased
     from the first. The prediction adds gain * m_n, less what would make the
-    weights longer: extrapolated weights that only grow are what ruins runs.
+    weights longer: extrapolated weights that only grow are what ruins runs. Weights
+    that the optimizer never moved are left alone.
 
     The gain follows the path: while the optimizer goes on in the direction of
     its past mean motion although that is delivered to it, which is while the
@@ -79,6 +80,7 @@ class slow_drift(Dynamics):  # noqa: N801 - used like a function, printed like a
 
     fit: ClassVar[Fit] = "current"  # pyright: ignore[reportIncompatibleVariableOverride]
     minimum_window: ClassVar[int] = 1  # pyright: ignore[reportIncompatibleVariableOverride]
+    moved_only: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if not (is_number(self.memory) and 0 < self.memory < jnp.inf):
@@ -119,7 +121,7 @@ class slow_drift(Dynamics):  # noqa: N801 - used like a function, printed like a
 
         Args:
           along: inner product of the motion and the weights.
-          square: of the weights with themselves.
+          square: of the weights with themselves; both over the weights that ever moved.
         """
         longer = 0.0 if self.outward else jnp.maximum(along, 0)
         return -longer / jnp.where(square > 0, square, 1)

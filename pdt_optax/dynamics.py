@@ -49,11 +49,14 @@ class Dynamics:
       minimum_window: the fewest snapshots that the model can be fitted to.
       needs_gram: False computes only the diagonal of the Gram matrix, which
         costs a CPU half as much.
+      moved_only: True leaves weights that did not move in the window out of
+        the reference, so that they stay where they are. `fit` is "current" then.
     """
 
     fit: Fit = "past"
     minimum_window: int = 2
     needs_gram: ClassVar[bool] = True
+    moved_only: ClassVar[bool] = False
 
     def __call__(self, gram: Array, horizon: int, *, size: int, epsilon: float, epoch: Array) -> Forecast:
         """Forecasts from the (window, window) Gram matrix of the difference basis.

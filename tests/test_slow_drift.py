@@ -122,6 +122,7 @@ def oracle(
         mean = mean + (own - mean) / weight
         displacement = np.zeros_like(w)
         if epoch >= start:
+            w = np.where(mean != 0, w, 0)  # what never moved stays
             longer = 0.0 if model.outward else max(mean @ w, 0) / (w @ w)
             displacement = gain * (mean - longer * w)
         found.append(Oracle(mean, gain, persistence, displacement))
@@ -182,7 +183,9 @@ def test_a_window_gives_the_same_mean() -> None:
         snapshots, run.before[-1], dynamics=model, accept=pdt_optax.everything(), horizon=1, step=7
     )
     mean, w = flat(run.states[-1].history.motion.mean), flat(run.before[-1])
-    expected = w + 1.3 * (mean - max(mean @ w, 0) / (w @ w) * w)
+    at = np.where(mean != 0, w, 0)
+    assert (at != w).any()  # the pixels that are dark in all images
+    expected = w + 1.3 * (mean - max(mean @ at, 0) / (at @ at) * at)
     np.testing.assert_allclose(flat(prediction.params), expected, rtol=0, atol=2e-7 * np.abs(w).max())
 
 
@@ -477,3 +480,51 @@ def test_all_is_delivered_once_and_no_more() -> None:
         moved.append(w - start)
     for count, by in enumerate(moved, start=1):
         np.testing.assert_allclose(by, min(count, 3) / 3 * displacement, rtol=1e-4)
+
+
+@pytest.mark.parametrize("form", ["pdt", "jump", "beside", "window"])
+def test_weights_that_the_optimizer_never_moved_stay(form: str) -> None:
+    """A frozen base is pulled inwards by nothing, and no inner product runs over it; a still weight in a leaf neither."""
+    still = {"base": jnp.full(50, 3.0), "some": jnp.array([2.0, 0.0, 5.0])}
+
+    def trained(params: Any) -> Any:
+        return params | {"some": params["some"] + jnp.array([0.0, 0.4, 0.3])}
+
+    def alone(params: Any) -> Any:
+        return {"some": params["some"]}
+
+    def run(params: Any) -> tuple[Any, Any]:
+        tx = pdt_optax.pdt(optax.identity(), deliver="gradual" if form == "pdt" else "jump")
+        predictor, report = pdt_optax.Predictor(), None
+        state, history = tx.init(params), predictor.init(params)
+        for _ in range(8):
+            new = trained({"base": still["base"], **params})
+            change = jax.tree.map(lambda a, b: a - b, {k: new[k] for k in params}, params)
+            if form == "beside":
+                params = optax.apply_updates(params, change)
+                params, history, report = predictor.end_epoch(params, history)
+            else:
+                updates, state = tx.update(change, state, params)
+                params = optax.apply_updates(params, updates)
+                params, state, report = tx.end_epoch(params, state)
+        return params, report
+
+    if form == "window":
+        window = [still, trained(still)]
+        now = trained(window[-1])
+        rest: Any = {"dynamics": pdt_optax.slow_drift(), "accept": pdt_optax.everything(), "horizon": 1}
+        whole = pdt_optax.predict_and_mask(window, now, **rest)
+        part = pdt_optax.predict_and_mask(
+            [{"some": w["some"][1:]} for w in window], {"some": now["some"][1:]}, **rest
+        )
+        params, report = whole.params, whole
+        np.testing.assert_array_equal(params["some"][1:], part.params["some"])
+    else:
+        params, report = run(still)
+        moving, _ = run({"some": still["some"]})
+        np.testing.assert_allclose(params["some"], moving["some"], rtol=1e-6)
+        assert moving["some"][1] > 8 * 0.4
+    np.testing.assert_array_equal(params["base"], still["base"])
+    assert params["some"][0] == 2.0
+    np.testing.assert_allclose(report.accepted_share, 2 / 53, rtol=1e-6)
+    np.testing.assert_allclose(report.accepted_share_per_leaf, [0, 2 / 3], rtol=1e-6)

@@ -4,17 +4,18 @@ import importlib
 from typing import Any
 
 from pdt_optax import presets
-from pdt_optax._boundary import Backup, Clock
+from pdt_optax._cached import forget_value
 from pdt_optax._compiled import Epoch
 from pdt_optax._decompose import Modes, decompose
 from pdt_optax._history import History
 from pdt_optax._memory import Memory, memory
+from pdt_optax._moment import Backup, Clock
 from pdt_optax._motion import Delivery, Motion
 from pdt_optax._predict import Prediction, predict_and_mask
 from pdt_optax._predictor import Predictor
 from pdt_optax._recorder import Recorder
 from pdt_optax._report import PDTReport
-from pdt_optax._saved import check_saved, leaf_paths, resize_window, snapshots
+from pdt_optax._saved import adopt, check_saved, leaf_paths, resize_window, restart, snapshots
 from pdt_optax._slow import slow_drift
 from pdt_optax._transformation import PDT, PDTState, end_epoch, pdt
 from pdt_optax.accept import (
@@ -55,6 +56,7 @@ __all__ = [
     "Rule",
     "Schedule",
     "adaptive",
+    "adopt",
     "agree",
     "bounded_rule",
     "check_saved",
@@ -64,6 +66,7 @@ __all__ = [
     "end_epoch",
     "everything",
     "fixed",
+    "forget_value",
     "leaf_paths",
     "memory",
     "paper_rule",
@@ -74,6 +77,7 @@ __all__ = [
     "released_rule",
     "released_schedule",
     "resize_window",
+    "restart",
     "rollback",
     "shrink",
     "slow_drift",

@@ -5,7 +5,7 @@ jit, inside `update`, or inside whatever the caller compiles.
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,109 +14,28 @@ from jax import lax
 from jax.typing import DTypeLike
 
 from pdt_optax._layout import Column
+from pdt_optax._moment import Backup, Clock, Moment, Plan
 from pdt_optax._motion import Delivery, Motion, is_gradual
 from pdt_optax._predict import predict
-from pdt_optax._report import PDTReport, no_report
+from pdt_optax._reduce import all_finite
+from pdt_optax._report import PDTReport, Value, no_report
 from pdt_optax._running import follow
 from pdt_optax._settings import Settings
 from pdt_optax._slow import slow_drift
 from pdt_optax._window import Window
-from pdt_optax.schedule import Pace, Schedule
-
-
-class Plan(NamedTuple):
-    """What of a boundary is known before it is compiled.
-
-    Attributes:
-      settings: of the predictor.
-      predicted: for each of the weights at hand, whether it is one of the snapshots' leaves.
-      together: see `predict`.
-    """
-
-    settings: Settings
-    predicted: tuple[bool, ...]
-    together: bool
-
-    def chosen(self, weights: Column) -> Column:
-        """Those of the weights that are predicted."""
-        return [w for w, p in zip(weights, self.predicted, strict=True) if p]
-
-
-class Clock(NamedTuple):
-    """The counters and the pace: what decides when to predict, and how far.
-
-    Attributes:
-      snapshots_held: (), int32; of the window's snapshots, those that were
-        taken; a prediction waits until all were.
-      snapshots_seen: (), int32; taken so far, the one at `init` included; epochs
-        that the guard took back do not count. The epoch's number, from 0, is one less.
-      plain_epochs: (), int32; epochs since the last prediction.
-      predictions_made: (), int32.
-      pace: the schedule's numbers.
-    """
-
-    snapshots_held: jax.Array
-    snapshots_seen: jax.Array
-    plain_epochs: jax.Array
-    predictions_made: jax.Array
-    pace: Pace
-
-    @classmethod
-    def start(cls, schedule: Schedule) -> "Clock":
-        """The clock before the first epoch, when the snapshot of the initial weights is taken."""
-        # Four arrays, not two twice: a history's buffers must all be its own to be donated.
-        held, seen, plain, made = (jnp.full((), start, jnp.int32) for start in (1, 1, 0, 0))
-        return cls(held, seen, plain, made, schedule.start())
-
-
-class Backup(NamedTuple):
-    """What the guard brings back when a jump has failed.
-
-    Attributes:
-      armed: (), bool; whether the last epoch's end made a jump, still to be judged.
-      weights_before: the optimizer's own weights at that jump, a tree like the
-        parameters with a `MaskedNode` for each leaf that is not floating point;
-        at a boundary, the list of its leaves.
-      optimizer_before: the optimizer's state at that jump; at a boundary, its leaves.
-    """
-
-    armed: jax.Array
-    weights_before: optax.Params
-    optimizer_before: optax.OptState
-
-
-class Moment(NamedTuple):
-    """All that a boundary reads and writes.
-
-    Attributes:
-      weights: all floating leaves of the parameters under a guard, else those that are predicted.
-      window: the snapshots, oldest to newest.
-      motion: None but for a running model.
-      delivery: None unless predictions are delivered in parts.
-      opt_state: the leaves of the optimizer's state under a guard, else none.
-      backup: from before the last jump, None without a guard.
-      clock: as it stood during the epoch.
-    """
-
-    weights: Column
-    window: Window
-    motion: Motion | None
-    delivery: Delivery | None
-    opt_state: Column
-    backup: Backup | None
-    clock: Clock
+from pdt_optax.schedule import UNKNOWN, Pace
 
 
 def end(
-    now: Moment, updates_seen: jax.Array, value: jax.Array, missing: jax.Array, plan: Plan
+    now: Moment, updates_seen: jax.Array, value: Value, continued: jax.Array, plan: Plan
 ) -> tuple[Moment, PDTReport]:
     """Ends an epoch.
 
     Args:
       now: after the epoch, before its snapshot.
       updates_seen: (), int32; in the epoch.
-      value: (), float32, the epoch's value.
-      missing: (), bool; whether it was needed and none came.
+      value: the epoch's value.
+      continued: (), bool; whether it began where the last one ended.
       plan: which of the weights are predicted, and how.
 
     Returns:
@@ -125,9 +44,10 @@ def end(
       been none. And the report.
     """
     settings = plan.settings
+    missing = ~value.given if settings.needs_value else jnp.array(False)
 
     def go_on() -> tuple[Moment, PDTReport]:
-        after, report = _predict_if_due(now, updates_seen, value, plan)
+        after, report = _predict_if_due(now, updates_seen, value, continued, plan)
         remaining = iter(after.weights)
         weights = [next(remaining) if p else w for w, p in zip(now.weights, plan.predicted, strict=True)]
         backup = None
@@ -138,31 +58,29 @@ def end(
     if settings.guard is None or now.backup is None:
         after, report = go_on()
     else:
-        failed = settings.guard.failed(value, now.clock.pace.value_before)
+        failed = settings.guard.failed(value.mean, now.clock.pace.value_before)
         take_back = now.backup.armed & failed & ~missing
         after, report = lax.cond(take_back, lambda: _taken_back(now, value, plan), go_on)
     if now.delivery is not None:
         extrapolated = (now.clock.predictions_made > 0) & (now.clock.plain_epochs == 0)
         extrapolated &= not settings.dry_run
-        delivered = jnp.where(extrapolated, now.delivery.share(updates_seen), jnp.nan)
+        delivered = jnp.where(extrapolated, now.delivery.share(updates_seen), 1)
         report = report._replace(gradual=jnp.array(True), delivered_share=delivered)
-    return after, report._replace(value_missing=missing)
+    return after, report._replace(value_missing=missing, continued=continued)
 
 
-def _taken_back(now: Moment, value: jax.Array, plan: Plan) -> tuple[Moment, PDTReport]:
+def _taken_back(now: Moment, value: Value, plan: Plan) -> tuple[Moment, PDTReport]:
     """The moment after the epoch that ended in the last jump, had there been none."""
     guard, before = plan.settings.guard, now.backup
     assert guard is not None
     assert before is not None
-    weights, kept = jax.tree.leaves(before.weights_before), jax.tree.leaves(before.optimizer_before)
-    # Some optimizers change a type at their first update, as Adam does that of an integer leaf's moments.
-    pairs = zip(kept, now.opt_state, strict=True)
-    opt_state = [b if b.dtype == n.dtype else b.astype(n.dtype) for b, n in pairs]
+    weights, opt_state = jax.tree.leaves(before.weights_before), optimizer_before(now)
     # The newest snapshot is the weights after the jump: the optimizer's own take its place.
     storage, chosen = plan.settings.storage, plan.chosen(weights)
     window = (storage.moved_to if plan.settings.own_motion else storage.replace_newest)(now.window, chosen)
     plain = jnp.ones_like(now.clock.plain_epochs)
-    clock = now.clock._replace(pace=guard.after(now.clock.pace), plain_epochs=plain)
+    pace = guard.after(now.clock.pace_of(plan.settings))
+    clock = now.clock._replace(pace=pace, plain_epochs=plain, settings=_checksums(plan))
     report = no_report(plan.settings.spectrum, sum(plan.predicted), value)._replace(
         rolled_back=jnp.array(True)
     )
@@ -174,17 +92,45 @@ def _taken_back(now: Moment, value: jax.Array, plan: Plan) -> tuple[Moment, PDTR
     return Moment(weights, window, now.motion, delivery, opt_state, spent, clock), report
 
 
+def optimizer_before(now: Moment) -> Column:
+    """The optimizer's state in the backup, in the types and the memory that it has by now.
+
+    Some optimizers change a type at their first update, as Adam does that of an integer leaf's moments.
+    """
+    assert now.backup is not None
+
+    def alike(before: jax.Array, like: jax.Array) -> jax.Array:
+        before = before if before.dtype == like.dtype else before.astype(like.dtype)
+        space = jax.typeof(like).memory_space
+        return before if jax.typeof(before).memory_space == space else jax.device_put(before, space)
+
+    return [*map(alike, jax.tree.leaves(now.backup.optimizer_before), now.opt_state)]
+
+
+def _checksums(plan: Plan) -> jax.Array:
+    return jnp.array(plan.settings.checksums, jnp.int32)
+
+
+def _next_pace(clock: Clock, value: Value, jumped: jax.Array, settings: Settings) -> Pace:
+    """The pace after an epoch. A schedule that needs a value leaves it as it is where none came."""
+    before = clock.pace_of(settings)
+    pace = settings.schedule.next(before, value.mean, jumped)
+    if settings.schedule.needs_value:
+        pace = jax.tree.map(lambda new, old: jnp.where(value.given, new, old), pace, before)
+    known = jnp.where(value.given, value.mean, UNKNOWN)
+    return pace._replace(value_before=known, value_before_that=before.value_before)
+
+
 def _predict_if_due(
-    now: Moment, updates_seen: jax.Array, value: jax.Array, plan: Plan
+    now: Moment, updates_seen: jax.Array, value: Value, continued: jax.Array, plan: Plan
 ) -> tuple[Moment, PDTReport]:
     """The moment after this epoch, its weights those that are predicted, and its report."""
     settings, clock, trained = plan.settings, now.clock, plan.chosen(now.weights)
     epoch = clock.snapshots_seen - 1  # counted from 0; the snapshot of `init` came before it
     jumped = (clock.predictions_made > 0) & (clock.plain_epochs == 0)
-    pace = settings.schedule.next(clock.pace, value, jumped)
-    pace = pace._replace(value_before=value, value_before_that=clock.pace.value_before)
+    pace = _next_pace(clock, value, jumped, settings)
     rested = (clock.predictions_made == 0) | (clock.plain_epochs >= pace.interval_now)
-    due = (epoch >= settings.start) & (clock.snapshots_held >= settings.window) & rested
+    due = (epoch >= settings.start) & (clock.snapshots_held >= settings.window) & rested & continued
     nothing = no_report(settings.spectrum, len(trained), value)
     share = jnp.zeros((), jnp.float32) if now.delivery is None else now.delivery.share(updates_seen)
     parts = _parts(now.delivery, trained)
@@ -196,6 +142,8 @@ def _predict_if_due(
     else:
         moved, motion, report = _running(now, trained, parts, share, epoch, due, jumped, pace, nothing, plan)
         new = [jnp.where(m != 0, (t + m).astype(t.dtype), t) for t, m in zip(trained, moved, strict=True)]
+    if settings.project is not None:
+        new, moved, report = _projected(trained, new, moved, report, plan)
 
     delivery = now.delivery
     if delivery is not None:  # parts of what is to come, in place of the jump
@@ -219,8 +167,42 @@ def _predict_if_due(
         plain_epochs=jnp.where(report.predicted, 0, plain),
         predictions_made=jnp.where(report.predicted, made, clock.predictions_made),
         pace=pace,
+        settings=_checksums(plan),
     )
     return Moment(new, window, motion, delivery, now.opt_state, now.backup, clock), report
+
+
+def _projected(
+    trained: Column, new: Column, moved: Column, report: PDTReport, plan: Plan
+) -> tuple[Column, Column, PDTReport]:
+    """Predicted weights and how far they are, under the user's projection; dropped if that makes them non-finite."""
+    target = jax.tree.leaves(project(plan.settings, plan.tree, new))
+    finite = all_finite(target) | ~report.predicted
+    predicted = report.predicted & finite
+    if not plan.settings.dry_run:
+        new = [jnp.where(predicted, x, t) for x, t in zip(target, trained, strict=True)]
+        moved = [n.astype(d) - t.astype(d) for n, t, d in zip(new, trained, map(_wide, trained), strict=True)]
+    report = report._replace(
+        predicted=predicted,
+        finite=report.finite & finite,
+        horizon=report.horizon * predicted,
+        accepted_share=report.accepted_share * predicted,
+        accepted_share_per_leaf=report.accepted_share_per_leaf * predicted,
+    )
+    return new, moved, report
+
+
+def project(settings: Settings, tree: Any, weights: Column) -> Any:
+    """`settings.project` of these weights, checked: a tree like the snapshots."""
+    given = jax.tree.unflatten(tree, weights)
+    made = settings.project(given)  # pyright: ignore[reportOptionalCall]
+    shapes = [jax.tree.map(lambda x: (jnp.shape(x), jnp.result_type(x)), x) for x in (given, made)]
+    if shapes[0] != shapes[1]:
+        raise ValueError(
+            "`project` must return weights like those it is given: the same tree, shapes and types. "
+            f"{settings.project} does not."
+        )
+    return made
 
 
 def _wide(x: jax.Array) -> DTypeLike:

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import optax
 
 from pdt_optax import _layout
-from pdt_optax._boundary import Backup, Clock, Moment
 from pdt_optax._layout import Column, Tree
+from pdt_optax._moment import Backup, Clock, Moment
 from pdt_optax._motion import Delivery, Motion, is_gradual
 from pdt_optax._reduce import usual_promotion
 from pdt_optax._settings import Settings
@@ -17,7 +17,7 @@ from pdt_optax._slow import Pull, slow_drift
 from pdt_optax.schedule import Pace
 
 # Of what a `History` holds and means; it grows when a saved one could be misread.
-VERSION = 3
+VERSION = 4
 
 Kind = TypeVar("Kind")
 
@@ -65,9 +65,9 @@ class History(NamedTuple):
         backup = self.backup
         if backup is not None:
             (armed,) = jax.tree.leaves(backup.armed)
-            backup = Backup(armed, *map(jax.tree.leaves, backup[1:]))
-        held, seen, plain, made, *pace = jax.tree.leaves(self.clock)
-        clock = Clock(held, seen, plain, made, Pace(*pace))
+            backup = Backup(armed.astype(bool), *map(jax.tree.leaves, backup[1:]))
+        held, seen, plain, made, *pace, settings = jax.tree.leaves(self.clock)
+        clock = Clock(held, seen, plain, made, Pace(*pace), settings)
         window = tuple(map(jax.tree.leaves, self.snapshots))
         return Moment(weights, window, self._motion(), self._delivery(), opt_state, backup, clock)
 
@@ -129,7 +129,7 @@ def start(
         snapshots=settings.storage.start(newest, settings.window),
         motion=motion,
         delivery=delivery,
-        clock=Clock.start(settings.schedule),
+        clock=Clock.start(settings),
         backup=backup,
         version=jnp.zeros(VERSION, jnp.int8),
     )
@@ -143,9 +143,15 @@ def find(tree: object, kind: type[Kind]) -> Kind:
     """
     found = all_of(tree, kind)
     if len(found) != 1:
+        way_out = (
+            "Hand over the part that belongs to this wrapper, such as opt_state.inner_states['name'] of a partition."
+            if found
+            else "Restore a saved one into the shapes of a new one, jax.eval_shape(tx.init, params); the state of an "
+            "optimizer alone is taken up by tx.init(params)._replace(inner_state=state)."
+        )
         raise ValueError(
             "The state must hold exactly one history of snapshots: that of a `Predictor`, or the state of one "
-            f"`pdt` wrapper, as `init` returned it. Found {len(found)} in {type(tree).__name__}."
+            f"`pdt` wrapper, as `init` returned it. {way_out} Found {len(found)} in {type(tree).__name__}."
         )
     return found[0]
 
@@ -167,6 +173,11 @@ def check(saved: Mapping[str, Any], settings: Settings) -> None:
     Reads shapes alone: they are there while tracing, and in a checkpoint's metadata.
     """
     versions = [tuple(x.shape) for x in jax.tree.leaves(saved["version"]) if hasattr(x, "shape")]
+    if versions and len(versions[0]) > 1:
+        raise ValueError(
+            f"The state holds {versions[0][0]} members, made under `vmap` or `pmap`: end their epochs under it, too: "
+            "jax.vmap(tx.end_epoch)(params, opt_state)."
+        )
     if versions and versions != [(VERSION,)]:
         got = versions[0][0] if versions[0] else 1
         raise ValueError(

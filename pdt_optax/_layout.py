@@ -58,9 +58,14 @@ def _paths(treedef: Any) -> tuple[tuple[Path, ...], tuple[Path, ...]]:
     return leaves, tuple(_path(keys) for keys, x in found if is_masked(x))
 
 
+def paths(tree: object) -> tuple[Path, ...]:
+    """The paths of a tree's leaves."""
+    return _paths(jax.tree.structure(tree))[0]
+
+
 def leaf_names(tree: object) -> list[str]:
     """The paths of a tree's leaves as text, `"layers/0/kernel"`."""
-    return ["/".join(path) for path in _paths(jax.tree.structure(tree))[0]]
+    return ["/".join(path) for path in paths(tree)]
 
 
 def floating(tree: Tree) -> Tree:
@@ -107,6 +112,19 @@ def refuse_train_state(tree: object, call: str) -> None:
         )
 
 
+def refuse_tied(tree: object) -> None:
+    """Raises ValueError if one array stands at two places of a tree that is to be donated."""
+    places: dict[int, list[str]] = {}
+    for name, x in zip(leaf_names(tree), jax.tree.leaves(tree), strict=True):
+        places.setdefault(id(x), []).append(name)
+    for names in places.values():
+        if len(names) > 1:
+            raise ValueError(
+                f"`donate` needs arrays of their own, and {' and '.join(map(repr, names[:3]))} are one: copy it once, or "
+                "leave `donate` out (the two then come back as two arrays)."
+            )
+
+
 class ExcludedLeaves(NamedTuple):
     """A tree of bools, or a prefix of one, in a form that can be hashed."""
 
@@ -150,6 +168,34 @@ def _excluded(params: optax.Params, exclude: Exclude) -> list[bool]:
                 f"`exclude` must say True (never predicted) or False for each leaf. Got {x!r} at {name!r}."
             )
     return excluded
+
+
+def check_exclude(like: object, params: optax.Params, exclude: Exclude, *, whole: bool) -> None:
+    """Raises ValueError if `exclude` names other leaves than it did when the snapshots `like` were made.
+
+    Leaves that are predicted only now are told if `params` are the `whole` tree that
+    `init` saw: else a wrapper such as `optax.masked` may keep them away.
+    """
+    try:
+        excluded = _excluded(params, exclude)
+    except ValueError:
+        if isinstance(exclude, ExcludedLeaves):  # a tree of other containers than these
+            return
+        raise
+    here, masked = paths(params), _paths(jax.tree.structure(like))[1]
+    known, out, new = {*paths(like)}, [], []
+    for path, x, skip in zip(here, jax.tree.leaves(params), excluded, strict=True):
+        if skip and path in known:
+            out.append(path)
+        elif whole and not skip and is_floating(as_array(x)) and any(path[: len(m)] == m for m in masked):
+            new.append(path)
+    if out or new:
+        raise ValueError(
+            "`exclude` must name the leaves that it named at `init`. If it is meant to change, take the state up with "
+            "state = pdt_optax.adopt(made, state, params)."
+            + _first("Excluded only now", out, len(here))
+            + _first("Predicted only now", new, len(here))
+        )
 
 
 @functools.lru_cache(maxsize=1024)

@@ -30,10 +30,10 @@ class Prediction(NamedTuple):
       coefficients: (horizon, window); row k is predicted step k + 1 as a
         combination of the difference basis [newest weights that the model saw,
         then their window - 1 consecutive differences, oldest first].
-      singular_values: (window - 1,), of the window, descending; NaN for a model
+      singular_values: (window - 1,), of the window, descending; 0 for a model
         that does not need them, as `drift`.
       rank: (), int32, modes that the model uses.
-      eigenvalues: (window - 1,), complex64, by falling modulus; NaN past `rank`.
+      eigenvalues: (window - 1,), complex64, by falling modulus; 0 past `rank`.
       accepted_share: (), float32, mean of the mask over all predicted leaves; a
         weight that its prediction would not move counts as 0.
       accepted_share_per_leaf: (leaves,), float32, in the order of

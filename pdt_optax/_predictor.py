@@ -8,12 +8,12 @@ import jax.numpy as jnp
 import optax
 
 from pdt_optax import _history, _layout
-from pdt_optax._boundary import Moment, Plan
 from pdt_optax._compiled import end_apart
 from pdt_optax._history import History
 from pdt_optax._layout import Column, Tree
+from pdt_optax._moment import Moment, Plan
 from pdt_optax._reduce import on_one_device
-from pdt_optax._report import PDTReport
+from pdt_optax._report import PDTReport, Value
 from pdt_optax._settings import Settings
 
 
@@ -54,6 +54,10 @@ class Predictor(Settings):
       exclude: leaves that are never predicted, such as embeddings or norms: a
         tree of bools like the parameters (or a prefix of it), or a function of
         a leaf's path (`"layers/0/kernel"`); True keeps the leaf out.
+      project: a function that keeps weights where they belong, such as
+        `optax.projections.projection_non_negative`: what a prediction makes passes
+        through it before it is used. It gets and returns a tree like the parameters,
+        with an `optax.MaskedNode` for each leaf that is never predicted.
       snapshot_dtype: "bfloat16" keeps the newest snapshot whole and, for each
         older one, its difference to the next newer one in bfloat16: a window of
         5 of float32 weights costs 12 bytes a weight instead of 20, and every
@@ -160,10 +164,9 @@ class Predictor(Settings):
         self._check_opt_state(opt_state, "end_epoch(params, history, opt_state=opt_state)")
         if self.needs_value and value is None:
             raise ValueError(self.value_rule("predictor.end_epoch(params, history, value=loss)"))
-        mean = jnp.float32(jnp.nan) if value is None else scalar(value)
-        unseen, missing = jnp.zeros((), jnp.int32), jnp.array(False)
+        unseen = jnp.zeros((), jnp.int32)
         params, history, _, report = end_with(
-            self, params, history, opt_state, unseen, mean, missing, donate=donate
+            self, params, history, opt_state, unseen, as_value(value), donate=donate
         )
         return params, history, report
 
@@ -189,11 +192,19 @@ def scalar(value: jax.typing.ArrayLike) -> jax.Array:
     return jnp.asarray(value, jnp.float32)
 
 
+def as_value(value: jax.typing.ArrayLike | None) -> Value:
+    return Value.none() if value is None else Value(scalar(value), jnp.array(True))
+
+
 def at_boundary(
-    predictor: Predictor, params: optax.Params, history: History, opt_state: object
+    predictor: Predictor, params: optax.Params, history: History, opt_state: object, *, whole: bool = True
 ) -> tuple[Moment, Plan]:
-    """What a boundary works on, and under which settings: matched once, and each tree flattened once."""
+    """What a boundary works on, and under which settings: matched once, and each tree flattened once.
+
+    `whole` if `params` are those that `init` saw, and no more than these.
+    """
     _history.check(history._asdict(), predictor)
+    _layout.check_exclude(history.snapshots[-1], params, predictor.exclude, whole=whole)
     weights = _layout.take(history.weights, params)
     leaves: Column = []
     if history.backup is not None:
@@ -203,9 +214,10 @@ def at_boundary(
                 "`opt_state` must have the leaves that it had at `init`. "
                 f"Expected {len(kept)}, got {len(leaves)}."
             )
-    known = {*_layout.leaf_names(history.snapshots[-1])}
-    predicted = tuple(name in known for name in _layout.leaf_names(history.weights))
-    return history.moment(weights, leaves), Plan(predictor.shared, predicted, on_one_device(weights))
+    known = {*_layout.paths(history.snapshots[-1])}
+    predicted = tuple(path in known for path in _layout.paths(history.weights))
+    tree = None if predictor.project is None else jax.tree.structure(history.snapshots[-1])
+    return history.moment(weights, leaves), Plan(predictor.shared, predicted, on_one_device(weights), tree)
 
 
 def end_with(
@@ -214,16 +226,18 @@ def end_with(
     history: History,
     opt_state: Tree,
     updates_seen: jax.Array,
-    value: jax.Array,
-    missing: jax.Array,
+    value: Value,
     *,
     donate: bool,
+    whole: bool = True,
 ) -> tuple[optax.Params, History, Tree, PDTReport]:
     """`Predictor.end_epoch`, its arguments checked, and the optimizer's state."""
-    now, plan = at_boundary(predictor, params, history, opt_state)
+    if donate:
+        _layout.refuse_tied(params)
+    now, plan = at_boundary(predictor, params, history, opt_state, whole=whole)
     spent, kept = predictor.spent(now.window)
     now = now._replace(window=spent)
     given = (now, None) if donate else (None, now)
-    after, report = end_apart(*given, kept, updates_seen, value, missing, plan=plan)
+    after, report = end_apart(*given, kept, updates_seen, value, plan=plan)
     new = history.after(after._replace(window=(*kept, *after.window)))
     return _layout.put(history.weights, params, after.weights), new, history.refill(opt_state, after), report

@@ -147,6 +147,20 @@ def over_shards(measure: Measure, leaves: Leaves) -> jax.Array:
     return _over_automatic_axes(measure, leaves)
 
 
+def all_finite(leaves: Sequence[jax.Array]) -> jax.Array:
+    """Whether every number of all leaves is finite, on whatever device it lies: (), bool."""
+    with widest_float() as wide:
+
+        def measure(leaves: Leaves, shares: Sequence[float]) -> jax.Array:
+            counts = [
+                share * total(~jnp.isfinite(x.reshape(-1))).astype(wide)
+                for (x,), share in zip(leaves, shares, strict=True)
+            ]
+            return jnp.stack([sum(counts, start=jnp.zeros((), wide))])
+
+        return over_shards(measure, [(lax.stop_gradient(x),) for x in leaves])[0] == 0
+
+
 def _reduced(measure: Measure, leaves: Leaves, split: Sequence[Any], sizes: dict[Any, int]) -> jax.Array:
     """`measure` over the shards of a device, summed over the axes that any leaf is split over."""
     axes = tuple(sorted({name for names in split for name in names}))

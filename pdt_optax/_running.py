@@ -209,7 +209,7 @@ def _pulled(
 
     def persistence(gram: jax.Array) -> jax.Array:
         past = gram[..., 2, 2]
-        return jnp.where(past > 0, gram[..., 1, 2] / jnp.where(past > 0, past, 1), jnp.nan)
+        return gram[..., 1, 2] / jnp.where(past > 0, past, 1)
 
     overall = persistence(total)
     both = jnp.sqrt(total[1, 1]) * jnp.sqrt(total[2, 2])
@@ -224,7 +224,14 @@ def _pulled(
     finite = known & jnp.all(length[:, 0] + reach < most)
     narrow = (x.astype(jnp.float32) for x in (k, held, weight, gain))
     by_leaf = persistence(leaves).astype(jnp.float32)
-    alignment = jnp.where(both > 0, alignment, jnp.nan).astype(jnp.float32)
     shares = jnp.append(moving, moving.sum()) / jnp.maximum(jnp.append(size, size.sum()), 1)
     shares = shares.astype(jnp.float32)
-    return (*narrow, known, finite, alignment, overall.astype(jnp.float32), by_leaf, shares)
+    return (
+        *narrow,
+        known,
+        finite,
+        alignment.astype(jnp.float32),
+        overall.astype(jnp.float32),
+        by_leaf,
+        shares,
+    )

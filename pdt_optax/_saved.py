@@ -5,13 +5,16 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+import optax
 
 from pdt_optax import _history, _layout
 from pdt_optax._history import History, find, replaced
 from pdt_optax._layout import Tree
 from pdt_optax._predictor import Predictor
 from pdt_optax._report import PDTReport
-from pdt_optax._transformation import PDT, wrapper_of
+from pdt_optax._settings import DESCRIBED
+from pdt_optax._transformation import PDT, PDTState, wrapper_of
 from pdt_optax.schedule import count
 
 
@@ -31,8 +34,9 @@ def check_saved(made: PDT | Predictor, saved: object) -> None:
     Raises:
       TypeError: if `made` is neither.
       ValueError: if `saved` does not hold exactly one history of snapshots, if its
-        window, its guard or its way to end epochs is another, or if another version
-        of this library saved it.
+        window, its guard, its way to end epochs or (of restored arrays, not of what
+        a checkpoint says of them) any setting is another, or if another version of
+        this library saved it.
 
     Example:
       >>> import jax.numpy as jnp, optax, pdt_optax
@@ -57,6 +61,22 @@ pdt_optax.resize_window(state, 5), or set window=3. Got 3 snapshots, window=5.
         for state in _with_fields(tree, {"history", "last_report"}):
             wrapper_of(made).check_report(state["last_report"])
         wrapper_of(made).check_delivery(found[0].get("delivery"))
+    _check_settings(found[0]["clock"], predictor)
+
+
+def _check_settings(clock: Any, predictor: Predictor) -> None:
+    """Raises ValueError for a saved clock of other settings, where its numbers are there."""
+    fields = getattr(clock, "_asdict", lambda: clock)()
+    if not isinstance(saved := fields["settings"], jax.Array | np.ndarray):
+        return
+    pairs = zip(DESCRIBED, predictor.checksums, np.asarray(saved), strict=True)
+    if differing := [name for name, expected, got in pairs if expected != got]:
+        now = ", ".join(f"{name}={getattr(predictor, name)}" for name in differing)
+        raise ValueError(
+            "The state must be of the same settings as its predictor, or take on new ones by "
+            "state = pdt_optax.adopt(made, state, params). "
+            f"Saved with another {', '.join(differing)}; now {now}."
+        )
 
 
 def _with_fields(tree: object, fields: set[str]) -> Iterator[Mapping[str, Any]]:
@@ -147,11 +167,11 @@ def resize_window(state: Tree, window: int) -> Tree:
         return history._replace(snapshots=(*older, *history.snapshots[-window:]), clock=clock)
 
     def spectra(report: PDTReport) -> PDTReport:
-        def blank(x: jax.Array) -> Any:
-            nan = jax.ShapeDtypeStruct((max(window - 1, 1),), x.dtype)
-            return nan if isinstance(x, jax.ShapeDtypeStruct) else jnp.full(nan.shape, jnp.nan, nan.dtype)
+        def emptied(x: jax.Array) -> Any:
+            blank = jax.ShapeDtypeStruct((max(window - 1, 1),), x.dtype)
+            return blank if isinstance(x, jax.ShapeDtypeStruct) else jnp.zeros(blank.shape, blank.dtype)
 
-        values, eigenvalues = map(blank, (report.singular_values, report.eigenvalues))
+        values, eigenvalues = map(emptied, (report.singular_values, report.eigenvalues))
         return report._replace(singular_values=values, eigenvalues=eigenvalues)
 
     return replaced(replaced(state, History, resized), PDTReport, spectra)
@@ -161,6 +181,114 @@ def _copy(x: jax.Array) -> jax.Array:
     if isinstance(x, jax.ShapeDtypeStruct):
         return x
     return jax.device_put(x, getattr(x, "sharding", None), may_alias=False)
+
+
+def restart(made: PDT | Predictor, state: Tree, params: optax.Params) -> Tree:
+    """The state with a history that begins at these weights: after they were set by hand.
+
+    A weight that you reset, copy or put back would be taken for the optimizer's
+    own motion, and go on. The optimizer's state stays as it is; nothing is
+    predicted for `start` epochs.
+
+    Args:
+      made: what `pdt(...)` returned, or a `Predictor`.
+      state: a `History`, the state of `pdt`, or a tree around either.
+      params: the weights to begin at.
+
+    Raises:
+      TypeError: if `made` is neither.
+      ValueError: if `state` does not hold exactly one history.
+
+    Example:
+      >>> import jax.numpy as jnp, optax, pdt_optax
+      >>> tx = pdt_optax.pdt(optax.adam(1e-3))
+      >>> params = jnp.array([1.0, 40.0])
+      >>> opt_state = tx.init(params)
+      >>> params = params.at[1].set(0.0)  # by hand
+      >>> opt_state = pdt_optax.restart(tx, opt_state, params)
+    """
+    return replaced(state, History, lambda old: _fresh(made, state, old, params))
+
+
+def adopt(made: PDT | Predictor, state: Tree, params: optax.Params) -> Tree:
+    """The state with other settings: those of `made`.
+
+    What both know goes on: snapshots and the mean of the motion, leaf by leaf, the
+    counters and, under the same schedule, the pace. A leaf that is predicted only
+    now begins at `params`, and with it a window that must be full. A jump that a
+    guard has still to judge stays.
+
+    Args:
+      made: what `pdt(...)` returned, or a `Predictor`; with the new settings.
+      state: from a run with others, at the end of an epoch: a `History`, the state of
+        `pdt`, or a tree around either.
+      params: the parameters at that time, the whole tree that `init` sees.
+
+    Raises:
+      TypeError: if `made` is neither.
+      ValueError: if `state` does not hold exactly one history.
+
+    Example:
+      >>> import jax.numpy as jnp, optax, pdt_optax
+      >>> params = {"embed": jnp.ones(2), "out": jnp.ones(3)}
+      >>> opt_state = pdt_optax.pdt(optax.adam(1e-3)).init(params)
+      >>> tx = pdt_optax.pdt(optax.adam(1e-3), exclude=lambda path: "embed" in path, start=8)
+      >>> opt_state = pdt_optax.adopt(tx, opt_state, params)
+      >>> params, opt_state, report = tx.end_epoch(params, opt_state)
+    """
+
+    def carried(old: History) -> History:
+        fresh = _fresh(made, state, old, params)
+        same = old.clock.settings[_SCHEDULE] == fresh.clock.settings[_SCHEDULE]
+        pace = jax.tree.map(lambda a, b: jnp.where(same, a, b), old.clock.pace, fresh.clock.pace)
+        clock = old.clock._replace(pace=pace, settings=fresh.clock.settings)
+        window, predictor = len(fresh.snapshots), predictor_of(made)
+        newest = fresh.snapshots[-1]
+        known = {*_layout.paths(old.snapshots[-1])} >= {*_layout.paths(newest)}
+        older = [predictor.storage.older_dtype(x) for x in jax.tree.leaves(newest)]
+        kept = list(map(jnp.result_type, jax.tree.leaves(_with(newest, old.snapshots[0]))))
+        if known and (window == 1 or older == kept):
+            held = jnp.minimum(clock.snapshots_held, window)
+            columns = [old.snapshots[max(len(old.snapshots) - window + i, 0)] for i in range(window)]
+            snapshots = tuple(
+                _with(new, column) for new, column in zip(fresh.snapshots, columns, strict=True)
+            )
+        else:
+            held = jnp.ones_like(clock.snapshots_held)
+            snapshots = (*fresh.snapshots[:-1], _with(newest, old.snapshots[-1]))
+        motion, delivery = fresh.motion, fresh.delivery
+        if motion is not None and old.motion is not None:
+            motion = motion._replace(mean=_with(motion.mean, old.motion.mean), pull=old.motion.pull)
+        if delivery is not None and old.delivery is not None:
+            displacement = _with(delivery.displacement, old.delivery.displacement)
+            delivery = delivery._replace(displacement=displacement, parts=old.delivery.parts)
+        clock = clock._replace(snapshots_held=held)
+        return fresh._replace(snapshots=snapshots, motion=motion, delivery=delivery, clock=clock)
+
+    return replaced(state, History, carried)
+
+
+_SCHEDULE = DESCRIBED.index("schedule")
+
+
+def _fresh(made: PDT | Predictor, state: object, old: History, params: optax.Params) -> History:
+    """A history that begins at these weights."""
+    if isinstance(made, Predictor):
+        backup = None if made.guard is None or old.backup is None else old.backup.optimizer_before
+        return _history.start(params, backup, made)
+    wrapper = wrapper_of(made)
+    inner_state = find(state, PDTState).inner_state
+    return wrapper.start(params, inner_state)
+
+
+def _with(tree: Tree, other: object) -> Tree:
+    """`tree` with copies of those leaves of another one that lie at the same path and are alike."""
+    known = dict(zip(_layout.paths(other), jax.tree.leaves(other), strict=True))
+    leaves = []
+    for path, x in zip(_layout.paths(tree), jax.tree.leaves(tree), strict=True):
+        y = known.get(path, x)
+        leaves.append(_copy(y) if y.shape == x.shape and y.dtype == x.dtype else x)
+    return jax.tree.unflatten(jax.tree.structure(tree), leaves)
 
 
 def leaf_paths(state: object) -> list[str]:

@@ -2,6 +2,8 @@
 
 import dataclasses
 import functools
+import zlib
+from collections.abc import Callable
 from typing import Any, Literal
 
 from pdt_optax import _layout, presets
@@ -14,6 +16,9 @@ from pdt_optax.guard import Guard
 from pdt_optax.schedule import Schedule, count, fixed
 
 Deliver = Literal["auto", "jump", "gradual"]
+
+# Those that a history was made with and remembers, each by a checksum; the rest is seen in its structure.
+DESCRIBED = ("dynamics", "accept", "window", "schedule", "start", "guard", "own_motion", "snapshot_dtype")
 
 _USUAL: Any = None  # what the preset of the same kind of model has
 
@@ -33,6 +38,7 @@ class Settings:
     own_motion: bool = True
     deliver: Deliver = "auto"
     exclude: _layout.Exclude = None
+    project: Callable[[Any], Any] | None = None
     snapshot_dtype: str | None = None
     snapshot_device: str | None = None
     dry_run: bool = False
@@ -89,6 +95,11 @@ class Settings:
         given = {name: x for name, x in (("horizon", horizon), ("interval", interval)) if x is not None}
         if self.guard is not None and not isinstance(self.guard, Guard):
             raise TypeError(f"`guard` must be None or `rollback(...)`. Got {self.guard!r}.")
+        if self.project is not None and not callable(self.project):
+            raise TypeError(
+                "`project` must be None or a function of the predicted weights that returns them within their "
+                f"bounds, such as optax.projections.projection_non_negative. Got {self.project!r}."
+            )
         if self.snapshot_dtype not in (None, "bfloat16"):
             raise ValueError(
                 '`snapshot_dtype` must be None, whole snapshots in the types of the parameters, or "bfloat16", '
@@ -128,6 +139,11 @@ class Settings:
         """The columns of a window that a boundary writes, and those that it only reads."""
         return (window, ()) if self.rewrites else self.storage.split(window)
 
+    @functools.cached_property
+    def checksums(self) -> tuple[int, ...]:
+        """Of each of `DESCRIBED`, 31 bits of what it means: the same in every process."""
+        return tuple(zlib.crc32(_text(getattr(self, name)).encode()) >> 1 for name in DESCRIBED)
+
     @property
     def rule(self) -> Rule:
         """`accept`, also where it was given as a plain function."""
@@ -143,3 +159,11 @@ class Settings:
         """Those that a compiled boundary depends on: which leaves are out is known from the snapshots."""
         known: Any = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "exclude"}
         return Settings(**known)
+
+
+def _text(value: Any) -> str:
+    """A setting as text without addresses: a function is its name."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = (f"{f.name}={_text(getattr(value, f.name))}" for f in dataclasses.fields(value))
+        return f"{type(value).__qualname__}({', '.join(fields)})"
+    return f"{value.__module__}.{value.__qualname__}" if hasattr(value, "__qualname__") else repr(value)

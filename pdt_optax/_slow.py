@@ -135,10 +135,10 @@ class slow_drift(Dynamics):  # noqa: N801 - used like a function, printed like a
             coefficients = ((1 - k) * coefficients).at[j].set(k)
         held = self.inward(coefficients @ gram[1:, 0], gram[0, 0])
         step = self.gain * jnp.concatenate([held[None], coefficients])
-        eigenvalues = jnp.full(count, jnp.nan, jnp.complex64).at[0].set(1)
+        eigenvalues = jnp.zeros(count, jnp.complex64).at[0].set(1)
         return Forecast(
             jnp.broadcast_to(step, (horizon, count + 1)),
-            jnp.full(count, jnp.nan),
+            jnp.zeros(count),
             jnp.ones((), jnp.int32),
             lax.convert_element_type(eigenvalues, jnp.complex64),
         )

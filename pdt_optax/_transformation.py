@@ -2,6 +2,7 @@
 
 import dataclasses
 import inspect
+from collections.abc import Callable
 from typing import Any, NamedTuple, cast
 
 import jax
@@ -11,11 +12,12 @@ from jax import lax
 from jax.core import Tracer
 
 from pdt_optax import _history, _layout
-from pdt_optax._compiled import Epoch, end_inside
+from pdt_optax._cached import check_cached
+from pdt_optax._compiled import Epoch, end_inside, finite_or_none
+from pdt_optax._delivered import delivered
 from pdt_optax._history import History
-from pdt_optax._motion import Delivery
-from pdt_optax._predictor import Predictor, at_boundary, end_with, scalar
-from pdt_optax._reduce import usual_promotion
+from pdt_optax._layout import Tree
+from pdt_optax._predictor import Predictor, as_value, at_boundary, end_with, scalar
 from pdt_optax._report import PDTReport, no_report
 from pdt_optax._settings import Deliver
 from pdt_optax.schedule import count
@@ -57,6 +59,7 @@ def pdt(
     *,
     every: int | None = None,
     deliver: Deliver = "auto",
+    after_jump: Callable[[Any], Any] | None = None,
     **settings: Any,
 ) -> PDT:
     """Predictive Differential Training around any Optax optimizer.
@@ -85,7 +88,10 @@ def pdt(
         so: it is 0 if `update` is never called. Leaves of less than 32 bits are moved at once: parts would be rounded
         away. "jump" moves all weights at the epoch's end. "auto" is "gradual"; with a
         guard it is "jump", since a guard judges by the epoch after it, whose mean
-        loss would see half of what is delivered meanwhile.
+        loss would see half of what is delivered meanwhile; and with `after_jump`.
+      after_jump: a function of the state of `inner` that returns it as it should be
+        after a jump, for optimizers that remember something of the weights that they
+        left: `forget_value` for line searches and `optax.lbfgs`.
       **settings: those of `Predictor`; `snapshot_device` not with `every`. Where the
         guard or the schedule needs an epoch's value, the mean of the `value`s that
         `update` saw serves, or the one given to `end_epoch`.
@@ -127,10 +133,24 @@ def pdt(
                 "`snapshot_device` needs the `end_epoch` form: inside `update` every step would carry the window "
                 f"through the device. Got snapshot_device={predictor.snapshot_device!r}, {every=}."
             )
-    gradual = deliver == "gradual" or (deliver == "auto" and predictor.guard is None)
-    wrapper = _Wrapper(optax.with_extra_args_support(inner), predictor, every, gradual)
+    if after_jump is not None and (deliver == "gradual" or not callable(after_jump)):
+        raise ValueError(
+            '`after_jump` must be a function of the state of `inner`, and jumps must be what happens: deliver="jump". '
+            f"Got {after_jump=!r}, {deliver=}."
+        )
+    jumps = predictor.guard is not None or after_jump is not None
+    gradual = deliver == "gradual" or (deliver == "auto" and not jumps)
+    wrapper = _Wrapper(_with_extra_args(inner), predictor, every, gradual, after_jump)
     # Bound methods, so that the settings survive `_replace` and tree maps.
     return PDT(cast(Any, wrapper.init), cast(Any, wrapper.update))
+
+
+def _with_extra_args(inner: Any) -> optax.GradientTransformationExtraArgs:
+    """As optax does it, and an object that takes keywords gets them, such as `optax.MultiSteps`."""
+    kinds = {x.kind for x in inspect.signature(inner.update).parameters.values()}
+    if inspect.Parameter.VAR_KEYWORD in kinds:
+        return optax.GradientTransformationExtraArgs(inner.init, inner.update)
+    return optax.with_extra_args_support(inner)
 
 
 # `help(pdt)` and editors show the settings by name, with their defaults.
@@ -147,26 +167,41 @@ class _Wrapper:
     predictor: Predictor
     every: int | None
     gradual: bool
+    after_jump: Callable[[Any], Any] | None
 
     def init(self, params: optax.Params) -> PDTState:
         inner_state = self.inner.init(params)
+        if self.after_jump is None and not self.predictor.dry_run:
+            check_cached(inner_state)
         if nested := _history.all_of(inner_state, PDTState):
             raise ValueError(
                 "`inner` must not hold another `pdt`: their predictions would build on each other's jumps. "
                 f"Found {len(nested)}."
             )
-        history = _history.start(params, inner_state, self.predictor, gradual=self.gradual)
+        history = self.start(params, inner_state)
         leaves = len(jax.tree.leaves(history.snapshots[-1]))
         report = None if self.every is None else no_report(self.predictor.spectrum, leaves)
         return PDTState(inner_state, history, Epoch.start(), report)
 
+    def start(self, params: optax.Params, inner_state: object) -> History:
+        """The history before the first epoch."""
+        # Leaves alone: what looks for a name in the state, as `optax.tree.get` does, finds it once.
+        kept = tuple(jax.tree.leaves(inner_state))
+        return _history.start(params, kept, self.predictor, gradual=self.gradual)
+
     def update(
         self, updates: optax.Updates, state: PDTState, params: optax.Params | None = None, **extra: Any
     ) -> tuple[optax.Updates, PDTState]:
+        if not isinstance(state, PDTState):
+            raise TypeError(
+                "The state must be what `tx.init(params)` or the last call returned. Restore a saved one into the shapes "
+                "of a new one, jax.eval_shape(tx.init, params); the state of an optimizer alone is taken up by "
+                f"tx.init(params)._replace(inner_state=state). Got {type(state).__name__}."
+            )
         updates, inner_state = self.inner.update(updates, state.inner_state, params, **extra)
         seen = state.this_epoch
         if state.history.delivery is not None:
-            updates = _delivered(updates, state.history.delivery, seen.updates_seen)
+            updates = delivered(updates, state.history.delivery, seen.updates_seen, params, self.predictor)
         seen = seen._replace(updates_seen=optax.safe_increment(seen.updates_seen))
         if (value := extra.get("value")) is not None:
             values_seen = optax.safe_increment(seen.values_seen)
@@ -182,6 +217,8 @@ class _Wrapper:
         history, last = state.history, state.last_report
         self.check_report(last)
         assert last is not None
+        # Wrappers that compute with states, as SAM does, make integers of bools.
+        seen, last = _typed(seen, Epoch.start()), _typed(last, no_report(1, 1))
         if value is None and self.predictor.needs_value:
             raise ValueError(self.predictor.value_rule("tx.update(..., value=loss)"))
         now, plan = at_boundary(self.predictor, params, history, inner_state)
@@ -189,9 +226,24 @@ class _Wrapper:
             return updates, state
         steps = _layout.take(history.weights, updates, "updates", types=False)
         steps = [lax.convert_element_type(u, u.dtype) for u in steps]  # strong types
+        if now.backup is not None:
+            steps, seen = finite_or_none(steps, now.weights, now.backup.armed, seen)
         steps, now, seen, report = end_inside(steps, now, seen, last, plan=plan, every=self.every)
-        new = PDTState(history.refill(inner_state, now), history.after(now), seen, report)
-        return _layout.put(history.weights, updates, steps), new
+        inner_state = history.refill(inner_state, now)
+        inner_state = self.told(inner_state, report.predicted & (seen.updates_seen == 0))
+        return _layout.put(history.weights, updates, steps), PDTState(
+            inner_state, history.after(now), seen, report
+        )
+
+    def told(self, inner_state: Any, jumped: jax.Array) -> Any:
+        """The state of `inner`, told of a jump."""
+        if self.after_jump is None:
+            return inner_state
+        return jax.tree.map(
+            lambda new, old: old if new is old else jnp.where(jumped, new, old),
+            self.after_jump(inner_state),
+            inner_state,
+        )
 
     def check_delivery(self, delivery: object) -> None:
         """Raises ValueError if a state is of a wrapper with another way to deliver predictions."""
@@ -212,15 +264,9 @@ class _Wrapper:
             )
 
 
-@usual_promotion()
-def _delivered(updates: optax.Updates, delivery: Delivery, seen: jax.Array) -> optax.Updates:
-    """The updates with their part of what is delivered to the weights."""
-    part, like = delivery.part(seen), delivery.displacement
-    leaves = _layout.take(like, updates, "updates", types=False)
-    # Chosen, not added as 0: until there is something to deliver, the updates are the inner optimizer's to the last bit.
-    pairs = zip(leaves, jax.tree.leaves(like), strict=True)
-    moved = [jnp.where(part > 0, (u + part * x).astype(u.dtype), u) for u, x in pairs]
-    return _layout.put(like, updates, moved)
+def _typed(tree: Tree, like: Tree) -> Tree:
+    """`tree` with the types of another one."""
+    return jax.tree.map(lambda x, of: lax.convert_element_type(x, of.dtype), tree, like)
 
 
 def wrapper_of(pdt_tx: object) -> _Wrapper:
@@ -289,22 +335,21 @@ def end_epoch(
     state = _history.find(opt_state, PDTState)
     wrapper.check_report(state.last_report)
     wrapper.check_delivery(state.history.delivery)
-    seen = Epoch(*jax.tree.leaves(state.this_epoch))
-    missing = jnp.array(False)
+    seen = Epoch(*map(jnp.asarray, jax.tree.leaves(state.this_epoch)))
     if value is None and wrapper.predictor.needs_value:
         missing = seen.values_seen == 0
         if not isinstance(missing, Tracer) and bool(missing):
             raise ValueError(wrapper.predictor.value_rule("tx.end_epoch(params, opt_state, value=loss)"))
-    mean = seen.mean_value() if value is None else scalar(value)
     params, history, inner_state, report = end_with(
         wrapper.predictor,
         params,
         state.history,
         state.inner_state,
         seen.updates_seen,
-        mean,
-        missing,
+        seen.value() if value is None else as_value(value),
         donate=donate,
+        whole=opt_state is state,
     )
+    inner_state = wrapper.told(inner_state, report.predicted)
     new = PDTState(inner_state, history, _layout.refill(state.this_epoch, Epoch.start()), None)
     return params, _history.replaced(opt_state, PDTState, lambda _: new), report

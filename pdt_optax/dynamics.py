@@ -29,9 +29,9 @@ class Forecast(NamedTuple):
         coefficients of predicted step k + 1, pred(k + 1) - pred(k), where
         pred(0) is the newest weights that the model saw.
       singular_values: (window - 1,), descending: those of w_0, ..., w_(n-1);
-        NaN from a model that does not need them.
+        0 from a model that does not need them.
       rank: (), int32; how many modes the model uses.
-      eigenvalues: (window - 1,), complex, by falling modulus, NaN past `rank`
+      eigenvalues: (window - 1,), complex, by falling modulus, 0 past `rank`
         and where the platform has no eigenvalue solver (TPU).
     """
 
@@ -123,12 +123,12 @@ def _kept(rank: Rank, window: Window, size: int, epsilon: float) -> Array:
 
 def _modulus_order(operator: Array, rank: Array) -> Array:
     if not has_float64():
-        return jnp.full(operator.shape[0], jnp.nan, jnp.complex64)
+        return jnp.zeros(operator.shape[0], jnp.complex64)
     finite = jnp.all(jnp.isfinite(operator))
     eigenvalues = jnp.linalg.eigvals(jnp.where(finite, operator, 0))
     eigenvalues = eigenvalues[jnp.argsort(-jnp.abs(eigenvalues))]
     known = finite & (jnp.arange(eigenvalues.shape[0]) < rank)
-    return jnp.where(known, eigenvalues, jnp.nan)
+    return jnp.where(known, eigenvalues, 0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -292,9 +292,9 @@ class drift(Dynamics):  # noqa: N801 - used like a function, printed like a valu
         travelled = past.sum()
         per_difference = coming / jnp.where(travelled > 0, travelled, 1)
         increments = jnp.broadcast_to(per_difference[:, None], (horizon, window)).at[:, 0].set(0)
-        eigenvalues = jnp.full(window - 1, jnp.nan, jnp.complex64).at[0].set(1)
+        eigenvalues = jnp.zeros(window - 1, jnp.complex64).at[0].set(1)
         eigenvalues = lax.convert_element_type(eigenvalues, jnp.complex64)
-        return Forecast(increments, jnp.full(window - 1, jnp.nan), jnp.ones((), jnp.int32), eigenvalues)
+        return Forecast(increments, jnp.zeros(window - 1), jnp.ones((), jnp.int32), eigenvalues)
 
     def _rates(self, epochs: Array, dtype: DTypeLike) -> Array:
         """The learning rate in the middle of each epoch; 1 without a schedule."""

@@ -27,6 +27,9 @@ def check_horizon(horizon: object) -> int:
     return count("horizon", horizon, 1, "a prediction looks at least one snapshot ahead")
 
 
+UNKNOWN = float(jnp.finfo(jnp.float32).max)
+
+
 class Pace(NamedTuple):
     """The schedule's numbers, part of the history.
 
@@ -34,7 +37,7 @@ class Pace(NamedTuple):
       horizon_now: (), int32; how many epochs the next prediction looks ahead.
       interval_now: (), int32; plain epochs between two predictions.
       value_before, value_before_that: (), float32; the last two epochs' values
-        (mean training losses), NaN until they are known.
+        (mean training losses), `UNKNOWN`, the largest float32, until they are known.
     """
 
     horizon_now: jax.Array
@@ -86,11 +89,11 @@ class Schedule:
     def start(self) -> Pace:
         """The pace before the first epoch."""
         # Two arrays, not one twice: a history's buffers must all be its own to be donated.
-        unknown = [jnp.full((), jnp.nan, jnp.float32) for _ in range(2)]
+        unknown = [jnp.full((), UNKNOWN, jnp.float32) for _ in range(2)]
         return Pace(jnp.int32(self.horizon), jnp.int32(self.interval), *unknown)
 
     def next(self, pace: Pace, value: jax.Array, jumped: jax.Array) -> Pace:
-        """The horizon and interval after an epoch.
+        """The horizon and interval after an epoch; asked only for epochs with a value, where it needs one.
 
         Args:
           pace: before it; the values of the two epochs before are in it.
@@ -180,8 +183,9 @@ class adaptive(Schedule):  # noqa: N801
 
     def next(self, pace: Pace, value: jax.Array, jumped: jax.Array) -> Pace:
         horizon, interval = pace.horizon_now, pace.interval_now
-        paid_off = jumped & (value <= pace.value_before)
-        failed = jumped & ~paid_off
+        known = jumped & (pace.value_before < UNKNOWN)
+        paid_off = known & (value <= pace.value_before)
+        failed = known & ~paid_off
         further, shorter = jnp.minimum(horizon + 1, self.longest_horizon), jnp.maximum(horizon // 2, 1)
         horizon_now = jnp.select([paid_off, failed], [further, shorter], horizon)
         return pace._replace(horizon_now=horizon_now, interval_now=interval + (failed & (horizon == 1)))

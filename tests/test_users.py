@@ -147,3 +147,411 @@ def test_a_data_folder_that_is_named_is_used_or_refused(tmp_path: Any) -> None:
     """Without the data in it, another place would train something else than was asked for."""
     with pytest.raises(datasets.DataUnavailableError, match=f"looked in {tmp_path}"):
         datasets.load("fashion_mnist", tmp_path)
+
+
+# Settings that differ from those a state was made with.
+
+
+def test_an_exclusion_that_is_new_or_gone_is_told_and_taken_up() -> None:
+    def embed(path: str) -> bool:
+        return "a" in path
+
+    def trained(params: Any) -> Any:
+        return jax.tree.map(lambda x: x * 0.9 + 0.01, params)
+
+    first, later = pdt_optax.pdt(optax.sgd(0.1)), pdt_optax.pdt(optax.sgd(0.1), exclude=embed)
+    params, state = PARAMS, first.init(PARAMS)
+    for _ in range(6):
+        params, state, _ = first.end_epoch(trained(params), state)
+    with pytest.raises(ValueError, match=r"Excluded only now \(1 of 2 leaves\): 'a'.*") as e:
+        later.end_epoch(params, state)
+    assert "state = pdt_optax.adopt(made, state, params)" in short(e)
+    adopted = pdt_optax.adopt(later, state, params)
+    assert pdt_optax.leaf_paths(adopted) == ["b"]
+    np.testing.assert_array_equal(adopted.history.motion.mean["b"], state.history.motion.mean["b"])
+    before = trained(params)
+    now, after, report = later.end_epoch(before, adopted)
+    assert report.predicted
+    delivered = after.history.delivery.displacement
+    assert isinstance(delivered["a"], optax.MaskedNode)
+    np.testing.assert_array_equal(now["a"], before["a"])
+    with pytest.raises(ValueError, match=r"Predicted only now \(1 of 2 leaves\): 'a'"):
+        first.end_epoch(params, after)
+    assert pdt_optax.leaf_paths(pdt_optax.adopt(first, after, now)) == ["a", "b"]
+
+
+@pytest.mark.parametrize("guard", [None, pdt_optax.rollback(10)])
+def test_a_new_interval_and_horizon_act_from_the_next_end_of_an_epoch(guard: Any) -> None:
+    usual = {**pdt_optax.presets.drift, "window": 2, "start": 2, "guard": guard}
+    old = pdt_optax.Predictor(**usual)
+    new = pdt_optax.Predictor(**{**usual, "horizon": 4, "interval": 0})
+    params, opt = jnp.array([8.0, 4.0]), None if guard is None else optax.sgd(0.1).init(jnp.ones(2))
+    history, reports = old.init(params, opt), []
+    for epoch in range(7):
+        made = old if epoch < 4 else new
+        params, history, report = made.end_epoch(params * 0.99, history, opt_state=opt, value=jnp.float32(1))
+        reports.append((bool(report.predicted), int(report.horizon)))
+    far = int(old.schedule.horizon)
+    assert reports == [(False, 0)] * 2 + [(True, far), (False, 0)] + [(True, 4)] * 3
+
+
+def test_a_saved_state_of_other_settings_is_named() -> None:
+    saved = pdt_optax.Predictor().init(PARAMS)
+    made = pdt_optax.Predictor(
+        dynamics=pdt_optax.slow_drift(memory=0.2), start=7, schedule=pdt_optax.fixed(interval=3)
+    )
+    pdt_optax.check_saved(pdt_optax.Predictor(dry_run=True), saved)  # changes nothing that is kept
+    with pytest.raises(ValueError, match="another dynamics, schedule, start; now") as e:
+        pdt_optax.check_saved(made, saved)
+    assert "state = pdt_optax.adopt(made, state, params)" in str(e.value)
+    pdt_optax.check_saved(made, pdt_optax.adopt(made, saved, PARAMS))
+    # Shapes alone, as a checkpoint's metadata has them, say nothing of numbers.
+    pdt_optax.check_saved(made, jax.eval_shape(lambda: saved))
+    _, history, _ = made.end_epoch(PARAMS, saved)
+    pdt_optax.check_saved(made, history)
+
+
+def test_checksums_are_of_what_settings_mean_in_any_process() -> None:
+    """No address, no random hash: these numbers are in checkpoints."""
+    assert pdt_optax.Predictor().checksums == pdt_optax.Predictor(window=1, start=5).checksums
+    drift = pdt_optax.Predictor(dynamics=pdt_optax.drift(), window=3)
+    assert drift.checksums == (
+        697417146,
+        1034065455,
+        921257805,
+        138213108,
+        921257805,
+        1875990520,
+        786919897,
+        1875990520,
+    )
+    rule: Any = lambda *given: given[1] > 0  # noqa: E731
+    assert pdt_optax.Predictor(accept=rule).checksums == pdt_optax.Predictor(accept=rule).checksums
+
+
+@pytest.mark.parametrize("shorter", [True, False])
+def test_another_kind_of_window_is_adopted(shorter: bool) -> None:
+    """What a window of another length or storage cannot take over begins anew, and waits until it is full."""
+    settings: Any = {**pdt_optax.presets.drift, "window": 5}
+    other = {**settings, "window": 3} if shorter else {**settings, "snapshot_dtype": "bfloat16"}
+    old, new = pdt_optax.Predictor(**settings), pdt_optax.Predictor(**other)
+    params, history, report = jnp.array([8.0, 4.0]), old.init(jnp.array([8.0, 4.0])), None
+    for _ in range(4):
+        params, history, _ = old.end_epoch(params * 0.9, history)
+    history, predicted = pdt_optax.adopt(new, history, params), []
+    if shorter:
+        kept = pdt_optax.snapshots(old, history)
+        np.testing.assert_allclose(kept[0] / kept[1], 1 / 0.9, rtol=1e-6)
+    for _ in range(5):
+        params, history, report = new.end_epoch(params * 0.9, history)
+        predicted.append(bool(report.predicted))
+    assert (
+        predicted
+        == ([False, True] if shorter else [False] * 4 + [True])[: len(predicted)]
+        + predicted[2 if shorter else 5 :]
+    )
+
+
+def test_a_guard_is_adopted() -> None:
+    params = jnp.array([4.0, -3.0])
+    plain, guarded = (
+        pdt_optax.pdt(optax.adam(0.1)),
+        pdt_optax.pdt(optax.adam(0.1), guard=pdt_optax.rollback()),
+    )
+    state: Any = plain.init(params)
+    for _ in range(7):
+        params, state, _ = plain.end_epoch(params * 0.9, state)
+    state = pdt_optax.adopt(guarded, state, params)
+    jumped, state, report = guarded.end_epoch(params * 0.9, state, value=1.0)
+    assert report.predicted
+    back, state, report = guarded.end_epoch(jumped * 0.9, state, value=9.0)
+    assert report.rolled_back
+    np.testing.assert_array_equal(back, params * 0.9)
+
+
+# Weights that are somewhere else than they were left.
+
+
+def test_weights_set_by_hand_are_no_motion_after_a_restart() -> None:
+    tx = pdt_optax.pdt(optax.sgd(0.1), start=2)
+    params, leap = jnp.full(4, 5.0), jnp.array([0.0, 5.0, 5.0, 5.0])
+    state: Any = tx.init(params)
+    for epoch in range(10):
+        for _ in range(2):
+            updates, state = tx.update(jnp.full(4, 0.1), state, params)
+            params = optax.apply_updates(params, updates)
+        params, state, _ = tx.end_epoch(params, state)
+        if epoch == 5:
+            params = jnp.where(leap == 0, 0, params)
+            state = pdt_optax.restart(tx, state, params)
+    assert params[0] > -0.3  # the optimizer alone: -0.08
+
+
+WRAPPERS: dict[str, Any] = {
+    "lookahead": lambda tx: optax.lookahead(tx, 4, 0.5),
+    "schedule_free": lambda tx: optax.contrib.schedule_free(tx, 0.1, b1=0.9),
+    "halved": lambda tx: optax.chain(tx, optax.scale(0.5)),
+}
+
+
+@pytest.mark.parametrize("deliver", ["auto", "jump"])
+@pytest.mark.parametrize("name", ["alone", "projected", *WRAPPERS])
+def test_every_sees_whether_its_weights_are_the_callers(name: str, deliver: Any) -> None:
+    """Wrapped in what moves weights on its own, it predicts nothing and says so; the right order goes on."""
+    inner = pdt_optax.pdt(optax.sgd(0.02), every=4, deliver=deliver, start=2)
+    tx: Any = WRAPPERS.get(name, lambda tx: tx)(inner)
+    start = jnp.linspace(1, 2, 32)
+    params: Any = optax.LookaheadParams.init_synced(start) if name == "lookahead" else start
+    state, reports = tx.init(params), []
+    for _ in range(24):
+        fast = params.fast if name == "lookahead" else params
+        updates, state = tx.update(2 * fast, state, params)
+        params = optax.apply_updates(params, updates)
+        if name == "projected":  # a few weights, by the caller
+            params = jnp.minimum(params, 1.98)
+        (found,) = [x for x in jax.tree.leaves(state, is_leaf=is_state) if is_state(x)]
+        if found.this_epoch.updates_seen == 0:
+            reports.append(found.last_report)
+    assert len(reports) == 6
+    goes_on = name in ("alone", "projected")
+    assert [bool(r.continued) for r in reports[1:]] == [goes_on] * 5
+    assert any(r.predicted for r in reports) == goes_on
+
+
+def is_state(x: Any) -> bool:
+    return isinstance(x, pdt_optax.PDTState)
+
+
+def test_every_sees_a_jump_that_a_mean_of_updates_spreads() -> None:
+    tx = optax.chain(pdt_optax.pdt(optax.sgd(0.02), every=4, deliver="jump", start=2), optax.ema(0.9))
+    params: Any = jnp.ones(3)
+    state: Any = tx.init(params)
+    reports = []
+    for _ in range(24):
+        updates, state = tx.update(2 * params, state, params)
+        params = optax.apply_updates(params, updates)
+        if state[0].this_epoch.updates_seen == 0:
+            reports.append(state[0].last_report)
+    jumped, continued = (
+        [bool(x) for x in of] for of in zip(*((r.predicted, r.continued) for r in reports), strict=True)
+    )
+    first = jumped.index(True)
+    assert continued[: first + 2] == [True] * (first + 1) + [False]
+
+
+def test_sam_around_every_steps_as_sam_does() -> None:
+    opt, adv = (
+        pdt_optax.pdt(optax.sgd(0.1), every=2, start=1),
+        optax.chain(optax.contrib.normalize(), optax.sgd(0.01)),
+    )
+    tx = optax.contrib.sam(opt, adv, sync_period=2)
+    params: Any = jnp.array([1.0, 2.0])
+    state = tx.init(params)
+    for _ in range(12):
+        updates, state = tx.update(2 * params, state, params)
+        params = optax.apply_updates(params, updates)
+    assert np.isfinite(params).all()
+
+
+# A guard with `every`: what is added must be such that it can be taken off.
+
+
+@pytest.mark.parametrize(
+    ("inner", "broken"),
+    [
+        (optax.sgd(0.1), jnp.nan),
+        (optax.sgd(0.1), jnp.inf),
+        (optax.sgd(0.1), 1e30),
+        (optax.adam(0.1), jnp.nan),
+    ],
+)
+def test_every_with_a_guard_takes_back_what_is_not_finite_or_huge(inner: Any, broken: float) -> None:
+    """To the last bit, the optimizer's state with it, once the update after the rollback was added."""
+    settings: Any = {**pdt_optax.presets.drift, "window": 2, "start": 2, "guard": pdt_optax.rollback()}
+    tx = pdt_optax.pdt(inner, every=2, **settings)
+    params = jnp.array([1.0, 2.0])
+    state: Any = tx.init(params)
+    update = jax.jit(tx.update)
+
+    def step(params: Any, state: Any, gradient: Any) -> Any:
+        updates, state = update(gradient, state, params, value=jnp.sum(jnp.abs(params)))
+        return optax.apply_updates(params, updates), state
+
+    for _ in range(6):
+        params, state = step(params, state, params)
+    assert state.last_report.predicted
+    before = state.history.backup
+    params, state = step(params, state, params.at[0].set(broken))
+    assert np.isfinite(params).all()
+    params, state = step(params, state, params)
+    assert state.last_report.rolled_back
+    for x, y in zip(jax.tree.leaves(state.inner_state), before.optimizer_before, strict=True):
+        np.testing.assert_array_equal(x, y)
+    params, state = step(params, state, jnp.ones(2))
+    np.testing.assert_array_equal(params, before.weights_before)
+    np.testing.assert_array_equal(state.history.snapshots[-1], before.weights_before)
+    params, state = step(params, state, params)
+    assert state.last_report.continued
+    assert not state.last_report.rolled_back
+    assert np.abs(params - before.weights_before).max() < 0.5
+
+
+# Bounds on the weights.
+
+
+@pytest.mark.parametrize("deliver", ["gradual", "jump"])
+@pytest.mark.parametrize("every", [None, 2])
+def test_a_projection_keeps_what_is_predicted_within_bounds(deliver: Any, every: int | None) -> None:
+    """A square root in the loss is NaN for good once a weight is negative."""
+    bounded = optax.chain(optax.adam(0.1), optax.keep_params_nonnegative())
+    keep = optax.projections.projection_non_negative
+    lowest = {}
+    for project in (None, keep):
+        tx = pdt_optax.pdt(bounded, every=every, deliver=deliver, start=3, project=project)
+        params: Any = {"w": jnp.array([1.0, 0.6, 3.0]), "b": jnp.float32(1)}
+        state, seen = tx.init(params), []
+        for i in range(60):
+            updates, state = tx.update(jax.tree.map(jnp.ones_like, params), state, params)
+            params = optax.apply_updates(params, updates)
+            seen.append(min(params["w"].min(), params["b"]))
+            if every is None and i % 2:
+                params, state, _ = tx.end_epoch(params, state)
+                seen.append(min(params["w"].min(), params["b"]))
+        lowest[project] = min(map(float, seen))
+    assert lowest[None] < 0
+    assert lowest[keep] == 0
+
+
+def test_a_projection_that_breaks_finite_weights_is_not_followed() -> None:
+    def broken(tree: Any) -> Any:
+        return jax.tree.map(lambda x: jnp.sqrt(x - 1), tree)
+
+    predictor = pdt_optax.Predictor(project=broken)
+    params, history, reports = jnp.array([0.5, 4.0]), predictor.init(jnp.array([0.5, 4.0])), []
+    for _ in range(7):
+        params = params * 0.95
+        now, history, report = predictor.end_epoch(params, history)
+        reports.append(report)
+        np.testing.assert_array_equal(now, params)
+    assert [bool(r.predicted) for r in reports] == [False] * 7
+    assert [bool(r.finite) for r in reports] == [True] * 5 + [False] * 2
+    assert float(reports[-1].accepted_share) == 0
+
+
+def test_what_a_projection_must_be() -> None:
+    with pytest.raises(TypeError, match="`project` must be None or a function"):
+        pdt_optax.Predictor(project=3)  # pyright: ignore[reportArgumentType]
+    predictor = pdt_optax.Predictor(project=lambda tree: jax.tree.map(lambda x: x[:1], tree))
+    history = predictor.init(PARAMS)
+    with pytest.raises(ValueError, match="`project` must return weights like those"):
+        predictor.end_epoch(PARAMS, history)
+    tx = pdt_optax.pdt(optax.sgd(0.1), project=optax.projections.projection_non_negative)
+    with pytest.raises(ValueError, match="`update` needs `params` with `project`"):
+        tx.update(PARAMS, tx.init(PARAMS))
+
+
+# Optimizers that remember the loss.
+
+
+def test_lbfgs_is_refused_unless_it_is_told_of_jumps() -> None:
+    inner = optax.lbfgs()
+    for deliver in ("auto", "jump"):
+        with pytest.raises(
+            ValueError, match=r"after_jump=pdt_optax\.forget_value.*ScaleByZoomLinesearchState"
+        ) as e:
+            pdt_optax.pdt(inner, deliver=deliver).init(PARAMS)
+        short(e)
+    with pytest.raises(ValueError, match=r'`after_jump` must be .* deliver="jump"'):
+        pdt_optax.pdt(inner, deliver="gradual", after_jump=pdt_optax.forget_value)
+    pdt_optax.pdt(inner, dry_run=True).init(PARAMS)
+
+
+@pytest.mark.parametrize("every", [None, 1])
+def test_after_a_jump_lbfgs_computes_its_loss_anew(every: int | None) -> None:
+    def loss(w: jax.Array) -> jax.Array:
+        return jnp.sum((w - 1) ** 2) + 0.1 * jnp.sum(w**4)
+
+    inner = optax.chain(
+        optax.scale_by_learning_rate(0.02), optax.scale_by_backtracking_linesearch(5, store_grad=True)
+    )
+    tx = pdt_optax.pdt(inner, every=every, start=2, deliver="jump", after_jump=pdt_optax.forget_value)
+    params: Any = jnp.array([3.0, -2.0])
+    state, jumps = tx.init(params), 0
+    for _ in range(8):
+        value, grad = optax.value_and_grad_from_state(loss)(params, state=state)
+        np.testing.assert_allclose(value, loss(params), rtol=1e-5)
+        updates, state = tx.update(grad, state, params, value=value, grad=grad, value_fn=loss)
+        params = optax.apply_updates(params, updates)
+        if every is None:
+            params, state, report = tx.end_epoch(params, state)
+        else:
+            report = state.last_report
+        jumps += bool(report.predicted)
+    assert jumps >= 5
+
+
+# Names, NaN, accumulation, derivatives.
+
+
+def test_a_name_is_found_once_in_the_state_under_a_guard() -> None:
+    inner = optax.inject_hyperparams(optax.adam)(learning_rate=0.1)
+    tx = pdt_optax.pdt(inner, guard=pdt_optax.rollback())
+    state = tx.init(PARAMS)
+    assert optax.tree.get(state, "learning_rate") == jnp.float32(0.1)
+    assert optax.tree.get(
+        optax.tree.set(state, learning_rate=jnp.float32(0.2)), "learning_rate"
+    ) == jnp.float32(0.2)
+    assert optax.tree.get(state, "mu")["a"].shape == (2, 3)
+
+
+@pytest.mark.parametrize("name", CONFIGURATIONS)
+def test_nothing_is_nan_where_jax_looks_for_it(name: str) -> None:
+    """`jax_debug_nans` stops a program at the first NaN that any of its parts returns."""
+    tx = pdt_optax.pdt(optax.sgd(0.1), **CONFIGURATIONS[name])
+    with jax.debug_nans(True):
+        params: Any = {"a": jnp.ones((2, 3)), "b": jnp.ones(3)}
+        state: Any = tx.init(params)
+        update, report = jax.jit(tx.update), None
+        for _ in range(8):
+            updates, state = update(
+                jax.tree.map(lambda x: x * 0.5, params), state, params, value=jnp.float32(1)
+            )
+            params = optax.apply_updates(params, updates)
+            if name == "every":
+                report = state.last_report
+            else:
+                params, state, report = tx.end_epoch(params, state)
+        assert report is not None
+        assert not any(np.isnan(x).any() for x in jax.tree.leaves(jax.device_get(report)))
+    assert int(state.history.clock.predictions_made) > 0
+
+
+def test_values_of_micro_batches_are_averaged_where_pdt_is_outside() -> None:
+    """The other way round only the last one would be seen: optax keeps nothing of the inner state until it emits."""
+    values = [3.0, 9.0, 150.0, 0.0] * 2
+    outside = pdt_optax.pdt(optax.MultiSteps(optax.sgd(0.1), 4), every=8)
+    nested = pdt_optax.pdt(optax.sgd(0.1), every=2)
+    inside = optax.MultiSteps(nested, 4)
+    seen = []
+    for tx, running in ((outside, False), (inside, False), (inside, True)):
+        params: Any = jnp.ones(2)
+        state: Any = tx.init(params)
+        for i, value in enumerate(values):
+            mean = np.mean(values[i - i % 4 : i + 1]) if running else value  # of the micro-batches so far
+            updates, state = tx.update(params, state, params, value=jnp.float32(mean))
+            params = optax.apply_updates(params, updates)
+        (found,) = [x for x in jax.tree.leaves(state, is_leaf=is_state) if is_state(x)]
+        seen.append(float(found.last_report.mean_value))
+    np.testing.assert_allclose(seen, [40.5, 0, 40.5])
+
+
+def test_parameters_that_are_no_tree_of_arrays_of_one_device_are_told_shortly() -> None:
+    tx = pdt_optax.pdt(optax.sgd(0.1))
+    state = tx.init({"w": jnp.ones(3)})
+    for wrong in ({"w": jnp.ones((2, 3))}, {"v": jnp.ones(3)}, {"w": "text"}, object()):
+        with pytest.raises((ValueError, TypeError)) as e:
+            tx.end_epoch(wrong, state)
+        short(e)
+    members: Any = jax.vmap(tx.init)({"w": jnp.ones((2, 3))})
+    with pytest.raises(ValueError, match=r"holds 2 members.*jax\.vmap\(tx\.end_epoch\)"):
+        tx.end_epoch({"w": jnp.ones((2, 3))}, members)

@@ -1,0 +1,55 @@
+"""Optimizers that remember the loss and the gradient of the weights that they left: a jump makes both untrue."""
+
+from typing import TypeVar
+
+import jax
+import jax.numpy as jnp
+import optax
+
+State = TypeVar("State")
+
+_CACHES = (optax.ScaleByBacktrackingLinesearchState, optax.ScaleByZoomLinesearchState)
+
+
+def _caches(x: object) -> bool:
+    return isinstance(x, _CACHES)
+
+
+def check_cached(opt_state: object) -> None:
+    """Raises ValueError if an optimizer remembers a loss that a prediction would make untrue."""
+    for x in jax.tree.leaves(opt_state, is_leaf=_caches):
+        if _caches(x):
+            raise ValueError(
+                "`inner` remembers the loss and the gradient of the weights that it left, and a prediction moves them "
+                "on: tell it so by pdt_optax.pdt(inner, deliver='jump', after_jump=pdt_optax.forget_value). "
+                f"Found {type(x).__name__}."
+            )
+
+
+def forget_value(opt_state: State) -> State:
+    """An optimizer's state that no longer knows the loss of the weights: `optax.value_and_grad_from_state` computes it anew.
+
+    For `pdt(optax.lbfgs(), deliver="jump", after_jump=forget_value)` and line
+    searches; beside a `Predictor` call it after a prediction.
+
+    Args:
+      opt_state: any; what is not the state of a line search stays as it is.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, optax, pdt_optax
+      >>> loss, params = lambda w: jnp.sum((w - 1) ** 2), jnp.zeros(2)
+      >>> tx = optax.lbfgs()
+      >>> state = tx.init(params)
+      >>> value, grad = optax.value_and_grad_from_state(loss)(params, state=state)
+      >>> updates, state = tx.update(grad, state, params, value=value, grad=grad, value_fn=loss)
+      >>> elsewhere = jnp.array([3.0, 1.0])  # not where the optimizer went
+      >>> float(optax.value_and_grad_from_state(loss)(elsewhere, state=state)[0])
+      0.0
+      >>> float(optax.value_and_grad_from_state(loss)(elsewhere, state=pdt_optax.forget_value(state))[0])
+      4.0
+    """
+
+    def forgotten(x: State) -> State:
+        return x._replace(value=jnp.full_like(x.value, jnp.inf)) if isinstance(x, _CACHES) else x
+
+    return jax.tree.map(forgotten, opt_state, is_leaf=_caches)

@@ -9,6 +9,7 @@ from pdt_optax import PDT, History, Predictor
 from pdt_optax._compiled import end_apart
 from pdt_optax._history import find
 from pdt_optax._predictor import at_boundary
+from pdt_optax._report import Value
 from pdt_optax._saved import predictor_of
 
 
@@ -19,5 +20,5 @@ def lower(made: PDT | Predictor, params: Any) -> Any:
     history = find(jax.eval_shape(made.init, params) if abstract else made.init(params), History)
     now, plan = at_boundary(predictor, params, history, [])
     spent, kept = predictor.spent(now.window)
-    seen, value, missing = (jax.ShapeDtypeStruct((), x) for x in (jnp.int32, jnp.float32, jnp.bool_))
-    return end_apart.lower(now._replace(window=spent), None, kept, seen, value, missing, plan=plan)
+    seen, mean, given = (jax.ShapeDtypeStruct((), x) for x in (jnp.int32, jnp.float32, jnp.bool_))
+    return end_apart.lower(now._replace(window=spent), None, kept, seen, Value(mean, given), plan=plan)

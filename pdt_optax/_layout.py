@@ -26,6 +26,11 @@ def is_floating(x: object) -> bool:
     return jnp.issubdtype(getattr(x, "dtype", jnp.int32), jnp.floating)
 
 
+def _is_number(x: object) -> bool:
+    """Whether a leaf is floating point as an array or by itself."""
+    return is_floating(x) or isinstance(x, float)
+
+
 def as_array(x: Any) -> Any:
     """NumPy arrays and Python numbers as jax takes them: float64 is float32 unless x64 is on."""
     return x if hasattr(x, "dtype") and not isinstance(x, np.ndarray) else jnp.asarray(x)
@@ -187,7 +192,7 @@ def check_exclude(like: object, params: optax.Params, exclude: Exclude, *, whole
     for path, x, skip in zip(here, jax.tree.leaves(params), excluded, strict=True):
         if skip and path in known:
             out.append(path)
-        elif whole and not skip and is_floating(as_array(x)) and any(path[: len(m)] == m for m in masked):
+        elif whole and not skip and _is_number(x) and path in masked:
             new.append(path)
     if out or new:
         raise ValueError(

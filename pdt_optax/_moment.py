@@ -44,7 +44,7 @@ class Clock(NamedTuple):
       plain_epochs: (), int32; epochs since the last prediction.
       predictions_made: (), int32.
       pace: the schedule's numbers.
-      settings: (8,), int32; of the settings that the last boundary had, a checksum each.
+      settings: (5,), int32; of the settings that the last boundary had, a checksum each.
     """
 
     snapshots_held: jax.Array

@@ -120,9 +120,13 @@ def assemble(
     rule: Accept,
     horizon: int | jax.Array,
     finite: jax.Array,
-    moved_only: bool = False,
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """One leaf's new weights, mask, and the mask where it moves anything; in two fused elementwise passes.
+    *,
+    moved_only: bool,
+    whole_mask: bool,
+) -> tuple[jax.Array, ...]:
+    """One leaf's new weights, and the mask where it moves anything; in two fused elementwise passes.
+
+    With `whole_mask` last the mask as the rule made it.
 
     Increments come straight from difference-basis coefficients, never as the
     difference of two predicted weights.
@@ -135,19 +139,20 @@ def assemble(
         every = difference_basis(points, storage, fit, compute, moved_only)
         return [every[i] for i in seen_columns(len(points) - 1, fit)], every[-1]
 
-    def judged() -> tuple[jax.Array, jax.Array]:
+    def judged() -> tuple[jax.Array, ...]:
         basis, step = columns()
         reference, *seen = basis
         rows = [combine(row.astype(compute), basis) for row in increments]
         mask = accepted(rule, jnp.stack(rows), step, jnp.stack(seen), reference, horizon)
         moves = functools.reduce(operator.or_, (row != 0 for row in (step, *rows)))
-        return mask, jnp.where(moves, mask, jnp.zeros_like(mask))
+        moving = jnp.where(moves, mask, jnp.zeros_like(mask))
+        return (moving, mask) if whole_mask else (moving,)
 
     # A branch of its own, whose result is written to memory once: the count of
     # the accepted and the new weights would else each compute the mask again.
-    like, _ = jax.eval_shape(judged)
-    nothing = jnp.zeros_like(param, like.dtype)
-    mask, moving = lax.cond(finite, judged, lambda: (nothing, nothing))
+    like = jax.eval_shape(judged)
+    masks = lax.cond(finite, judged, lambda: tuple(jnp.zeros_like(param, x.dtype) for x in like))
+    mask = masks[0]
     basis, _ = columns()
     reference = param.astype(compute) if moved_only else basis[0]
     prediction = reference + combine(displacement.astype(compute), basis)
@@ -155,4 +160,4 @@ def assemble(
         weight, wide = mask.astype(compute), param.astype(compute)
         prediction = jnp.where(weight == 1, prediction, wide + weight * (prediction - wide))
     new = jnp.where(mask != 0, prediction.astype(param.dtype), param)
-    return new, mask, moving
+    return (new, *masks)

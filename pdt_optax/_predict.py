@@ -133,11 +133,22 @@ def predict_and_mask(
     window = tuple(take(like, s, f"snapshots[{i}]") for i, s in enumerate(snapshots))
     weights = take(like, params)
     alone = on_one_device(weights)
-    result = predict(window, weights, step, dynamics=dynamics, accept=rule, horizon=horizon, together=alone)
+    result = predict(
+        window,
+        weights,
+        step,
+        dynamics=dynamics,
+        accept=rule,
+        horizon=horizon,
+        together=alone,
+        whole_mask=True,
+    )
     return result._replace(params=put(like, params, result.params), mask=refill(like, result.mask))
 
 
-@functools.partial(jax.jit, static_argnames=("dynamics", "accept", "horizon", "storage", "together"))
+@functools.partial(
+    jax.jit, static_argnames=("dynamics", "accept", "horizon", "storage", "together", "whole_mask")
+)
 @usual_promotion()
 def predict(
     window: Window,
@@ -150,6 +161,7 @@ def predict(
     reach: jax.Array | None = None,
     storage: Storage = WHOLE,
     together: bool = False,
+    whole_mask: bool = False,
 ) -> Prediction:
     """`predict_and_mask` of columns: lists of leaves that are known to match.
 
@@ -161,6 +173,8 @@ def predict(
       storage: how the snapshots are kept.
       together: whether small leaves that are alike may be computed together;
         not where they may be split over devices, each in its own way.
+      whole_mask: whether the mask is True, too, where it moves nothing, as the
+        rule made it; a boundary has no use for it.
 
     Returns:
       A `Prediction` whose `params` and `mask` are lists of leaves, too.
@@ -181,19 +195,29 @@ def predict(
     # weights and repeat them for each weight.
     increments, displacement, finite = lax.optimization_barrier((increments, displacement, finite))
 
-    def assembled(leaf: jax.Array | int, points: Points) -> tuple[jax.Array, jax.Array, jax.Array]:
-        rule, fit, moved_only = accept.at(step, leaf), dynamics.fit, dynamics.moved_only
-        return assemble(points, storage, fit, increments, displacement, rule, far, finite, moved_only)
+    def assembled(leaf: jax.Array | int, points: Points) -> tuple[jax.Array, ...]:
+        return assemble(
+            points,
+            storage,
+            dynamics.fit,
+            increments,
+            displacement,
+            accept.at(step, leaf),
+            far,
+            finite,
+            moved_only=dynamics.moved_only,
+            whole_mask=whole_mask,
+        )
 
     pairs, masks = [], []  # each leaf's new weights and mask; where each group's masks move anything
     for group, x in zip(groups, stacked, strict=True):
         if len(group) == 1:
-            news, judged, moving = assembled(group[0], x)
-            pairs.append((news, judged))
+            found = assembled(group[0], x)
+            pairs.append((found[0], found[-1]))
         else:
-            news, judged, moving = jax.vmap(assembled)(jnp.array(group), x)
-            pairs += [(news[row], judged[row]) for row in range(len(group))]
-        masks.append(moving)
+            found = jax.vmap(assembled)(jnp.array(group), x)
+            pairs += [(found[0][row], found[-1][row]) for row in range(len(group))]
+        masks.append(found[1])
     order = np.argsort([i for group in groups for i in group])
     new, mask = map(list, zip(*(pairs[i] for i in order), strict=True))
     shares, share = mean_weights(masks, [len(group) for group in groups])

@@ -17,8 +17,8 @@ from pdt_optax.schedule import Schedule, count, fixed
 
 Deliver = Literal["auto", "jump", "gradual"]
 
-# Those that a history was made with and remembers, each by a checksum; the rest is seen in its structure.
-DESCRIBED = ("dynamics", "accept", "window", "schedule", "start", "guard", "own_motion", "snapshot_dtype")
+# Those that a history was made with and remembers, each by a checksum; most others are seen in its structure.
+DESCRIBED = ("dynamics", "accept", "schedule", "guard", "own_motion")
 
 _USUAL: Any = None  # what the preset of the same kind of model has
 

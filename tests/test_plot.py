@@ -89,7 +89,7 @@ def test_singular_values_are_filled_up_to_the_rank(reports) -> None:
     np.testing.assert_array_equal(cut.get_ydata(), expected[:, 2])
     assert [t.get_text() for t in ax.get_legend().get_texts()] == ["used by the model", "cut"]
     assert ax.get_yscale() == "log"
-    without = [r._replace(singular_values=np.full(3, np.nan)) for r in reports]
+    without = [r._replace(singular_values=np.zeros(3)) for r in reports]
     with pytest.raises(ValueError, match=r"does not need the window's singular values.* Got 3 predictions"):
         plot.singular_values(without)
 

@@ -59,8 +59,16 @@ def beside(epochs: int, spoil: int | None = None, donate: bool = False, **settin
             params, history, opt_state=opt_state if guarded else None, value=value, donate=donate
         )
         opt_state = history.opt_state if guarded else opt_state
-        out.append(jax.tree.map(np.asarray, (params, opt_state, history, report)))
+        out.append(jax.tree.map(np.asarray, (params, opt_state, leaves_kept(history), report)))
     return out
+
+
+def leaves_kept(history: pdt_optax.History) -> pdt_optax.History:
+    """Around an optimizer the backup holds the leaves of its state alone."""
+    if history.backup is None:
+        return history
+    leaves = tuple(jax.tree.leaves(history.backup.optimizer_before))
+    return history._replace(backup=history.backup._replace(optimizer_before=leaves))
 
 
 def around(epochs: int, spoil: int | None = None, donate: bool = False, **settings: Any) -> list[Any]:
@@ -115,7 +123,7 @@ def test_a_rollback_brings_back_the_optimizer(run: Any, settings: Any) -> None:
         alone, state, _ = step(alone, state)
     chex.assert_trees_all_equal(params, alone)
     chex.assert_trees_all_equal(opt_state, state)
-    chex.assert_trees_all_equal(history.opt_state, state)
+    chex.assert_trees_all_equal(history.opt_state, tuple(jax.tree.leaves(state)))
 
 
 def test_the_state_to_go_on_with_may_be_donated() -> None:
@@ -356,7 +364,7 @@ def test_a_bare_array_has_no_path() -> None:
 def test_a_state_says_its_version_by_a_shape_and_whether_a_guard_made_it() -> None:
     predictor, params = pdt_optax.Predictor(**SMALL), make_params()
     history = predictor.init(params)
-    assert (history.version.shape, history.version.dtype) == ((3,), jnp.int8)
+    assert (history.version.shape, history.version.dtype) == ((4,), jnp.int8)
     guarded = dataclasses.replace(predictor, guard=pdt_optax.rollback())
     with pytest.raises(ValueError, match="Expected the state of a guard; got that of no guard"):
         guarded.end_epoch(params, history, opt_state=OPTIMIZER.init(params), value=1.0)

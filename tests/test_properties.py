@@ -222,11 +222,12 @@ def check_prediction(
         np.abs(new - want.weights)[moved & accepted]
         <= (rounding + 1e-6 * size + 1e-5 * np.abs(jump))[moved & accepted]
     )
-    np.testing.assert_allclose(float(report.accepted_share), accepted.mean(), atol=0.02 + 1.01 / len(old))
+    room = 0.02 + 1.01 / len(old)
+    assert (moved & accepted).mean() - room <= float(report.accepted_share) <= accepted.mean() + room
 
 
 class Mean:
-    """`slow_drift` at its defaults in float64: what an epoch's end adds to the weights, where all of them may move."""
+    """`slow_drift` at its defaults in float64: what an epoch's end adds to the weights."""
 
     def __init__(self, size: int):
         self.mean, self.weight, self.gain = np.zeros(size), 0.0, 1.0
@@ -240,7 +241,8 @@ class Mean:
             self.gain = float(np.clip(self.gain * np.exp(0.2 * above), 1.0, 3.5))
         self.weight = (1 - 1 / max(0.35 * (epoch + 1), 2)) * self.weight + 1
         self.mean = self.mean + (own - self.mean) / self.weight
-        longer = max(self.mean @ weights, 0) / (weights @ weights)
+        weights = np.where(self.mean != 0, weights, 0)  # what never moved stays
+        longer = max(self.mean @ weights, 0) / max(weights @ weights, 1e-300)
         return self.gain * (self.mean - longer * weights)
 
 

@@ -201,12 +201,12 @@ def test_a_saved_state_of_other_settings_is_named() -> None:
         dynamics=pdt_optax.slow_drift(memory=0.2), start=7, schedule=pdt_optax.fixed(interval=3)
     )
     pdt_optax.check_saved(pdt_optax.Predictor(dry_run=True), saved)  # changes nothing that is kept
-    with pytest.raises(ValueError, match="another dynamics, schedule, start; now") as e:
+    with pytest.raises(ValueError, match="another dynamics, schedule; now") as e:
         pdt_optax.check_saved(made, saved)
     assert "state = pdt_optax.adopt(made, state, params)" in str(e.value)
     pdt_optax.check_saved(made, pdt_optax.adopt(made, saved, PARAMS))
     # Shapes alone, as a checkpoint's metadata has them, say nothing of numbers.
-    pdt_optax.check_saved(made, jax.eval_shape(lambda: saved))
+    pdt_optax.check_saved(made, jax.eval_shape(made.init, PARAMS))
     _, history, _ = made.end_epoch(PARAMS, saved)
     pdt_optax.check_saved(made, history)
 
@@ -215,16 +215,7 @@ def test_checksums_are_of_what_settings_mean_in_any_process() -> None:
     """No address, no random hash: these numbers are in checkpoints."""
     assert pdt_optax.Predictor().checksums == pdt_optax.Predictor(window=1, start=5).checksums
     drift = pdt_optax.Predictor(dynamics=pdt_optax.drift(), window=3)
-    assert drift.checksums == (
-        697417146,
-        1034065455,
-        921257805,
-        138213108,
-        921257805,
-        1875990520,
-        786919897,
-        1875990520,
-    )
+    assert drift.checksums == (697417146, 1034065455, 138213108, 1875990520, 786919897)
     rule: Any = lambda *given: given[1] > 0  # noqa: E731
     assert pdt_optax.Predictor(accept=rule).checksums == pdt_optax.Predictor(accept=rule).checksums
 

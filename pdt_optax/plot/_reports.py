@@ -43,7 +43,7 @@ def eigenvalues(reports: Reports, ax: Axes | None = None) -> Axes:
     """
     epochs, r = _predictions(reports)
     ax = axes(ax)
-    known = np.isfinite(r.eigenvalues)
+    known = r.eigenvalues != 0
     found = r.eigenvalues[known]
     time = np.broadcast_to(epochs[:, None], known.shape)[known]
     ax.add_patch(Circle((0, 0), 1, fill=False, color="black", lw=1))
@@ -82,7 +82,7 @@ def singular_values(reports: Reports, ax: Axes | None = None) -> Axes:
       2.795
     """
     epochs, r = _predictions(reports)
-    if np.isnan(r.singular_values).all():
+    if not r.singular_values.any():
         raise ValueError(
             "There is nothing to draw: the model does not need the window's singular values, as `drift` does not. "
             f"Got {len(epochs)} predictions without."
@@ -158,15 +158,22 @@ def persistence(reports: Reports, ax: Axes | None = None) -> Axes:
       array([ nan, 0.9 , 0.87], dtype=float32)
     """
     r = _stacked(reports)
-    if np.isnan(r.persistence).all():
+    known = r.alignment != 0  # not in the first epoch
+    if not known.any():
         raise ValueError(
             "There is nothing to draw: only `slow_drift` measures the persistence of the path, from the second "
             f"epoch on. Got {len(r.persistence)} reports without."
         )
     epochs, ax = np.arange(1, len(r.persistence) + 1), axes(ax)
-    ax.plot(epochs, r.persistence, "o-", color=BLUE, ms=4, label="persistence of all weights")
-    known = np.isfinite(r.persistence_per_leaf).any(1)
-    low, high = np.nanpercentile(r.persistence_per_leaf[known], (25, 75), axis=1)
+    ax.plot(
+        epochs,
+        np.where(known, r.persistence, np.nan),
+        "o-",
+        color=BLUE,
+        ms=4,
+        label="persistence of all weights",
+    )
+    low, high = np.percentile(r.persistence_per_leaf[known], (25, 75), axis=1)
     ax.fill_between(
         epochs[known], low, high, color=BLUE, alpha=0.2, lw=0, label="of the middle half of the leaves"
     )

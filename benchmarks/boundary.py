@@ -108,6 +108,8 @@ def _assembly(walk: Trees) -> Callable[[], Any]:
                 settings["accept"],
                 settings["horizon"],
                 jnp.array(True),
+                moved_only=False,
+                whole_mask=False,
             )
         return (new,)
 

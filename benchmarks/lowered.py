@@ -20,5 +20,6 @@ def lower(made: PDT | Predictor, params: Any) -> Any:
     history = find(jax.eval_shape(made.init, params) if abstract else made.init(params), History)
     now, plan = at_boundary(predictor, params, history, [])
     spent, kept = predictor.spent(now.window)
-    seen, mean, given = (jax.ShapeDtypeStruct((), x) for x in (jnp.int32, jnp.float32, jnp.bool_))
+    shapes: Any = (jax.ShapeDtypeStruct((), x) for x in (jnp.int32, jnp.float32, jnp.bool_))
+    seen, mean, given = shapes
     return end_apart.lower(now._replace(window=spent), None, kept, seen, Value(mean, given), plan=plan)

@@ -86,6 +86,7 @@ def snapshot(params: optax.Params, exclude: Exclude = None) -> optax.Params:
     snapshot at a time and recompile the caller's step at every epoch) and its
     own buffers (params and state can then both be donated).
     """
+    _refuse_statistics(params)
     leaves, treedef = jax.tree.flatten(params)
     # Under `jit` or `eval_shape` a leaf is a tracer; under `optax.tree.map_params` there is none.
     excluded = _excluded(params, exclude) if leaves else []
@@ -106,6 +107,21 @@ def snapshot(params: optax.Params, exclude: Exclude = None) -> optax.Params:
             f"Got leaves of {', '.join(sorted({describe(x) for x in leaves}))}."
         )
     return treedef.unflatten(copies)
+
+
+def _refuse_statistics(params: object) -> None:
+    """Raises TypeError for Flax nnx Variables that no optimizer trains."""
+
+    def is_variable(x: object) -> bool:
+        return hasattr(x, "get_value") and type(x).__module__.startswith("flax.")
+
+    for x in jax.tree.leaves(params, is_leaf=is_variable):
+        kinds = {t.__name__ for t in type(x).__mro__} if is_variable(x) else set()
+        if kinds & {"BatchStat", "RngState"}:
+            raise TypeError(
+                "`params` must hold what the optimizer trains, and statistics or keys would be predicted, too: pass "
+                f"nnx.state(model, nnx.Param). Got a {type(x).__name__}."
+            )
 
 
 def refuse_train_state(tree: object, call: str) -> None:
@@ -225,6 +241,12 @@ def _where(like: object, tree: object, name: str) -> tuple[int, ...]:
             f"`{name}` must have the leaves that it had at `init`."
             + _first("Missing", missing, len(jax.tree.leaves(like)))
             + _first("Unknown", extra, len(jax.tree.leaves(tree)))
+            + (
+                " Pass the parameters alone: nnx.state(model, nnx.Param) with Flax nnx, eqx.filter(model, eqx.is_array) "
+                "with Equinox."
+                if extra and name == "params"
+                else ""
+            )
         )
     return where
 
@@ -255,6 +277,12 @@ def take(like: object, tree: object, name: str = "params", *, types: bool = True
             raise ValueError(
                 f"Each leaf of `{name}` must keep the shape and dtype that it had at `init`. "
                 f"Expected {describe(expected)} at {leaf_names(like)[i]!r}, got {describe(x)}."
+                + (
+                    " Arrays that are stacked for `pmap` or `vmap` have their epochs ended under it, too, as their "
+                    "`init` was."
+                    if getattr(x, "shape", ())[1:] == expected.shape
+                    else ""
+                )
             )
     return column
 

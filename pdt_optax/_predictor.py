@@ -129,6 +129,8 @@ class Predictor(Settings):
     ) -> tuple[Any, History, PDTReport]:
         """Ends an epoch: predicts if it is time, and takes a snapshot. It may be jitted, and never waits.
 
+        It is no part of what you differentiate: reverse mode does not go through a model that sees a window.
+
         Args:
           params: the parameters after the epoch's last update.
           history: what `init` or the last `end_epoch` returned.

@@ -15,7 +15,7 @@ from pdt_optax import _history, _layout
 from pdt_optax._report import PDTReport
 from pdt_optax.schedule import count
 
-_FORMAT = "pdt_optax.Recorder 3"
+_FORMAT = "pdt_optax.Recorder 4"
 
 
 class Recorder:
@@ -32,6 +32,7 @@ class Recorder:
 
     Attributes:
       paths: of the predicted leaves, in the order of `accepted_share_per_leaf`.
+      sizes: of the predicted leaves, how many weights each has.
       indices: by path, (kept,), int: the flat indices of the weights that are kept.
 
     Raises:
@@ -61,6 +62,7 @@ class Recorder:
         self._seed = seed
         self._rows: list[tuple[Any, list[Any]]] = []  # a report, and weights by leaf
         self.paths: list[str] = []
+        self.sizes: list[int] = []
         self.indices: dict[str, np.ndarray] = {}
 
     def __len__(self) -> int:
@@ -88,7 +90,7 @@ class Recorder:
         newest = _history.find(state, _history.History).snapshots[-1]
         paths, leaves = _layout.leaf_names(newest), jax.tree.leaves(newest)
         if not self._rows:
-            self.paths = paths
+            self.paths, self.sizes = paths, [x.size for x in leaves]
             if self._per_leaf:
                 named = enumerate(zip(paths, leaves, strict=True))
                 self.indices = {path: self._draw(i, x.size) for i, (path, x) in named}
@@ -130,6 +132,51 @@ class Recorder:
             raise ValueError("Nothing is recorded yet: call `add` at the end of each epoch. Got 0 epochs.")
         return jax.tree.map(lambda *x: np.stack(x), *(report for report, _ in self._rows))
 
+    def hints(self) -> list[str]:
+        """What the reports say that you may want to change, in sentences. Waits for the device.
+
+        Raises:
+          ValueError: if nothing was recorded.
+
+        Example:
+          >>> import jax.numpy as jnp, pdt_optax
+          >>> predictor, recorder = pdt_optax.Predictor(), pdt_optax.Recorder()
+          >>> params = {"base": jnp.ones(93), "lora": jnp.ones(7)}
+          >>> history = predictor.init(params)
+          >>> for epoch in range(7):
+          ...     params = params | {"lora": 0.9 * params["lora"]}  # the base is frozen
+          ...     params, history, report = predictor.end_epoch(params, history)
+          ...     recorder.add(report, history)
+          >>> recorder.hints()[0].split(". ")[0]
+          "93% of the weights were never moved, in 1 of 2 leaves: 'base'"
+        """
+        r, found = self.reports, []
+        if r.predicted.any():
+            still = ~r.accepted_share_per_leaf[r.predicted].any(0)
+            share = np.sum(np.where(still, self.sizes, 0)) / max(1, sum(self.sizes))
+            names = [repr(path) for path, x in zip(self.paths, still, strict=True) if x]
+            if share >= 0.1:
+                shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+                found.append(
+                    f"{share:.0%} of the weights were never moved, in {len(names)} of {len(still)} leaves: {shown}. If "
+                    "they are frozen, leave them out by `exclude`, which saves their snapshots."
+                )
+        counted = (
+            (
+                r.value_missing,
+                "had no value, so that neither the guard nor the schedule judged them: pass `value`",
+            ),
+            (~r.finite, "predicted nothing, since the weights or the prediction were not finite"),
+            (
+                ~r.continued,
+                "did not begin at the weights that the last one ended with, and predicted nothing: put "
+                "`pdt` outside of what moves weights on its own, and call `restart` after you set some",
+            ),
+            (r.delivered_share < 1, "were shorter than the one before, which dropped part of a prediction"),
+        )
+        found += [f"{int(x.sum())} of {len(x)} epochs {text}." for x, text in counted if x.any()]
+        return found
+
     @property
     def weights(self) -> dict[str, np.ndarray]:
         """By path, (epochs, kept), float32 or float64: the kept weights after each epoch's end, jumps included.
@@ -156,7 +203,15 @@ class Recorder:
         unfinished = path.with_name(f"{path.name}.unfinished")
         most, seed = self._per_leaf, self._seed
         with unfinished.open("wb") as file:
-            np.savez(file, format=_FORMAT, paths=self.paths, weights_per_leaf=most, seed=seed, **arrays)
+            np.savez(
+                file,
+                format=_FORMAT,
+                paths=self.paths,
+                sizes=self.sizes,
+                weights_per_leaf=most,
+                seed=seed,
+                **arrays,
+            )
         unfinished.replace(path)
 
     @classmethod
@@ -172,7 +227,7 @@ class Recorder:
                 if str(found["format"]) != _FORMAT:
                     raise ValueError(f"format {found['format']}, expected {_FORMAT}")
                 recorder = cls(weights_per_leaf=int(found["weights_per_leaf"]), seed=int(found["seed"]))
-                recorder.paths = found["paths"].tolist()
+                recorder.paths, recorder.sizes = found["paths"].tolist(), found["sizes"].tolist()
                 kept = recorder.paths if recorder._per_leaf else []
                 recorder.indices = {p: found[f"indices/{p}"] for p in kept}
                 reports = [found[f"report/{name}"] for name in PDTReport._fields]

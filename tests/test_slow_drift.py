@@ -485,13 +485,10 @@ def test_all_is_delivered_once_and_no_more() -> None:
 @pytest.mark.parametrize("form", ["pdt", "jump", "beside", "window"])
 def test_weights_that_the_optimizer_never_moved_stay(form: str) -> None:
     """A frozen base is pulled inwards by nothing, and no inner product runs over it; a still weight in a leaf neither."""
-    still = {"base": jnp.full(50, 3.0), "some": jnp.array([2.0, 0.0, 5.0])}
+    still: Any = {"base": jnp.full(50, 3.0), "some": jnp.array([2.0, 0.0, 5.0])}
 
     def trained(params: Any) -> Any:
         return params | {"some": params["some"] + jnp.array([0.0, 0.4, 0.3])}
-
-    def alone(params: Any) -> Any:
-        return {"some": params["some"]}
 
     def run(params: Any) -> tuple[Any, Any]:
         tx = pdt_optax.pdt(optax.identity(), deliver="gradual" if form == "pdt" else "jump")
@@ -511,10 +508,10 @@ def test_weights_that_the_optimizer_never_moved_stay(form: str) -> None:
 
     if form == "window":
         window = [still, trained(still)]
-        now = trained(window[-1])
+        now: Any = trained(window[-1])
         rest: Any = {"dynamics": pdt_optax.slow_drift(), "accept": pdt_optax.everything(), "horizon": 1}
-        whole = pdt_optax.predict_and_mask(window, now, **rest)
-        part = pdt_optax.predict_and_mask(
+        whole: Any = pdt_optax.predict_and_mask(window, now, **rest)
+        part: Any = pdt_optax.predict_and_mask(
             [{"some": w["some"][1:]} for w in window], {"some": now["some"][1:]}, **rest
         )
         params, report = whole.params, whole

@@ -8,12 +8,18 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import nnx
 from flax.training.train_state import TrainState
 
 import pdt_optax
 from experiments.data import datasets
 
-PARAMS = {"a": jnp.ones((2, 3)), "b": jnp.zeros(3)}
+
+def pdt(inner: Any, **settings: Any) -> Any:
+    return pdt_optax.pdt(inner, **settings)
+
+
+PARAMS: Any = {"a": jnp.ones((2, 3)), "b": jnp.zeros(3)}
 
 
 def short(error: pytest.ExceptionInfo[Exception]) -> str:
@@ -159,7 +165,7 @@ def test_an_exclusion_that_is_new_or_gone_is_told_and_taken_up() -> None:
     def trained(params: Any) -> Any:
         return jax.tree.map(lambda x: x * 0.9 + 0.01, params)
 
-    first, later = pdt_optax.pdt(optax.sgd(0.1)), pdt_optax.pdt(optax.sgd(0.1), exclude=embed)
+    first, later = pdt(optax.sgd(0.1)), pdt(optax.sgd(0.1), exclude=embed)
     params, state = PARAMS, first.init(PARAMS)
     for _ in range(6):
         params, state, _ = first.end_epoch(trained(params), state)
@@ -225,7 +231,7 @@ def test_another_kind_of_window_is_adopted(shorter: bool) -> None:
     """What a window of another length or storage cannot take over begins anew, and waits until it is full."""
     settings: Any = {**pdt_optax.presets.drift, "window": 5}
     other = {**settings, "window": 3} if shorter else {**settings, "snapshot_dtype": "bfloat16"}
-    old, new = pdt_optax.Predictor(**settings), pdt_optax.Predictor(**other)
+    old, new = (pdt_optax.Predictor(**x) for x in (settings, other))
     params, history, report = jnp.array([8.0, 4.0]), old.init(jnp.array([8.0, 4.0])), None
     for _ in range(4):
         params, history, _ = old.end_epoch(params * 0.9, history)
@@ -246,8 +252,8 @@ def test_another_kind_of_window_is_adopted(shorter: bool) -> None:
 def test_a_guard_is_adopted() -> None:
     params = jnp.array([4.0, -3.0])
     plain, guarded = (
-        pdt_optax.pdt(optax.adam(0.1)),
-        pdt_optax.pdt(optax.adam(0.1), guard=pdt_optax.rollback()),
+        pdt(optax.adam(0.1)),
+        pdt(optax.adam(0.1), guard=pdt_optax.rollback()),
     )
     state: Any = plain.init(params)
     for _ in range(7):
@@ -264,7 +270,7 @@ def test_a_guard_is_adopted() -> None:
 
 
 def test_weights_set_by_hand_are_no_motion_after_a_restart() -> None:
-    tx = pdt_optax.pdt(optax.sgd(0.1), start=2)
+    tx = pdt(optax.sgd(0.1), start=2)
     params, leap = jnp.full(4, 5.0), jnp.array([0.0, 5.0, 5.0, 5.0])
     state: Any = tx.init(params)
     for epoch in range(10):
@@ -289,7 +295,7 @@ WRAPPERS: dict[str, Any] = {
 @pytest.mark.parametrize("name", ["alone", "projected", *WRAPPERS])
 def test_every_sees_whether_its_weights_are_the_callers(name: str, deliver: Any) -> None:
     """Wrapped in what moves weights on its own, it predicts nothing and says so; the right order goes on."""
-    inner = pdt_optax.pdt(optax.sgd(0.02), every=4, deliver=deliver, start=2)
+    inner = pdt(optax.sgd(0.02), every=4, deliver=deliver, start=2)
     tx: Any = WRAPPERS.get(name, lambda tx: tx)(inner)
     start = jnp.linspace(1, 2, 32)
     params: Any = optax.LookaheadParams.init_synced(start) if name == "lookahead" else start
@@ -314,7 +320,7 @@ def is_state(x: Any) -> bool:
 
 
 def test_every_sees_a_jump_that_a_mean_of_updates_spreads() -> None:
-    tx = optax.chain(pdt_optax.pdt(optax.sgd(0.02), every=4, deliver="jump", start=2), optax.ema(0.9))
+    tx = optax.chain(pdt(optax.sgd(0.02), every=4, deliver="jump", start=2), optax.ema(0.9))
     params: Any = jnp.ones(3)
     state: Any = tx.init(params)
     reports = []
@@ -332,7 +338,7 @@ def test_every_sees_a_jump_that_a_mean_of_updates_spreads() -> None:
 
 def test_sam_around_every_steps_as_sam_does() -> None:
     opt, adv = (
-        pdt_optax.pdt(optax.sgd(0.1), every=2, start=1),
+        pdt(optax.sgd(0.1), every=2, start=1),
         optax.chain(optax.contrib.normalize(), optax.sgd(0.01)),
     )
     tx = optax.contrib.sam(opt, adv, sync_period=2)
@@ -359,7 +365,7 @@ def test_sam_around_every_steps_as_sam_does() -> None:
 def test_every_with_a_guard_takes_back_what_is_not_finite_or_huge(inner: Any, broken: float) -> None:
     """To the last bit, the optimizer's state with it, once the update after the rollback was added."""
     settings: Any = {**pdt_optax.presets.drift, "window": 2, "start": 2, "guard": pdt_optax.rollback()}
-    tx = pdt_optax.pdt(inner, every=2, **settings)
+    tx = pdt(inner, every=2, **settings)
     params = jnp.array([1.0, 2.0])
     state: Any = tx.init(params)
     update = jax.jit(tx.update)
@@ -398,7 +404,7 @@ def test_a_projection_keeps_what_is_predicted_within_bounds(deliver: Any, every:
     keep = optax.projections.projection_non_negative
     lowest = {}
     for project in (None, keep):
-        tx = pdt_optax.pdt(bounded, every=every, deliver=deliver, start=3, project=project)
+        tx = pdt(bounded, every=every, deliver=deliver, start=3, project=project)
         params: Any = {"w": jnp.array([1.0, 0.6, 3.0]), "b": jnp.float32(1)}
         state, seen = tx.init(params), []
         for i in range(60):
@@ -417,7 +423,7 @@ def test_a_projection_that_breaks_finite_weights_is_not_followed() -> None:
     def broken(tree: Any) -> Any:
         return jax.tree.map(lambda x: jnp.sqrt(x - 1), tree)
 
-    predictor = pdt_optax.Predictor(project=broken)
+    predictor: Any = pdt_optax.Predictor(project=broken)
     params, history, reports = jnp.array([0.5, 4.0]), predictor.init(jnp.array([0.5, 4.0])), []
     for _ in range(7):
         params = params * 0.95
@@ -432,11 +438,11 @@ def test_a_projection_that_breaks_finite_weights_is_not_followed() -> None:
 def test_what_a_projection_must_be() -> None:
     with pytest.raises(TypeError, match="`project` must be None or a function"):
         pdt_optax.Predictor(project=3)  # pyright: ignore[reportArgumentType]
-    predictor = pdt_optax.Predictor(project=lambda tree: jax.tree.map(lambda x: x[:1], tree))
+    predictor: Any = pdt_optax.Predictor(project=lambda tree: jax.tree.map(lambda x: x[:1], tree))
     history = predictor.init(PARAMS)
     with pytest.raises(ValueError, match="`project` must return weights like those"):
         predictor.end_epoch(PARAMS, history)
-    tx = pdt_optax.pdt(optax.sgd(0.1), project=optax.projections.projection_non_negative)
+    tx = pdt(optax.sgd(0.1), project=optax.projections.projection_non_negative)
     with pytest.raises(ValueError, match="`update` needs `params` with `project`"):
         tx.update(PARAMS, tx.init(PARAMS))
 
@@ -450,11 +456,11 @@ def test_lbfgs_is_refused_unless_it_is_told_of_jumps() -> None:
         with pytest.raises(
             ValueError, match=r"after_jump=pdt_optax\.forget_value.*ScaleByZoomLinesearchState"
         ) as e:
-            pdt_optax.pdt(inner, deliver=deliver).init(PARAMS)
+            pdt(inner, deliver=deliver).init(PARAMS)
         short(e)
     with pytest.raises(ValueError, match=r'`after_jump` must be .* deliver="jump"'):
-        pdt_optax.pdt(inner, deliver="gradual", after_jump=pdt_optax.forget_value)
-    pdt_optax.pdt(inner, dry_run=True).init(PARAMS)
+        pdt(inner, deliver="gradual", after_jump=pdt_optax.forget_value)
+    pdt(inner, dry_run=True).init(PARAMS)
 
 
 @pytest.mark.parametrize("every", [None, 1])
@@ -465,7 +471,7 @@ def test_after_a_jump_lbfgs_computes_its_loss_anew(every: int | None) -> None:
     inner = optax.chain(
         optax.scale_by_learning_rate(0.02), optax.scale_by_backtracking_linesearch(5, store_grad=True)
     )
-    tx = pdt_optax.pdt(inner, every=every, start=2, deliver="jump", after_jump=pdt_optax.forget_value)
+    tx = pdt(inner, every=every, start=2, deliver="jump", after_jump=pdt_optax.forget_value)
     params: Any = jnp.array([3.0, -2.0])
     state, jumps = tx.init(params), 0
     for _ in range(8):
@@ -486,7 +492,7 @@ def test_after_a_jump_lbfgs_computes_its_loss_anew(every: int | None) -> None:
 
 def test_a_name_is_found_once_in_the_state_under_a_guard() -> None:
     inner = optax.inject_hyperparams(optax.adam)(learning_rate=0.1)
-    tx = pdt_optax.pdt(inner, guard=pdt_optax.rollback())
+    tx = pdt(inner, guard=pdt_optax.rollback())
     state = tx.init(PARAMS)
     assert optax.tree.get(state, "learning_rate") == jnp.float32(0.1)
     assert optax.tree.get(
@@ -498,7 +504,7 @@ def test_a_name_is_found_once_in_the_state_under_a_guard() -> None:
 @pytest.mark.parametrize("name", CONFIGURATIONS)
 def test_nothing_is_nan_where_jax_looks_for_it(name: str) -> None:
     """`jax_debug_nans` stops a program at the first NaN that any of its parts returns."""
-    tx = pdt_optax.pdt(optax.sgd(0.1), **CONFIGURATIONS[name])
+    tx = pdt(optax.sgd(0.1), **CONFIGURATIONS[name])
     with jax.debug_nans(True):
         params: Any = {"a": jnp.ones((2, 3)), "b": jnp.ones(3)}
         state: Any = tx.init(params)
@@ -520,8 +526,8 @@ def test_nothing_is_nan_where_jax_looks_for_it(name: str) -> None:
 def test_values_of_micro_batches_are_averaged_where_pdt_is_outside() -> None:
     """The other way round only the last one would be seen: optax keeps nothing of the inner state until it emits."""
     values = [3.0, 9.0, 150.0, 0.0] * 2
-    outside = pdt_optax.pdt(optax.MultiSteps(optax.sgd(0.1), 4), every=8)
-    nested = pdt_optax.pdt(optax.sgd(0.1), every=2)
+    outside = pdt(optax.MultiSteps(optax.sgd(0.1), 4), every=8)
+    nested = pdt(optax.sgd(0.1), every=2)
     inside = optax.MultiSteps(nested, 4)
     seen = []
     for tx, running in ((outside, False), (inside, False), (inside, True)):
@@ -537,7 +543,7 @@ def test_values_of_micro_batches_are_averaged_where_pdt_is_outside() -> None:
 
 
 def test_parameters_that_are_no_tree_of_arrays_of_one_device_are_told_shortly() -> None:
-    tx = pdt_optax.pdt(optax.sgd(0.1))
+    tx = pdt(optax.sgd(0.1))
     state = tx.init({"w": jnp.ones(3)})
     for wrong in ({"w": jnp.ones((2, 3))}, {"v": jnp.ones(3)}, {"w": "text"}, object()):
         with pytest.raises((ValueError, TypeError)) as e:
@@ -546,3 +552,55 @@ def test_parameters_that_are_no_tree_of_arrays_of_one_device_are_told_shortly() 
     members: Any = jax.vmap(tx.init)({"w": jnp.ones((2, 3))})
     with pytest.raises(ValueError, match=r"holds 2 members.*jax\.vmap\(tx\.end_epoch\)"):
         tx.end_epoch({"w": jnp.ones((2, 3))}, members)
+
+
+def test_statistics_and_keys_of_an_nnx_model_are_no_parameters() -> None:
+    class Model(nnx.Module):
+        def __init__(self, rngs: nnx.Rngs):
+            self.dense, self.norm = nnx.Linear(3, 4, rngs=rngs), nnx.BatchNorm(4, rngs=rngs)
+            self.drop = nnx.Dropout(0.1, rngs=rngs)
+
+    model: Any = Model(nnx.Rngs(0))
+    tx = pdt(optax.sgd(0.1))
+    for whole in (model, nnx.state(model), nnx.state(model, nnx.BatchStat)):
+        with pytest.raises(TypeError, match=r"pass nnx\.state\(model, nnx\.Param\)") as e:
+            tx.init(whole)
+        short(e)
+    state = tx.init(nnx.state(model, nnx.Param))
+    with pytest.raises(ValueError, match=r"Unknown.*nnx\.state\(model, nnx\.Param\)") as told:
+        tx.end_epoch(model, state)
+    short(told)
+    with pytest.raises(ValueError, match="stacked for `pmap` or `vmap`") as told:
+        tx.end_epoch(jax.tree.map(lambda x: jnp.stack([x, x]), nnx.state(model, nnx.Param)), state)
+    short(told)
+
+
+def test_hints_say_what_the_reports_say() -> None:
+    predictor, recorder = pdt_optax.Predictor(guard=pdt_optax.rollback(), start=1), pdt_optax.Recorder()
+    params: Any = jnp.ones(3)
+    state = optax.sgd(0.1).init(params)
+    history, report = predictor.init(params, state), None
+    for epoch in range(5):
+        params, history, report = predictor.end_epoch(
+            params * (jnp.nan if epoch == 3 else 0.9), history, opt_state=history.opt_state, value=1.0
+        )
+        recorder.add(report, history)
+    assert recorder.hints() == [
+        "2 of 5 epochs predicted nothing, since the weights or the prediction were not finite."
+    ]
+    assert report is not None
+    other = pdt_optax.Recorder()
+    other.add(report._replace(delivered_share=jnp.float32(0.5), continued=jnp.array(False)), history)
+    assert [hint[:30] for hint in other.hints()] == [
+        "1 of 1 epochs predicted nothin",
+        "1 of 1 epochs did not begin at",
+        "1 of 1 epochs were shorter tha",
+    ]
+
+
+def test_reverse_mode_ends_where_a_window_is_looked_at() -> None:
+    """As the documentation of `end_epoch` says; within epochs everything is as it was."""
+    predictor: Any = pdt_optax.Predictor(**pdt_optax.presets.drift)
+    history = predictor.init(jnp.ones(2))
+    with pytest.raises(ValueError, match="Reverse-mode differentiation does not work"):
+        jax.grad(lambda w: jnp.sum(predictor.end_epoch(w, history)[0]))(jnp.ones(2))

@@ -552,7 +552,7 @@ def test_any_tree_will_do(params: Any, every: int | None, settings: Any) -> None
 
 # One wrapper for all cases below: it compiles once.
 UNCHECKED: Any = {
-    (every, make): make(
+    (every, make): make(  # pyright: ignore[reportCallIssue, reportArgumentType]
         optax.sgd(0.1), every=every, accept=pdt_optax.everything(), deliver="jump", **settings
     )
     for every in (None, 1)

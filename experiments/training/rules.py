@@ -220,7 +220,8 @@ class Shuffled(Predictive):
     def method(self, recipe: Recipe) -> Method:
         settings = super().settings(recipe)
         predicts = around(recipe, settings)
-        tx, model = predicts.tx, settings["dynamics"]
+        tx, model = predicts.made, settings["dynamics"]
+        assert isinstance(tx, pdt_optax.PDT)
 
         def begin(params: Any, state: Any) -> Any:
             del state

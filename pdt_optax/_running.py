@@ -19,8 +19,8 @@ from pdt_optax.accept import Rule, everything, mean_weights
 # Of a leaf: the newest snapshot, the mean, what is delivered to it (if anything), and the weights.
 Points = Leaf
 
-# The products of [weights, step, mean, delivered] that are summed, in this order; of the weights, those that ever moved.
-_PAIRS = [*zip(*np.triu_indices(4), strict=True)]
+# The products of [weights, own step, mean] that are summed, in this order; of the weights, those that ever moved.
+_PAIRS = [*zip(*np.triu_indices(3), strict=True)]
 
 
 class Followed(NamedTuple):
@@ -150,31 +150,35 @@ def follow(
     )
 
 
-def _sums(stacked: Sequence[Points], groups: Sequence[Sequence[int]]) -> jax.Array:
-    """What is summed over each leaf, (leaves, 12), in the order of the groups: `_PAIRS`, the weights that ever moved, all.
+def _sums(stacked: Sequence[Points], groups: Sequence[Sequence[int]], share: jax.Array) -> jax.Array:
+    """What is summed over each leaf, (leaves, 8), in the order of the groups: `_PAIRS`, the weights that ever moved, all.
 
     Use them inside `widest_float`.
     """
     with widest_float() as wide:
 
-        def products(points: Points) -> jax.Array:
-            newest, *rest, weights = (x.reshape(-1).astype(wide) for x in points)
-            moved = (rest[0] != 0) | (weights != newest)
-            columns = [jnp.where(moved, weights, 0), weights - newest, *rest]
-            known = [columns[i] * columns[j] for i, j in _PAIRS if max(i, j) < len(columns)]
-            *known, moving = totals([*known, moved.astype(wide)])
-            found, zero = iter(known), jnp.zeros((), wide)
-            sums = [next(found) if max(i, j) < len(columns) else zero for i, j in _PAIRS]
-            return jnp.stack([*sums, moving, jnp.full((), weights.size, wide)])
+        def products(points: Points, share: jax.Array) -> jax.Array:
+            newest, mean, *delivered, weights = (x.reshape(-1).astype(wide) for x in points)
+            own = own_step(newest, delivered[0] if delivered else None, share, weights)
+            moved = (mean != 0) | (own != 0)
+            columns = [jnp.where(moved, weights, 0), own, mean]
+            found = totals([*(columns[i] * columns[j] for i, j in _PAIRS), moved.astype(wide)])
+            return jnp.stack([*found, jnp.full((), weights.size, wide)])
 
         def measure(leaves: Sequence[Points], shares: Sequence[float]) -> jax.Array:
+            *of, (delivered,) = leaves
             rows = [
-                share * (products(x)[None] if len(group) == 1 else jax.vmap(products)(x))
-                for x, share, group in zip(leaves, shares, groups, strict=True)
+                share
+                * (
+                    products(x, delivered)[None]
+                    if len(group) == 1
+                    else jax.vmap(products, (0, None))(x, delivered)
+                )
+                for x, share, group in zip(of, shares[:-1], groups, strict=True)
             ]
             return jnp.concatenate(rows)
 
-        return over_shards(measure, stacked)
+        return over_shards(measure, [*stacked, (share.astype(wide),)])
 
 
 def _pulled(
@@ -196,15 +200,12 @@ def _pulled(
       persistence of all and of each leaf, in the order of the groups, and the
       share of the weights that ever moved, of each leaf and of all.
     """
-    *sums, moving, size = jnp.moveaxis(_sums(stacked, groups), 1, 0)
-    sums = jnp.stack(sums, 1)
-    rows, columns = np.triu_indices(4)
-    known = jnp.all(jnp.isfinite(sums))
-    half = jnp.zeros((len(sums), 4, 4), sums.dtype).at[:, rows, columns].set(jnp.where(known, sums, 0))
-    raw = half + jnp.triu(half, 1).swapaxes(1, 2)
-    # [weights, own step, mean] of [weights, step, mean, delivered].
-    change = jnp.eye(3, 4, dtype=sums.dtype).at[1, 3].set(-share.astype(sums.dtype))
-    leaves = change @ raw @ change.T
+    sums = _sums(stacked, groups, share)
+    products, moving, size = sums[:, :-2], sums[:, -2], sums[:, -1]
+    rows, columns = np.triu_indices(3)
+    known = jnp.all(jnp.isfinite(products))
+    half = jnp.zeros((len(sums), 3, 3), sums.dtype).at[:, rows, columns].set(jnp.where(known, products, 0))
+    leaves = half + jnp.triu(half, 1).swapaxes(1, 2)
     total = leaves.sum(0)
 
     def persistence(gram: jax.Array) -> jax.Array:

@@ -186,7 +186,7 @@ LAYOUTS: dict[str, dict[str, Any]] = {
 # the sum of its mask in two parts.
 # A running mean sums ten numbers of each leaf.
 REDUCED = {
-    "default": 12 * len(SPECS),
+    "default": 8 * len(SPECS),
     "own motion": 6,
     "drift": 6,
     "shrink": 6,

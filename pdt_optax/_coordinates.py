@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from pdt_optax._shapes import expect
+
 
 class Window(NamedTuple):
     """A window in orthonormal coordinates: Gram = coordinates^T coordinates.
@@ -28,7 +30,8 @@ class Window(NamedTuple):
 
 
 def factor(gram: jax.Array) -> Window:
-    """The window whose difference basis has this Gram matrix."""
+    """The window whose difference basis has this Gram matrix, (window, window)."""
+    expect("gram", gram, len(gram), len(gram))
     # Scale to unit diagonal before factoring: the weights are 1e3 to 1e5 times
     # longer than their differences, and an eigensolver's error is absolute.
     # An eigenvalue factor, not Cholesky: repeated snapshots make it singular.
@@ -45,6 +48,7 @@ def factor(gram: jax.Array) -> Window:
 def in_coordinates(coordinates: jax.Array, noise: jax.Array) -> Window:
     """The window whose difference basis has these coordinates, (window, window), in an orthonormal one."""
     window = coordinates.shape[1]
+    expect("coordinates", coordinates, window, window)
     # w_j = w_n - sum of the differences after j.
     from_basis = -np.tri(window, k=-1)
     from_basis[0] = 1.0

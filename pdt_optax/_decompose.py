@@ -13,6 +13,7 @@ from pdt_optax import _layout
 from pdt_optax._coordinates import in_coordinates
 from pdt_optax._predict import check_model
 from pdt_optax._reduce import widest_float
+from pdt_optax._shapes import expect
 from pdt_optax.accept import everything
 from pdt_optax.dynamics import dmd
 
@@ -102,6 +103,11 @@ def decompose(snapshots: Sequence[optax.Params], *, dynamics: dmd = _EXACT) -> M
         window = in_coordinates(coordinates, jnp.zeros((), wide))
         size = max(1, sum(leaf.shape[0] for leaf in flat))
         keep, operator, basis, newest = map(np.asarray, dynamics.fitted(window, size, epsilon))
+        most = len(snapshots) - 1
+        shapes = {"keep": (keep, most), "operator": (operator, most, most)}
+        shapes |= {"basis": (basis, most + 1, most), "newest": (newest, most)}
+        for name, (array, *shape) in shapes.items():  # those that are too long would be cut
+            expect(name, array, *shape)
         rank = int(keep.sum())
         if not np.asarray(coordinates)[:, 1:].any():
             raise ValueError("The snapshots must differ, or there is no motion to decompose. Got equal ones.")

@@ -12,6 +12,7 @@ from jax.typing import DTypeLike
 
 from pdt_optax import _layout
 from pdt_optax._reduce import over_shards, totals, widest_float
+from pdt_optax._shapes import expect, expect_alike
 from pdt_optax._window import Storage
 from pdt_optax.accept import Accept
 from pdt_optax.dynamics import Fit, seen_columns
@@ -58,6 +59,8 @@ def gram_matrix(
     """
     types = leaf_types(leaves)
     window = len(leaves[0]) - 1
+    for leaf in leaves:
+        expect_alike("leaves", leaf)
     seen = seen_columns(window, fit)
     (unseen,) = set(range(window + 1)) - set(seen)
     rows, columns_ = np.diag_indices(window) if diagonal else np.triu_indices(window)
@@ -101,6 +104,9 @@ def accepted(
     horizon: int | jax.Array,
 ) -> jax.Array:
     """What an acceptance rule says of a leaf, or ValueError if that is no mask."""
+    expect("increments", increments, None, *step.shape)
+    expect("differences", differences, None, *step.shape)
+    expect("reference", reference, *step.shape)
     mask = rule(increments, step, differences, reference, horizon)
     weighs = _layout.is_floating(mask) or getattr(mask, "dtype", None) == jnp.bool_
     if getattr(mask, "shape", None) != step.shape or not weighs:
@@ -132,12 +138,15 @@ def assemble(
     difference of two predicted weights.
     """
     param = points[-1]
+    window = len(points) - 1
+    expect("increments", increments, None, window)
+    expect("displacement", displacement, window)
     compute = jnp.promote_types(param.dtype, jnp.float32)
 
     def columns() -> tuple[list[jax.Array], jax.Array]:
         """What the model sees, and the optimizer's step; made anew wherever it is used, never in memory."""
         every = difference_basis(points, storage, fit, compute, moved_only)
-        return [every[i] for i in seen_columns(len(points) - 1, fit)], every[-1]
+        return [every[i] for i in seen_columns(window, fit)], every[-1]
 
     def judged() -> tuple[jax.Array, ...]:
         basis, step = columns()

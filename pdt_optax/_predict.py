@@ -14,6 +14,7 @@ from jax.typing import DTypeLike
 from pdt_optax._layout import Column, as_array, floating, put, refill, take
 from pdt_optax._passes import Points, assemble, gram_matrix, leaf_types
 from pdt_optax._reduce import in_widest_float, on_one_device, usual_promotion
+from pdt_optax._shapes import expect
 from pdt_optax._window import WHOLE, Storage, Window
 from pdt_optax.accept import Accept, Rule, as_rule, mean_weights
 from pdt_optax.dynamics import Dynamics, check_fit
@@ -287,6 +288,9 @@ def _stays_finite(grams: jax.Array, increments: jax.Array, dtypes: Sequence[DTyp
     No element of a column is larger than the column's length, so every partial
     sum of a prediction is below sum_j |coefficient_j| length_j, over the leaves of its type.
     """
+    window = grams.shape[-1]
+    expect("grams", grams, len(dtypes), window, window)
+    expect("increments", increments, None, window)
     length = jnp.sqrt(jnp.diagonal(grams, axis1=1, axis2=2))
     bound = length[:, 0] + jnp.sum(jnp.abs(increments) * length[:, None], axis=(1, 2))
     most = jnp.array([min(largest(x), largest(grams.dtype)) / 2 for x in dtypes], grams.dtype)

@@ -6,6 +6,7 @@ from typing import Any, ClassVar, NamedTuple
 import jax.numpy as jnp
 from jax import Array, lax
 
+from pdt_optax._shapes import expect
 from pdt_optax.dynamics import Dynamics, Fit, Forecast
 from pdt_optax.schedule import is_number
 
@@ -129,6 +130,7 @@ class slow_drift(Dynamics):  # noqa: N801 - used like a function, printed like a
     def __call__(self, gram: Array, horizon: int, *, size: int, epsilon: float, epoch: Array) -> Forecast:
         del size, epsilon
         count = gram.shape[0] - 1
+        expect("gram", gram, count + 1, count + 1)
         weight, coefficients = jnp.zeros((), gram.dtype), jnp.zeros(count, gram.dtype)
         for j in range(count):  # oldest first, as at the ends of their epochs
             k, weight = self.rate(weight, jnp.maximum(epoch + 2 - count + j, 1))

@@ -30,6 +30,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from pdt_optax._reduce import Leaf, over_shards, total, widest_float
+from pdt_optax._shapes import expect
 from pdt_optax.dynamics import Dynamics, drift
 from pdt_optax.schedule import is_number
 
@@ -108,6 +109,10 @@ def mean_weights(masks: Sequence[Array], stacked: Sequence[int]) -> tuple[Array,
       masks: each of a stack of leaves.
       stacked: how many leaves each stack has.
     """
+
+    for mask, count in zip(masks, stacked, strict=True):
+        if count > 1:
+            expect("mask", mask, count, *[None] * (mask.ndim - 1))
 
     def measure(leaves: Sequence[Leaf], shares: Sequence[float]) -> Array:
         counts, sizes = [], []

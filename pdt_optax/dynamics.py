@@ -17,6 +17,7 @@ from jax.typing import DTypeLike
 
 from pdt_optax._coordinates import Window, factor
 from pdt_optax._reduce import has_float64
+from pdt_optax._shapes import expect
 
 Fit = Literal["past", "current"]
 
@@ -286,6 +287,7 @@ class drift(Dynamics):  # noqa: N801 - used like a function, printed like a valu
     def __call__(self, gram: Array, horizon: int, *, size: int, epsilon: float, epoch: Array) -> Forecast:
         del size, epsilon  # and of the Gram matrix only its size is read
         window = gram.shape[0]
+        expect("gram", gram, window, window)
         newest = epoch if self.fit == "current" else epoch - 1  # the last epoch in the window
         past = self._rates(newest + jnp.arange(2 - window, 1), gram.dtype)
         coming = self._rates(newest + jnp.arange(1, horizon + 1), gram.dtype)

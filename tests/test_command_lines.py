@@ -34,6 +34,7 @@ COMMANDS = {
     "experiments.cifar_alexnet": "--data digits",
     "experiments.run": "fig4",
     "experiments.demo": "",
+    "experiments.large": "",
     "experiments.toy": "",
     "benchmarks.boundary": "",
     "benchmarks.huge": "",
@@ -79,6 +80,7 @@ LEAST = {  # of whole numbers, where it is not 1
 
 OWN = {
     "experiments.cifar_alexnet": {"--data-dir", "--image-size", "--width", "--learning-rate", "--mesh", "--coordinator"},
+    "experiments.large": {"--data-dir"},
     "experiments.run": {"VIEW", "--rule", "--workloads", "--arms", "--out", "--mesh", "--coordinator"},
 }  # fmt: skip
 

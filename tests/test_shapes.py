@@ -43,7 +43,7 @@ def judged(increments: tuple[int, ...], differences: tuple[int, ...], reference:
 
 def forecast(model: Any, gram: tuple[int, ...]) -> Any:
     rest = {"size": 9, "epsilon": 1e-7, "epoch": jnp.int32(4)}
-    return model(jnp.eye(*gram), 1, **rest)
+    return model(jnp.ones(gram), 1, **rest)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,8 +52,8 @@ class Cut(dmd):
 
     which: int = 2
 
-    def fitted(self, *arguments: Any) -> Any:
-        found = list(super().fitted(*arguments))
+    def fitted(self, w: Any, size: int, epsilon: float) -> Any:
+        found = list(super().fitted(w, size, epsilon))
         found[self.which] = found[self.which].T if self.which == 2 else jnp.append(found[3], 0)
         return tuple(found)
 
@@ -82,7 +82,7 @@ CASES: dict[str, tuple[Callable[..., Any], Any, Any, str]] = {
         lambda *shape: gram_matrix([points((2, 3), (2, 3), (2, 3), shape)], WHOLE, "current"),
         (2, 3), (3, 2), "`leaves` .* of one shape: .* (2, 3) beside weights of (3, 2).",
     ),
-    "gram of dmd": (lambda *shape: factor(jnp.eye(*shape)), (3, 3), (3, 2), "`gram` .* (3, 3): .* (3, 2)."),
+    "gram of dmd": (lambda *shape: factor(jnp.ones(shape)), (3, 3), (3, 2), "`gram` .* (3, 3): .* (3, 2)."),
     "gram of drift": (
         functools.partial(forecast, pdt_optax.drift()), ((3, 3),), ((3, 1),), "`gram` .* (3, 3): .* (3, 1).",
     ),
@@ -90,7 +90,7 @@ CASES: dict[str, tuple[Callable[..., Any], Any, Any, str]] = {
         functools.partial(forecast, pdt_optax.slow_drift()), ((3, 3),), ((3, 1),), "`gram` .* (3, 3): .* (3, 1).",
     ),
     "coordinates": (
-        lambda *shape: in_coordinates(jnp.eye(*shape), jnp.zeros(())), (3, 3), (4, 3), "`coordinates` .* (3, 3): .* (4, 3).",
+        lambda *shape: in_coordinates(jnp.ones(shape), jnp.zeros(())), (3, 3), (4, 3), "`coordinates` .* (3, 3): .* (4, 3).",
     ),
     "modes": (decomposed, (dmd(rank=None),), (Cut(rank=None),), "`basis` .* (3, 2): .* (2, 3)."),
     "newest": (decomposed, (dmd(rank=None),), (Cut(rank=None, which=3),), "`newest` .* (2): .* (3,)."),

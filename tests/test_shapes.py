@@ -32,8 +32,9 @@ def points(*shapes: tuple[int, ...]) -> list[jax.Array]:
 
 
 def assembled(increments: tuple[int, ...], displacement: tuple[int, ...]) -> Any:
-    given = jnp.ones(increments), jnp.ones(displacement)
-    return assemble(points(*[(4,)] * 4), WHOLE, "current", *given, RULE, 1, jnp.array(True))
+    given = jnp.ones(increments), jnp.ones(displacement), RULE, 1, jnp.array(True)
+    rest = {"moved_only": False, "whole_mask": False}
+    return assemble(points(*[(4,)] * 4), WHOLE, "current", *given, **rest)
 
 
 def judged(increments: tuple[int, ...], differences: tuple[int, ...], reference: tuple[int, ...]) -> Any:

@@ -80,7 +80,7 @@ _LANES = 8
 
 
 def totals(columns: Sequence[jax.Array]) -> list[jax.Array]:
-    """The sum of each of several (n,) arrays of one type, in one pass over whatever they are made of.
+    """The sum of each of several (n,) arrays, in one pass over whatever they are made of.
 
     One reduction with several results: XLA's CPU backend has no other way to
     read its inputs once, and makes vector code of it, but not of a reduction

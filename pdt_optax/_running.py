@@ -162,8 +162,9 @@ def _sums(stacked: Sequence[Points], groups: Sequence[Sequence[int]], share: jax
             own = own_step(newest, delivered[0] if delivered else None, share, weights)
             moved = (mean != 0) | (own != 0)
             columns = [jnp.where(moved, weights, 0), own, mean]
-            found = totals([*(columns[i] * columns[j] for i, j in _PAIRS), moved.astype(wide)])
-            return jnp.stack([*found, jnp.full((), weights.size, wide)])
+            exact = jnp.int32 if moved.size < 2**31 else wide
+            *found, moving = totals([*(columns[i] * columns[j] for i, j in _PAIRS), moved.astype(exact)])
+            return jnp.stack([*found, moving.astype(wide), jnp.full((), weights.size, wide)])
 
         def measure(leaves: Sequence[Points], shares: Sequence[float]) -> jax.Array:
             *of, (delivered,) = leaves

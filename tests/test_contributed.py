@@ -25,7 +25,7 @@ RATE = "learning_rate"
 ARGUMENTS: dict[str, dict[str, Any]] = {
     "acprop": {RATE: 1e-3},
     "adabelief": {RATE: 1e-2},
-    "adadelta": {RATE: 1.0},
+    "adadelta": {RATE: 5e-2},
     "adafactor": {RATE: 5e-3},
     "adagrad": {RATE: 1.0},
     "adam": {RATE: 1e-1},
@@ -65,7 +65,7 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
     "reduce_on_plateau": {},
     "rmsprop": {RATE: 5e-3},
     "rprop": {RATE: 1e-1},
-    "sam": {"optimizer": optax.sgd(2e-3), "adv_optimizer": optax.sgd(1e-4)},
+    "sam": {"optimizer": optax.sgd(1e-3, momentum=0.9), "adv_optimizer": optax.sgd(1e-4)},
     "schedule_free": {"base_optimizer": optax.sgd(1e-2), RATE: 1e-2},
     "schedule_free_adamw": {RATE: 1e-2, "warmup_steps": 5000},
     "schedule_free_sgd": {RATE: 1e-2, "warmup_steps": 5000},

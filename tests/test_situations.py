@@ -1,4 +1,4 @@
-"""Twenty-nine more situations from users' public reports; docs/reliability.md has the table, with the reports.
+"""Situations from users' public reports; docs/reliability.md has the table, with the reports.
 
 Each holds what is right. Where the library is not there yet, the test says so (`xfail`) and fails once it is.
 """
@@ -70,9 +70,6 @@ def refused(call: Any, *parts: str, error: Any = (TypeError, ValueError)) -> Non
 # --- freezing and partition -------------------------------------------------------------------------------
 
 
-@pytest.mark.xfail(
-    strict=True, reason="the default makes all weights shorter, those that never move included"
-)
 @pytest.mark.parametrize("settings", DELIVERIES)
 @pytest.mark.parametrize("how", ["partition", "freeze", "zero gradient"])
 def test_frozen_weights_stay_frozen(how: str, settings: Any) -> None:

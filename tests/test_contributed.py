@@ -243,7 +243,7 @@ def test_hyperparameters_are_injected(name: str, form: str) -> None:
 def test_gradients_are_accumulated(name: str) -> None:
     """Around `MultiSteps` and inside it: three equal gradients are one."""
     expected, _ = train(name, pdt_optax.pdt(make(name), deliver="jump", start=2), start())
-    steps = optax.MultiSteps(make(name), 3)
+    steps: Any = optax.MultiSteps(make(name), 3)
     accumulated = optax.GradientTransformationExtraArgs(steps.init, steps.update)
     around = pdt_optax.pdt(accumulated, deliver="jump", start=2)
     inside = optax.MultiSteps(wrapped(make(name), "every", start=2), 3)

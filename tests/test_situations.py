@@ -33,6 +33,10 @@ DELIVERIES: list[Any] = [{}, JUMP]
 INPUTS, TARGETS = jnp.linspace(-1, 1, 15).reshape(5, 3), jnp.ones((5, 2))
 
 
+UNKNOWN: Any = None  # until an epoch has ended
+from_bytes: Any = serialization.from_bytes
+
+
 def weights() -> dict[str, jax.Array]:
     return {"a": jnp.arange(6.0).reshape(2, 3), "b": jnp.ones(3)}
 
@@ -48,7 +52,7 @@ def step(tx: Any, params: Any, state: Any, grads: Any = None, **extra: Any) -> t
 
 
 def epochs(tx: Any, params: Any, state: Any, count: int, steps: int = 2, **end: Any) -> tuple[Any, Any, Any]:
-    report = None
+    report = UNKNOWN
     for _ in range(count):
         for _ in range(steps):
             params, state = step(tx, params, state)
@@ -84,6 +88,7 @@ def test_frozen_weights_stay_frozen(how: str, settings: Any) -> None:
     params: Any = {"base": jnp.array([1.0, 2.0, 3.0]), "head": jnp.array([0.1, 0.2])}
     state: Any = tx.init(params)
     base = jnp.copy(params["base"])
+    report = UNKNOWN
     for _ in range(6):
         for _ in range(2):
             grads = {"base": jnp.zeros(3), "head": -jnp.ones(2)}
@@ -143,6 +148,7 @@ def test_an_accumulation_that_an_epoch_cuts_in_two() -> None:
     tx: Any = pdt_optax.pdt(optax.MultiSteps(optax.sgd(0.1), 2).gradient_transformation(), start=2, **JUMP)
     params: Any = weights()
     state: Any = tx.init(params)
+    report = UNKNOWN
     for epoch in range(4):
         for _ in range(5):
             params, state = step(tx, params, state)
@@ -163,6 +169,7 @@ def test_gradients_of_one_accumulation(settings: Any) -> None:
     params: Any = {"w": jnp.ones(3)}
     state: Any = tx.init(params)
     between = []
+    report = UNKNOWN
     for _ in range(3):
         for i in range(6):
             new, state = step(tx, params, state, {"w": jnp.ones(3)})
@@ -206,7 +213,7 @@ def test_resumed_within_an_accumulation() -> None:
             saved = serialization.to_bytes((params, state))
         params, state = step(tx, params, state, g)
     assert state.last_report.predicted
-    again, state_again = serialization.from_bytes((weights(), tx.init(weights())), saved)
+    again, state_again = from_bytes((weights(), tx.init(weights())), saved)
     for g in grads[16:]:
         again, state_again = step(tx, again, state_again, g)
     assert_same((again, state_again.inner_state), (params, state.inner_state))
@@ -228,7 +235,7 @@ def test_a_step_that_loss_scaling_skips_leaves_no_trace(settings: Any) -> None:
         return scale, *jax.tree.map(functools.partial(jnp.where, finite), new, (params, state))
 
     def run(bad: bool) -> tuple[Any, Any]:
-        params, state, report, scale = weights(), tx.init(weights()), None, DynamicScale()
+        params, state, report, scale = weights(), tx.init(weights()), UNKNOWN, DynamicScale()
         for _ in range(5):
             for i in range(4 if bad else 3):
                 factor = np.nan if bad and i == 1 else 1.0
@@ -252,10 +259,10 @@ def test_bfloat16_weights_have_a_float32_mean() -> None:
         w, history, _ = predictor.end_epoch(w, history)
         weight = np.float32((1 - 1 / 4) * weight + 1)
         mean += (2 * (epoch % 2) - mean) / weight
-    assert history.motion is not None
-    assert history.motion.mean.dtype == jnp.float32
+    motion: Any = history.motion
+    assert motion.mean.dtype == jnp.float32
     assert 0.5 < mean < 1.5
-    np.testing.assert_allclose(history.motion.mean, mean, rtol=1e-6)
+    np.testing.assert_allclose(motion.mean, mean, rtol=1e-6)
 
 
 # --- checkpoints ------------------------------------------------------------------------------------------
@@ -269,9 +276,10 @@ def test_a_state_restored_as_numpy_arrays(donate: bool) -> None:
     params, state, _ = epochs(tx, weights(), tx.init(weights()), 3)
     saved = serialization.to_bytes((params, state))
     expected = epochs(tx, params, state, 2)
-    restored = serialization.from_bytes((weights(), tx.init(weights())), saved)
+    restored = from_bytes((weights(), tx.init(weights())), saved)
     assert isinstance(restored[0]["a"], np.ndarray)
-    params, state, report = tx.end_epoch(*step(tx, *step(tx, *restored)), donate=donate)
+    params, state = step(tx, *step(tx, *restored))
+    params, state, report = tx.end_epoch(params, state, donate=donate)
     assert report.predicted
     assert_same(epochs(tx, params, state, 1)[:2], expected[:2])
     assert tx.end_epoch(*restored, donate=donate)[2].predicted  # before any step
@@ -295,7 +303,7 @@ def test_equinox_saves_and_loads_a_run() -> None:
     file.seek(0)
     restored = eqx.tree_deserialise_leaves(file, (weights(), tx.init(weights())))
     assert_same(restored, (params, state))
-    expected, got = (epochs(tx, *run, 2, value=1.0) for run in ((params, state), restored))
+    expected, got = (epochs(tx, p, s, 2, value=1.0) for p, s in ((params, state), restored))
     assert got[2].predicted
     assert_same(got[:2], expected[:2])
 
@@ -320,7 +328,7 @@ def test_a_schedule_made_longer_at_a_resume() -> None:
     params, state, _ = epochs(make(10), weights(), make(10).init(weights()), 4)
     pdt_optax.check_saved(make(20), state)
     longer, _ = make(20).update(pull(params), state, params)
-    expected = optax.cosine_decay_schedule(0.1, 20)(8)
+    expected: Any = optax.cosine_decay_schedule(0.1, 20)(8)
     np.testing.assert_allclose(longer["a"], -expected * pull(params)["a"], rtol=1e-5)
     _, resumed, report = epochs(make(20), params, state, 1)
     assert report.predicted
@@ -539,10 +547,11 @@ def test_tied_weights_cannot_be_donated() -> None:
 def test_names_with_slashes(guard: Any) -> None:
     """As Haiku's: two paths may read alike, and each is excluded for itself."""
     params: Any = {"mlp/linear": jnp.ones(2), "mlp": {"linear": jnp.ones(3)}}
+    expected: Any = params["mlp/linear"]
     exclude = {"mlp/linear": True, "mlp": {"linear": False}}
     tx: Any = pdt_optax.pdt(optax.sgd(0.1), exclude=exclude, start=1, guard=guard, **JUMP)
     state: Any = tx.init(params)
-    expected = params["mlp/linear"]
+    report = UNKNOWN
     for _ in range(3):
         params, state = step(tx, params, state)
         expected = optax.apply_updates(expected, -0.1 * pull(expected))
@@ -569,6 +578,7 @@ def test_random_keys_and_counters_among_the_weights() -> None:
     model: Any = {"key": jax.random.key(0), "steps": jnp.arange(3), "w": jnp.ones(3)}
     history = predictor.init(model)
     assert pdt_optax.leaf_paths(history) == ["w"]
+    report = trained = UNKNOWN
     for _ in range(4):
         trained = model | {"w": 0.9 * model["w"]}
         model, history, report = predictor.end_epoch(trained, history)
@@ -624,7 +634,7 @@ def test_nnx_with_an_optimizer_for_each_group(every: int | None) -> None:
     def labels(params: Any) -> Any:
         return jax.tree.map_with_path(lambda path, _: "lora" if "lora" in str(path) else "base", params)
 
-    groups = {"lora": optax.adam(0.01), "base": optax.sgd(0.01)}
+    groups: Any = {"lora": optax.adam(0.01), "base": optax.sgd(0.01)}
     tx: Any = pdt_optax.pdt(optax.partition(groups, labels), start=2, every=every)
     model = Net()
     optimizer: Any = nnx.Optimizer(model, tx, wrt=nnx.Param)
@@ -635,7 +645,7 @@ def test_nnx_with_an_optimizer_for_each_group(every: int | None) -> None:
         optimizer.update(model, grads, value=loss)
         return loss
 
-    report, losses = None, []
+    report, losses = UNKNOWN, []
     for _ in range(3):
         losses = [train(model, optimizer) for _ in range(2)]
         if every is None:
@@ -653,14 +663,13 @@ def test_nnx_trains_lora_alone() -> None:
     tx: Any = pdt_optax.pdt(optax.adam(0.01), start=2)
     optimizer: Any = nnx.Optimizer(model, tx, wrt=nnx.LoRAParam)
     base = [*map(jnp.copy, jax.tree.leaves(nnx.state(model.base)))]
-    report = None
+    report = UNKNOWN
     for _ in range(4):
         grads = nnx.grad(error, argnums=nnx.DiffState(0, nnx.LoRAParam))(model)
         optimizer.update(model, grads)
         params = nnx.state(model, nnx.LoRAParam)
         params, optimizer.opt_state, report = tx.end_epoch(params, optimizer.opt_state)
         nnx.update(model, params)
-    assert report is not None
     assert report.predicted
     assert pdt_optax.leaf_paths(optimizer.opt_state) == ["lora/lora_a", "lora/lora_b"]
     assert_same(jax.tree.leaves(nnx.state(model.base)), base)
@@ -686,13 +695,12 @@ def test_linen_weights_that_carry_their_axes() -> None:
     params = model.init(jax.random.key(0), INPUTS)["params"]
     state: Any = TrainState.create(apply_fn=model.apply, params=params, tx=tx)
     gradient: Any = jax.jit(jax.grad(lambda p: error(functools.partial(model.apply, {"params": p}))))
-    report = None
+    report = UNKNOWN
     for _ in range(4):
         grads = gradient(state.params)
         state = state.apply_gradients(grads=grads)
         new, opt_state, report = tx.end_epoch(state.params, state.opt_state)
         state = state.replace(params=new, opt_state=opt_state)
-    assert report is not None
     assert report.predicted
     assert jax.tree.structure(state.params) == jax.tree.structure(params)
     assert pdt_optax.leaf_paths(state.opt_state)[1] == "Dense_0/kernel"

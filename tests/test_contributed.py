@@ -143,10 +143,13 @@ def make(name: str) -> optax.GradientTransformation:
     return factory(name)(**ARGUMENTS[name])
 
 
-def wrapped(inner: Any, form: str, epoch: int = 2, **settings: Any) -> Any:
-    if form == "gradual":
-        return pdt_optax.pdt(inner, **settings)
-    return pdt_optax.pdt(inner, every=epoch, deliver="jump", **settings)
+def wrapped(name: str, form: str, inner: Any = None, epoch: int = 2, **settings: Any) -> Any:
+    """The default, jumps, or jumps inside `update`, around the optimizer of this name or `inner`, made of it."""
+    if name == "lbfgs":  # it remembers the loss of the weights that a jump leaves
+        settings |= {"deliver": "jump", "after_jump": pdt_optax.forget_value}
+    elif form != "gradual":
+        settings["deliver"] = "jump"
+    return pdt_optax.pdt(inner or make(name), every=epoch if form == "every" else None, **settings)
 
 
 def step(name: str, tx: Any, loss: Loss, params: Any, state: Any, **more: Any) -> tuple[Any, Any]:
@@ -210,7 +213,7 @@ def test_no_optimizer_is_left_out() -> None:
 @pytest.mark.parametrize("name", each())
 def test_nothing_recompiles_types_are_kept_and_extra_arguments_pass(name: str, form: str, dtype: str) -> None:
     """Types of weights and state: through updates, predictions and `optax.tree.map_params`."""
-    tx = wrapped(make(name), form, start=2)
+    tx = wrapped(name, form, start=2)
     before = jax.jit(tx.init)(start(dtype))
     if name not in CANNOT["map_params"]:
         before = optax.tree.map_params(tx, lambda x: x, before)
@@ -231,8 +234,8 @@ def test_hyperparameters_are_injected(name: str, form: str) -> None:
     fixed = FIXED & {*inspect.signature(factory(name)).parameters}
     inject = optax.inject_hyperparams(bound, static_args=fixed)
     injected = inject(**{k: x for k, x in arguments.items() if k not in given})
-    params, state = train(name, wrapped(injected, form, start=2), start())
-    expected, plain = train(name, wrapped(make(name), form, start=2), start())
+    params, state = train(name, wrapped(name, form, injected, start=2), start())
+    expected, plain = train(name, wrapped(name, form, start=2), start())
     chex.assert_trees_all_close(params, expected, rtol=1e-4, atol=1e-6)
     assert types(state.inner_state.inner_state) == types(plain.inner_state)
     if isinstance(arguments.get(RATE), float):
@@ -242,11 +245,9 @@ def test_hyperparameters_are_injected(name: str, form: str) -> None:
 @pytest.mark.parametrize("name", each(besides="accumulate"))
 def test_gradients_are_accumulated(name: str) -> None:
     """Around `MultiSteps` and inside it: three equal gradients are one."""
-    expected, _ = train(name, pdt_optax.pdt(make(name), deliver="jump", start=2), start())
-    steps: Any = optax.MultiSteps(make(name), 3)
-    accumulated = optax.GradientTransformationExtraArgs(steps.init, steps.update)
-    around = pdt_optax.pdt(accumulated, deliver="jump", start=2)
-    inside = optax.MultiSteps(wrapped(make(name), "every", start=2), 3)
+    expected, _ = train(name, wrapped(name, "jump", start=2), start())
+    around = wrapped(name, "jump", optax.MultiSteps(make(name), 3), start=2)
+    inside = optax.MultiSteps(wrapped(name, "every", start=2), 3)
     for tx in (around, inside):
         params, _ = train(name, tx, start(), steps=6)
         chex.assert_trees_all_close(params, expected, rtol=1e-5, atol=1e-6)
@@ -283,7 +284,7 @@ UNSOLVED = {("rprop", matrix_parabola), ("sign_sgd", rosenbrock), ("signum", ros
 )
 def test_converges(name: str, problem: Callable[[], tuple[Any, Any, Loss]], form: str) -> None:
     """30,000 steps at a constant rate end where those of the optimizer alone do."""
-    tx = wrapped(make(name), form, EPOCH)
+    tx = wrapped(name, form, epoch=EPOCH)
     params, end, loss = problem()
 
     def epoch(carry: Any, _: None) -> tuple[Any, None]:

@@ -200,7 +200,8 @@ def train(
       the epoch's batches, dropout on), `validation_loss`, `validation_accuracy`,
       `learning_rate` (of the epoch's last step), `train_seconds`, `pdt_seconds`,
       `compile_seconds` (in the first record, else 0), `predicted`,
-      `accepted_share`, `horizon`; and, where the workload has a probe,
+      `accepted_share`, `horizon`; of a running mean `persistence`, `alignment` and
+      `gain`; and, where the workload has a probe,
       `probe_loss`: at the epoch's end on the first training examples, at the
       weights that are validated. Whatever else the config watches is in the records
       or, before the last of them, in `arrays`.
@@ -300,6 +301,7 @@ def train(
             "predicted": bool(report.predicted) if report is not None else False,
             "accepted_share": float(report.accepted_share) if report is not None else 0.0,
             "horizon": int(report.horizon) if report is not None else 0,
+            **_motion(report),
             **watched.after_end(epoch + 1, before, state.params, report),
         }
         epochs.append(record)
@@ -368,6 +370,14 @@ def operations(config: Config) -> dict[str, float]:
         ),
         "boundary": flops(end, state.params, state.opt_state, state.kept, state.losses) if end else 0.0,
     }
+
+
+def _motion(report: Any) -> dict[str, float]:
+    """What a running mean says of the path; empty for all else."""
+    if report is None or not float(report.gain) > 0:
+        return {}
+    names = ("persistence", "alignment", "gain")
+    return {name: float(np.nan_to_num(getattr(report, name))) for name in names}
 
 
 def _rate(schedule: Schedule, step: int) -> float:

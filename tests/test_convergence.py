@@ -91,7 +91,8 @@ def descend(f: Smooth, predictor: pdt_optax.Predictor, rate: float, epochs: int)
     for _ in range(epochs):
         stepped = w - rate * f.gradient(w)
         after, history, report = predictor.end_epoch(stepped, history)
-        run.append(Epoch(*map(np.asarray, (w, stepped, after)), bool(report.predicted), history))
+        before, stepped, moved = map(np.asarray, (w, stepped, after))
+        run.append(Epoch(before, stepped, moved, bool(report.predicted), history))
         w = after
     return run
 
@@ -115,7 +116,7 @@ def slack(*losses: float) -> float:
 def printed(f: Smooth, w: np.ndarray, rate: float) -> float:
     """The right side of Eq. 10."""
     gradient = f.gradient(w)
-    return f.loss(w) - rate * (rate * f.smoothness / 2 - 1) * gradient @ gradient
+    return float(f.loss(w) - rate * (rate * f.smoothness / 2 - 1) * gradient @ gradient)
 
 
 @given(functions(2.0), st.floats(0.01, 1.99))

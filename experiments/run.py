@@ -32,7 +32,7 @@ import pdt_optax
 from experiments import command
 from experiments.paper import views as paper
 from experiments.paper.claims import RULE_OF_JUDGEMENT
-from experiments.paper.setups import SCALES
+from experiments.paper.setups import SCALES, VARIANTS, rule
 from experiments.training import checkpoints, devices, loggers, records, sweep, trainer
 from experiments.training.arms import BASELINE, Predictive
 from experiments.training.workloads import Resized, Siamese
@@ -61,8 +61,8 @@ def parser() -> command.Parser:
         "--rule",
         nargs="+",
         metavar="NAME",
-        help=f"of the paper's views: presets beside the baseline, of {', '.join(pdt_optax.presets.names())} "
-        "(by default those of the scale)",
+        help="of the paper's views: rules beside the baseline, of "
+        f"{', '.join([*pdt_optax.presets.names(), *VARIANTS])} (by default those of the scale)",
     )
     p.add_argument(
         "--workloads",
@@ -146,7 +146,7 @@ def _rules(names: Sequence[str] | None) -> Sequence[str] | None:
         return None
     for name in names:
         if name != BASELINE:
-            pdt_optax.presets.named(name)
+            rule(name)
     return tuple(dict.fromkeys([BASELINE, *names]))
 
 

@@ -6,7 +6,9 @@
 - `recommended`: the defaults of `pdt` and `Predictor`
 
 The paper and its released code differ; `paper` and `released` follow each to
-the letter, at the settings of the paper's experiments.
+the letter, at the settings of the paper's experiments. Algorithm 1 waits
+`interval` epochs before its first prediction, too, which makes no difference
+at the paper's interval of 1: with one above 5, give `start` the same number.
 """
 
 from collections.abc import Mapping

@@ -211,7 +211,7 @@ CASES = [
     (f"{RUN} tune --arms released", r"Only ema, .*have a learning rate of their own; .*Got released\."),
     (f"{RUN} fig4 tuned --workloads mlp cnn", r"`--workloads` is not for fig4, which takes `--scale`, .*Got --workloads mlp cnn\."),
     (f"{RUN} ../fig4", r"There is no view '\.\./fig4'\. There are all, fig1"),
-    (f"{RUN} fig4 --rule ../paper", r"There is no preset '\.\./paper'\. The presets are paper"),
+    (f"{RUN} fig4 --rule ../paper", r"There is no rule '\.\./paper'\. The rules are paper"),
     # Devices and processes.
     *((f"{first} --mesh data=3", r"sizes multiply to their number, 1\. Got data=3")
       for first in (CIFAR, f"{RUN} tune", f"{RUN} fig4")),

@@ -50,6 +50,33 @@ def test_rules_accept(rule, expected):
     assert mask(rule) == expected
 
 
+def test_held_dmd_lets_no_mode_grow():
+    """Against the spectrum of a known system: a pair that spirals outwards, and a mode that decays."""
+    rng = np.random.default_rng(0)
+    spiral = 1.3 * np.array([[np.cos(0.5), -np.sin(0.5)], [np.sin(0.5), np.cos(0.5)]])
+    within = np.zeros((3, 3))
+    within[:2, :2], within[2, 2] = spiral, 0.8
+    basis = rng.normal(size=(6, 3))
+    points = [np.ones(3)]
+    for _ in range(5):
+        points.append(within @ points[-1])
+    weights = [basis @ p for p in points]
+    held = within.copy()
+    held[:2, :2] = spiral / 1.3
+    for model, operator in ((pdt_optax.dmd, within), (rules.held_dmd, held)):
+        with jax.enable_x64(True):
+            prediction: Any = pdt_optax.predict_and_mask(
+                [jnp.asarray(w) for w in weights[:-1]],
+                jnp.asarray(weights[-1]),
+                dynamics=model(rank=None, modes="exact", displacement=False),
+                accept=pdt_optax.everything(),
+                horizon=4,
+                step=5,
+            )
+        expected = basis @ np.linalg.matrix_power(operator, 4) @ points[-2]
+        np.testing.assert_allclose(prediction.params, expected, rtol=1e-6)
+
+
 @pytest.mark.parametrize("kind", ["plain", "total", "forward-backward", "disc"])
 @pytest.mark.parametrize(("ratio", "seen"), [(0.5, 0.5), (1.5, 1.5), (-0.5, -0.5)])
 def test_difference_dmd_finds_the_ratio_of_a_geometric_motion(kind, ratio, seen):

@@ -50,6 +50,32 @@ def test_rows_that_the_papers_tables_share_are_the_same():
     assert lines("table4", "i.i.d.") == lines("table5", "batch 128, lr 0.05")
 
 
+def test_a_variant_is_a_preset_with_one_part_changed():
+    recipe = setups.setups("smoke")["alexnet-sgd-0.1"].config(Arm(BASELINE), 0).recipe
+    changed = {}
+    for name, arm in setups.VARIANTS.items():
+        of, before = arm.settings(recipe), preset(name.split("-")[0]).settings(recipe)
+        changed[name] = {part: value for part, value in of.items() if before.get(part) != value}
+        assert before.keys() <= of.keys()
+    assert {name: list(parts) for name, parts in changed.items()} == {
+        "drift-guarded": ["guard"],
+        "paper-guarded": ["guard"],
+        "paper-current": ["dynamics"],
+        "paper-held": ["dynamics"],
+        "paper-scheduled": ["schedule"],
+        "paper-adaptive": ["schedule"],
+        "released-scheduled": ["schedule"],
+        "released-adaptive": ["schedule"],
+    }
+    exact = {"rank": None, "modes": "exact", "displacement": False}
+    assert changed["paper-current"]["dynamics"] == pdt_optax.dmd(**exact, fit="current")
+    assert changed["paper-held"]["dynamics"] == rules.held_dmd(**exact, fit="past")
+    shown = {arm.name for _, _, c in VIEWS["table6"].configs("smoke") for arm in [c.arm]}
+    assert shown > setups.VARIANTS.keys()
+    for table in ("table2", "table4", "table6"):
+        assert {c.arm.name for _, _, c in VIEWS[table].configs("paper")} == set(setups.EVERYTHING)
+
+
 @pytest.mark.parametrize("scale", SCALES)
 def test_every_view_is_planned_and_all_setups_are_shown(scale):
     known = setups.setups(scale)

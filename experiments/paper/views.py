@@ -5,6 +5,7 @@ import functools
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+import pdt_optax
 from experiments.paper import figures, setups
 from experiments.paper.figures import PAPER
 from experiments.paper.setups import SCALES, Setup
@@ -20,9 +21,9 @@ class Row(NamedTuple):
     setup: str
 
 
-def _presets_of(rules: Sequence[str], scale: str) -> Sequence[Arm]:
+def _arms_of(rules: Sequence[str], scale: str) -> Sequence[Arm]:
     del scale
-    return [preset(rule) for rule in rules]
+    return [setups.rule(rule) for rule in rules]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -37,7 +38,7 @@ class PaperView(View):
     """
 
     rows: Callable[[str], Sequence[Row]]
-    arms: Callable[[Sequence[str], str], Sequence[Arm]] = _presets_of
+    arms: Callable[[Sequence[str], str], Sequence[Arm]] = _arms_of
     seeds: str = "fewer"
 
     options = ("scale", "rule", "seeds", "dry-run", "time")
@@ -105,20 +106,11 @@ def _sweep_rows(scale: str, table: str) -> list[Row]:
     ]
 
 
-def _presets(rules: Sequence[str]) -> list[str]:
-    return [rule for rule in rules if rule != BASELINE]
-
-
-def _and_guarded(rules: Sequence[str], scale: str) -> list[Arm]:
-    """The rules, and the drift under the guard."""
-    del scale
-    return [*map(preset, rules), setups.guarded()]
-
-
 def _random(rules: Sequence[str], scale: str) -> list[Arm]:
     """The rules, and each of them at random."""
     del scale
-    return [*map(preset, rules), *map(setups.random_mask, _presets(rules))]
+    masked = [rule for rule in rules if rule in pdt_optax.presets.names()]
+    return [*map(setups.rule, rules), *map(setups.random_mask, masked)]
 
 
 def _one_changed(rules: Sequence[str], scale: str) -> list[Arm]:
@@ -134,6 +126,12 @@ def _of_depth(rules: Sequence[str], scale: str) -> list[Arm]:
     unmasked = [f"{rule}-unmasked" for rule in rules if rule in ("paper", "released")]
     return [setups.every_third(name) for name in (*rules, *unmasked)]
 
+
+VARIED = (
+    "A longer name is a preset with one part changed: `-guarded`, under `guard=rollback()`, which takes failed jumps "
+    "back; `-current`, fitted to the newest weights and starting from them; `-held`, no eigenvalue beyond the unit "
+    "circle; `-scheduled` and `-adaptive`, with an acceleration schedule, `released_schedule()` and `adaptive()`."
+)
 
 FASTER = "PDT reaches the baseline's best train loss in less time, without losing accuracy."
 
@@ -181,6 +179,7 @@ VIEWS: dict[str, PaperView] = {
             rows=_optimizer_rows,
             render=figures.table,
             seeds="all",
+            note=VARIED,
         ),
         PaperView(
             name="table3",
@@ -271,7 +270,7 @@ VIEWS: dict[str, PaperView] = {
             rows=_rows(("i.i.d.", "alexnet-iid"), ("non-i.i.d.", "alexnet-classes")),
             render=figures.table,
             seeds="all",
-            note=PAPER["table4"]["note"],
+            note=f"{PAPER['table4']['note']} {VARIED}",
         ),
         PaperView(
             name="fig14",
@@ -296,9 +295,8 @@ VIEWS: dict[str, PaperView] = {
             claim="With the schedule PDT improves at all learning rates.",
             rows=functools.partial(_sweep_rows, table="table6"),
             render=figures.table,
-            arms=_and_guarded,
             seeds="all",
-            note="Besides the rules, the drift with `guard=rollback()`, which takes failed jumps back.",
+            note=VARIED,
         ),
         PaperView(
             name="table7",

@@ -160,6 +160,19 @@ class hybrid(pdt_optax.Dynamics):  # noqa: N801
 
 
 @dataclasses.dataclass(frozen=True)
+class held_dmd(pdt_optax.dmd):  # noqa: N801
+    """`dmd` whose eigenvalues beyond the unit circle are moved back to it: no mode grows."""
+
+    def fitted(self, *given: Any) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+        keep, operator, modes, amplitudes = super().fitted(*given)
+        eigenvalues, vectors = jnp.linalg.eig(operator)
+        held = eigenvalues / jnp.maximum(jnp.abs(eigenvalues), 1)
+        # Real again: eigenvalues come in conjugate pairs, and are held in pairs.
+        operator = jnp.real(jnp.linalg.solve(vectors.T, (vectors * held).T).T)
+        return keep, operator, modes, amplitudes
+
+
+@dataclasses.dataclass(frozen=True)
 class AtJump(Predictive):
     """PDT, and something more at every jump.
 

@@ -286,7 +286,7 @@ def _show(chosen: Sequence[View], asked: Asked, out: Path, console: Console) -> 
             asked.scale,
             paper.VIEWS,
             f"Predictive Differential Training: the paper's tables and figures, scale {asked.scale}",
-            "The paper's numbers stand beside ours. Its baseline's time is its whole run; ours is its own first "
+            "The paper's numbers stand beside ours. AlexNet's baseline takes its whole run there; ours is its own first "
             f"crossing. {RULE_OF_JUDGEMENT} *Reduced*: {SCALES[asked.scale].reduced}",
         ),
         (tuned.FOLDER, tuned.VIEWS, "Predictive Differential Training at tuned learning rates", ""),

@@ -333,6 +333,9 @@ def test_chain(kind: str) -> None:
     assert jax.tree.structure(state) == jax.tree.structure(tx.init(params))
     assert pdt_optax.leaf_paths(state) == ["v", "w"]
     assert differs(params, run_plain(optax.chain(clip, optax.adam(0.05)), 6)[0])
+    # Behind the optimizer, around nothing.
+    behind = pdt_optax.pdt(optax.identity(), **KINDS[kind])
+    assert_same(run(optax.chain(clip, optax.adam(0.05), behind), behind)[0], expected)
 
 
 @pytest.mark.parametrize("kind", ["windowed", "gradual"])

@@ -299,14 +299,16 @@ def setups(scale: str) -> Mapping[str, Setup]:
     for batch, rate in dict.fromkeys([*grid, (256, 0.01)]):  # the latter is Figs. 5 and 6, too
         epochs = size.batches[batch]
         found[f"alexnet-b{batch}-{rate:g}"] = setup("AlexNet", "sgd", rate, batch, "constant", epochs=epochs)
+    # One least rate for all rows of SGD, but where records have 0.
+    cosine = "floored_cosine" if scale == "paper" else "cosine"
     for name, scheme in (("iid", "shuffled"), ("classes", "single_class")):
         found[f"alexnet-{name}"] = setup(
-            "AlexNet", "sgd", 0.05, 128, epochs=size.batches.get(128), scheme=scheme
+            "AlexNet", "sgd", 0.05, 128, cosine, epochs=size.batches.get(128), scheme=scheme
         )
     for depth in (2, 4, 6):
         found[f"fcnet-{depth}"] = setup(f"FCNet-{depth}", "sgd", 0.01, 256, "constant")
     # Fig. 10a's caption is not to be read: AlexNet's settings stand in.
-    found["fcn"] = setup("FCN", "sgd", 0.05, 256)
+    found["fcn"] = setup("FCN", "sgd", 0.05, 256, cosine)
     found["resnet50"] = setup("ResNet-50", "momentum", 0.1, 600)
     found["vit-base"] = setup("ViT-Base", "momentum", 0.003, 600)
     # The paper gives no settings of ViT-Huge: ViT-Base's.
@@ -324,13 +326,15 @@ def non_selective(name: str) -> Arm:
     return Predictive(f"{name}-unmasked", tuple(settings.items()))
 
 
-def every_third(name: str) -> Arm:
-    """Fig. 2: a prediction ends every third epoch."""
+def every_third(name: str, window: int) -> Arm:
+    """Fig. 2: a prediction ends every third epoch. Three snapshots before that epoch are those since the last jump."""
     arm = non_selective(name.removesuffix("-unmasked")) if name.endswith("-unmasked") else rule(name)
     if not isinstance(arm, Predictive):
         return arm
     assert not callable(arm.given)
-    return Predictive(name, tuple({**dict(arm.given), "interval": 2}.items()))
+    settings = dict(arm.given)
+    settings |= {"interval": 2, "window": min(settings["window"], window)}
+    return Predictive(name, tuple(settings.items()))
 
 
 def random_mask(name: str) -> Arm:

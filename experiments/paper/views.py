@@ -122,9 +122,9 @@ def _one_changed(rules: Sequence[str], scale: str) -> list[Arm]:
 
 def _of_depth(rules: Sequence[str], scale: str) -> list[Arm]:
     """The rules, and the paper's two on all weights."""
-    del scale
     unmasked = [f"{rule}-unmasked" for rule in rules if rule in ("paper", "released")]
-    return [setups.every_third(name) for name in (*rules, *unmasked)]
+    window = 5 if scale == "small" else 3  # as the records of `small` have it
+    return [setups.every_third(name, window) for name in (*rules, *unmasked)]
 
 
 VARIED = (
@@ -154,7 +154,8 @@ VIEWS: dict[str, PaperView] = {
             rows=_rows(*((f"FCNet, {d} layers", f"fcnet-{d}") for d in (2, 4, 6))),
             render=figures.depth,
             arms=_of_depth,
-            note="A prediction, five epochs ahead where the rule does not say otherwise, ends every third epoch.",
+            note="A prediction, five epochs ahead where the rule does not say otherwise, ends every third epoch. It sees the "
+            "three snapshots since the last one; at scale `small` five, which hold an earlier jump.",
         ),
         PaperView(
             name="fig4",
@@ -245,6 +246,7 @@ VIEWS: dict[str, PaperView] = {
             rows=ALEXNET,
             render=figures.shares,
             seeds="first",
+            note="The share of a type is the plain mean over its layers, whatever their sizes; that of all weights is not.",
         ),
         PaperView(
             name="fig12",
@@ -253,7 +255,7 @@ VIEWS: dict[str, PaperView] = {
             rows=ALEXNET,
             render=figures.masks,
             seeds="first",
-            note="At the first jump after a third of the epochs; epoch 20 of 60 in the paper.",
+            note="At the first jump from a third of the epochs on: epoch 20 of 60, as in the paper.",
         ),
         PaperView(
             name="fig13",
@@ -275,7 +277,7 @@ VIEWS: dict[str, PaperView] = {
         PaperView(
             name="fig14",
             title="Horizon, interval, start and window",
-            claim="Longer horizons speed training up until, at nine or so, errors grow; the others matter less.",
+            claim="Longer horizons speed training up until, at nine or so, errors grow; a window can be too small or too large.",
             rows=ALEXNET,
             render=figures.hyperparameters,
             arms=_one_changed,

@@ -163,8 +163,8 @@ class hybrid(pdt_optax.Dynamics):  # noqa: N801
 class held_dmd(pdt_optax.dmd):  # noqa: N801
     """`dmd` whose eigenvalues beyond the unit circle are moved back to it: no mode grows."""
 
-    def fitted(self, *given: Any) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-        keep, operator, modes, amplitudes = super().fitted(*given)
+    def fitted(self, w: Any, size: int, epsilon: float) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+        keep, operator, modes, amplitudes = super().fitted(w, size, epsilon)
         eigenvalues, vectors = jnp.linalg.eig(operator)
         held = eigenvalues / jnp.maximum(jnp.abs(eigenvalues), 1)
         # Real again: eigenvalues come in conjugate pairs, and are held in pairs.

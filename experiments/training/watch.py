@@ -13,7 +13,7 @@ import pdt_optax
 KINDS = {
     "shares": "the accepted share of each leaf, in the record of every jump",
     "flops": "operations of a step and of an epoch's end, in the first line of the record",
-    "mask": "where the weights jumped, at the first jump after a third of the epochs",
+    "mask": "where the weights jumped, at the first jump from a third of the epochs on",
     "landscape": "the weights' path in its principal plane, and the loss around it",
 }
 
@@ -60,7 +60,7 @@ class Watch:
                 f"A watched run needs all its weights in one process. Got {jax.process_count()} processes."
             )
         self.kinds, self.arrays = kinds, arrays
-        self.mask_from = epochs // 3 if "mask" in kinds else None
+        self.mask_from = -(-epochs // 3) if "mask" in kinds else None
         self.names = leaf_names(params)
         self.path = [_flat(params)] if "landscape" in kinds else []
         self.jumped = [False]
@@ -81,7 +81,7 @@ class Watch:
             if predicted:
                 self.path.append(_flat(params))
                 self.jumped.append(True)
-        if predicted and self.mask_from is not None and epoch > self.mask_from:
+        if predicted and self.mask_from is not None and epoch >= self.mask_from:
             moved = zip(jax.tree.leaves(before), jax.tree.leaves(params), strict=True)
             self.arrays["mask"] = np.stack([_band(np.asarray(a != b)) for a, b in moved])
             self.arrays["mask_names"] = np.array(self.names)

@@ -256,6 +256,24 @@ def test_a_landscape_is_the_plane_of_the_path_and_the_loss_on_it():
     assert grid.shape[:2] == seen["landscape_loss"].shape
 
 
+def test_a_path_is_laid_into_another_runs_plane():
+    rng = np.random.default_rng(1)
+    axes = np.linalg.qr(rng.normal(size=(20_000, 3)))[0].T
+    centre = rng.normal(size=20_000)
+    inside = {"one": rng.normal(size=(9, 3)) * [3, 1, 0], "other": rng.normal(size=(12, 3)) * [3, 1, 0.5]}
+    paths = {name: (centre + points @ axes).astype(np.float32) for name, points in inside.items()}
+    one, other = (
+        {**watch.landscape(path, lambda w: 1.0), "path_sketch": watch.sketch(path)} for path in paths.values()
+    )
+    laid = watch.in_plane_of(one, other)
+    # Exactly, with the weights at hand: the plane's directions are sums of the points.
+    away = paths["one"] - paths["one"][-1]
+    exact = (paths["other"] - paths["one"][-1]) @ (one["path_axes"] @ away).T
+    lengths = np.linalg.norm(exact, axis=1)
+    assert np.linalg.norm(laid - exact, axis=1).max() < 0.1 * lengths.max()
+    assert np.linalg.norm(watch.in_plane_of(one, one) - one["landscape_points"], axis=1).max() < 0.1 * 6
+
+
 def test_a_run_that_diverged_is_shown_up_to_there():
     arrays = {}
     weights = [{"w": jnp.array([x, x**2, 1.0])} for x in (0.0, 1.0, 2.0, np.nan)]

@@ -13,6 +13,7 @@ from experiments import toy
 from experiments.paper import pictures, setups
 from experiments.paper.claims import failures, final, verdicts
 from experiments.paper.setups import SCALES
+from experiments.training import watch
 from experiments.training.arms import BASELINE
 from experiments.training.records import Run
 from experiments.views import metrics, report
@@ -317,7 +318,7 @@ def _neighbours(arrays: Mapping[str, np.ndarray]) -> list[float]:
 
 
 def landscapes(name: str, finds: Finds, folder: Path) -> Shown:
-    """Fig. 1: each run's path in its own principal plane."""
+    """Fig. 1: each run's path in its own principal plane, and all paths in the baseline's."""
     drawn, said = {}, []
     for label, found in finds.items():
         seen = {rule: arrays for rule, arrays in found.arrays.items() if "landscape_loss" in arrays}
@@ -328,6 +329,13 @@ def landscapes(name: str, finds: Finds, folder: Path) -> Shown:
             "each run's path in the plane of its two principal directions, and the train loss there (mean of the "
             "first training images, dropout off); rings mark predictions"
         )
+        paths = {rule: arrays for rule, arrays in seen.items() if "path_sketch" in arrays}
+        if BASELINE in paths and len(paths) > 1:
+            laid = {rule: watch.in_plane_of(paths[BASELINE], arrays) for rule, arrays in paths.items()}
+            pictures.overlay(paths[BASELINE], laid, folder / "fig1-overlay.png", label)
+            drawn["fig1-overlay.png"] = (
+                f"all paths in the baseline's plane, to about a {round(watch.SKETCH**0.5)}th of their lengths"
+            )
         said = verdicts({label: found._replace(runs=[r for r in found.runs if r.rule in seen])})
     return Shown({"": comparison("", finds)} if finds else {}, drawn, said)
 

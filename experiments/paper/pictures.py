@@ -176,14 +176,41 @@ def mask(arrays: Mapping[str, np.ndarray], path: Path, title: str) -> None:
     figure.savefig(path, dpi=100)
 
 
+def _levels(surfaces: Sequence[np.ndarray]) -> np.ndarray:
+    """Of contours of losses, evenly apart on a logarithmic scale."""
+    losses = np.concatenate([surface.ravel() for surface in surfaces])
+    losses = np.maximum(losses[np.isfinite(losses)], 1e-6)
+    low, high = np.log10(losses.min()), np.log10(losses.max())
+    return np.logspace(low, max(high, low + 1e-3), 16)
+
+
+def overlay(plane: Mapping[str, np.ndarray], paths: Mapping[str, np.ndarray], path: Path, title: str) -> None:
+    """Paths of several runs over the loss in the plane of one."""
+    figure = Figure(figsize=(6.4, 5.2), layout="constrained")
+    axis = figure.subplots()
+    levels = _levels([plane["landscape_loss"]])
+    place = (plane["landscape_x"], plane["landscape_y"], plane["landscape_loss"])
+    surface = axis.contourf(*place, levels, norm=LogNorm(), cmap="Greys", extend="both")
+    for rule, style in styles(list(paths)).items():
+        points = paths[rule]
+        axis.plot(*points.T, **{**style, "marker": "."}, lw=1.4, ms=5, label=rule)
+        axis.plot(*points[-1], "*", color=style["color"], ms=13)
+    first, second = 100 * plane["landscape_explained"]
+    axis.set(
+        xlabel=f"first direction of the baseline ({first:.0f}% of the variance)",
+        ylabel=f"second direction ({second:.0f}%)",
+        title=title,
+    )
+    axis.legend()
+    figure.colorbar(surface, label="train loss", ticks=levels[::3], format="%.3g")
+    figure.savefig(path, dpi=100)
+
+
 def landscapes(arrays: Mapping[str, Mapping[str, np.ndarray]], path: Path, title: str) -> None:
     """A panel for each run: contours of the loss, the path on it, rings where it was predicted."""
     figure = Figure(figsize=(4.9 * len(arrays), 4.6), layout="constrained")
     axes = figure.subplots(1, len(arrays), squeeze=False)[0]
-    losses = np.concatenate([a["landscape_loss"].ravel() for a in arrays.values()])
-    losses = np.maximum(losses[np.isfinite(losses)], 1e-6)
-    low, high = np.log10(losses.min()), np.log10(losses.max())
-    levels = np.logspace(low, max(high, low + 1e-3), 16)
+    levels = _levels([a["landscape_loss"] for a in arrays.values()])
     surface: Any = None
     for axis, (rule, a) in zip(axes, arrays.items(), strict=True):
         place = (a["landscape_x"], a["landscape_y"], a["landscape_loss"])

@@ -145,7 +145,8 @@ VIEWS: dict[str, PaperView] = {
             rows=_rows(("AlexNet, Adam", "alexnet-adam")),
             render=figures.landscapes,
             seeds="first",
-            note="Every run has a plane of its own: the two are not to be laid over each other.",
+            note="In the first picture every run has a plane of its own. The second, of runs whose paths were kept, lays all "
+            "of them over each other.",
         ),
         PaperView(
             name="fig2",

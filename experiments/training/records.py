@@ -115,7 +115,7 @@ def _arrays(path: Path, within: str) -> dict[str, np.ndarray]:
         for name, array in found.items():
             if (array.ndim, array.dtype.kind) != ARRAYS.get(name):
                 raise ValueError(f"{name} is {array.dtype}{list(array.shape)}")
-        for kind in ("mask", "landscape"):
+        for kind in ("mask", "landscape", "path"):
             names = {name for name in ARRAYS if name.startswith(kind)}
             if names & found.keys() and names - found.keys():
                 raise ValueError(f"without {', '.join(sorted(names - found.keys()))}")

@@ -1,6 +1,6 @@
 """What a run can be watched for: arrays and counts that its records are too narrow for."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -17,7 +17,7 @@ KINDS = {
     "landscape": "the weights' path in its principal plane, and the loss around it",
 }
 
-# The arrays of the last two: their number of dimensions, and what they are of, as NumPy's `dtype.kind` says it.
+# The arrays of the last two, and of a landscape what lays other runs' paths into its plane: their number of dimensions, and what they are of, as NumPy's `dtype.kind` says it.
 ARRAYS = {
     "mask": (3, "u"),
     "mask_names": (1, "U"),
@@ -28,10 +28,13 @@ ARRAYS = {
     "landscape_y": (1, "f"),
     "landscape_loss": (2, "f"),
     "landscape_jumped": (1, "b"),
+    "path_sketch": (2, "f"),
+    "path_axes": (2, "f"),
 }
 
 BAND = (12, 240)  # rows and columns that a leaf's mask is shown in
 GRID = 15  # points along each side of a landscape
+SKETCH = 4096  # numbers that a point of a path is told in, for the planes of other runs
 POINTS = 512  # training examples that a landscape's loss is the mean of
 
 Params = Any
@@ -105,7 +108,11 @@ class Watch:
 
         path = np.stack(self.path)
         finite = np.isfinite(path).all(1)  # a run that diverged is shown up to there
-        self.arrays.update(landscape(path[finite], at), landscape_jumped=np.array(self.jumped)[finite])
+        self.arrays.update(
+            landscape(path[finite], at),
+            landscape_jumped=np.array(self.jumped)[finite],
+            path_sketch=sketch(path[finite]),
+        )
 
 
 def _flat(params: Params) -> np.ndarray:
@@ -131,7 +138,8 @@ def landscape(path: np.ndarray, loss: Callable[[np.ndarray], float]) -> dict[str
 
     Returns:
       `landscape_points` (points, 2), `landscape_explained` (2,), the shares of the path's variance,
-      `landscape_x`, `landscape_y` (GRID,) and `landscape_loss` (GRID, GRID), rows along y.
+      `landscape_x`, `landscape_y` (GRID,) and `landscape_loss` (GRID, GRID), rows along y; and `path_axes`
+      (2, points), the directions as sums of the points, each less the last.
 
     References:
       Li et al., Visualizing the loss landscape of neural nets, 2018.
@@ -140,7 +148,8 @@ def landscape(path: np.ndarray, loss: Callable[[np.ndarray], float]) -> dict[str
     values, vectors = np.linalg.eigh(away.astype(np.float64) @ away.T.astype(np.float64))
     values, vectors = np.maximum(values[::-1], 0), vectors[:, ::-1]
     # Each direction is a sum of the points: no matrix the size of the weights squared.
-    axes = (vectors[:, :2] / np.sqrt(np.maximum(values[:2], 1e-30))).T @ away
+    sums = (vectors[:, :2] / np.sqrt(np.maximum(values[:2], 1e-30))).T
+    axes = sums @ away
     points = away @ axes.T
     low, high = points.min(0), points.max(0)
     margin = 0.2 * np.maximum(high - low, 1e-12)
@@ -152,4 +161,25 @@ def landscape(path: np.ndarray, loss: Callable[[np.ndarray], float]) -> dict[str
         "landscape_x": x.astype(np.float32),
         "landscape_y": y.astype(np.float32),
         "landscape_loss": np.array(losses, np.float32),
+        "path_axes": sums.astype(np.float32),
     }
+
+
+def sketch(path: np.ndarray) -> np.ndarray:
+    """A path in few numbers that keep inner products, also with those of other runs, to about a 64th: (points, SKETCH).
+
+    Each weight, its sign drawn at random, is added to one of `SKETCH` sums; the same of all runs.
+
+    References:
+      Charikar, Chen and Farach-Colton, Finding frequent items in data streams, 2002.
+    """
+    rng = np.random.default_rng(0)
+    place, sign = rng.integers(0, SKETCH, path.shape[1]), rng.choice((-1.0, 1.0), path.shape[1])
+    return np.stack([np.bincount(place, sign * w, SKETCH) for w in path]).astype(np.float32)
+
+
+def in_plane_of(plane: Mapping[str, np.ndarray], other: Mapping[str, np.ndarray]) -> np.ndarray:
+    """Another run's path in the plane of a landscape, by their sketches: (points, 2)."""
+    origin = plane["path_sketch"][-1]
+    axes = plane["path_axes"] @ (plane["path_sketch"] - origin)
+    return (other["path_sketch"] - origin) @ axes.T

@@ -165,11 +165,12 @@ class held_dmd(pdt_optax.dmd):  # noqa: N801
 
     def fitted(self, w: Any, size: int, epsilon: float) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
         keep, operator, modes, amplitudes = super().fitted(w, size, epsilon)
-        eigenvalues, vectors = jnp.linalg.eig(operator)
+        finite = jnp.all(jnp.isfinite(operator))
+        eigenvalues, vectors = jnp.linalg.eig(jnp.where(finite, operator, 0))
         held = eigenvalues / jnp.maximum(jnp.abs(eigenvalues), 1)
         # Real again: eigenvalues come in conjugate pairs, and are held in pairs.
-        operator = jnp.real(jnp.linalg.solve(vectors.T, (vectors * held).T).T)
-        return keep, operator, modes, amplitudes
+        at_most_one = jnp.real(jnp.linalg.solve(vectors.T, (vectors * held).T).T)
+        return keep, jnp.where(finite, at_most_one, operator), modes, amplitudes
 
 
 @dataclasses.dataclass(frozen=True)

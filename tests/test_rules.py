@@ -173,3 +173,38 @@ def test_a_model_for_every_leaf_is_a_prediction_of_each_alone():
         assert float(alone.accepted_share) == 1
         np.testing.assert_allclose(params[name], alone.params, rtol=1e-6)
         np.testing.assert_array_equal(params[name], history.snapshots[-1][name])
+
+
+def test_a_model_for_every_part_of_a_layer_is_a_prediction_of_each_part_alone():
+    given = dict(pdt_optax.presets.released)
+    arm = rules.PartByPart("", tuple(given.items()))
+    rng = np.random.default_rng(0)
+    names = ["embed/kernel", "layers/0/mlp/bias", "layers/0/mlp/kernel", "layers/1/mlp/kernel", "out/kernel"]
+    assert [arm.group(name) for name in names] == [
+        "embed",
+        "layers/0/mlp",
+        "layers/0/mlp",
+        "layers/1/mlp",
+        "out",
+    ]
+    weights: Any = {
+        "embed": jnp.asarray(rng.normal(size=3)),
+        "layers": [{"mlp": {"bias": jnp.ones(2), "kernel": jnp.asarray(rng.normal(size=(2, 2)))}}],
+    }
+    method = arm.method(RECIPE)
+    assert method.begin is not None
+    assert method.end_epoch is not None
+    state = method.tx.init(weights)
+    kept = method.begin(weights, state)
+    for epoch in range(6):
+        window = kept.snapshots
+        trained = jax.tree.map(lambda w, e=epoch: w * 0.9 + 0.1 * jnp.sin(w + e), weights)
+        weights, state, kept, report = method.end_epoch(trained, state, kept, jnp.float32(1))
+    assert report.predicted
+    choice = {name: given[name] for name in ("dynamics", "accept", "horizon")}
+    for part in (lambda w: w["embed"], lambda w: w["layers"][0]["mlp"]):
+        alone = pdt_optax.predict_and_mask([part(w) for w in window], part(trained), step=5, **choice)
+        assert float(alone.accepted_share) > 0
+        chex.assert_trees_all_close(part(weights), alone.params, rtol=1e-6)
+    together = pdt_optax.predict_and_mask(list(window), trained, step=5, **choice)
+    assert not np.allclose(together.params["embed"], weights["embed"], rtol=1e-6)

@@ -8,7 +8,7 @@ import dataclasses
 import functools
 import operator
 from collections.abc import Iterable
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +16,7 @@ import optax
 
 import pdt_optax
 from experiments.training.arms import Method, Predictive, Recipe, around
+from experiments.training.watch import leaf_names
 from pdt_optax.schedule import Pace
 
 
@@ -306,8 +307,14 @@ class Validated(Predictive):
 class LeafByLeaf(Predictive):
     """PDT with a model of its own for every leaf, instead of one for all."""
 
+    groups: ClassVar[str] = "leaf"
+
+    def group(self, leaf: str) -> str:
+        """The leaves that one model is fitted to, by the name of one of them."""
+        return leaf
+
     def settings(self, recipe: Recipe) -> dict[str, Any]:
-        return super().settings(recipe) | {"groups": "leaf"}
+        return super().settings(recipe) | {"groups": self.groups}
 
     def method(self, recipe: Recipe) -> Method:
         settings = super().settings(recipe)
@@ -317,14 +324,31 @@ class LeafByLeaf(Predictive):
         def end_epoch(params: Any, state: Any, history: Any, value: jax.Array) -> tuple[Any, ...]:
             epoch, window = history.clock.snapshots_seen - 1, history.snapshots
             _, history, report = predictor.end_epoch(params, history, value=value)
-
-            def leaf(new: Any, *old: Any) -> Any:
-                moved: Any = pdt_optax.predict_and_mask(old, new, step=epoch, **choice).params
-                return jnp.where(report.predicted, moved, new)
-
-            params = jax.tree.map(leaf, params, *window)
+            tree = jax.tree.structure(params)
+            columns = [dict(zip(leaf_names(w), jax.tree.leaves(w), strict=True)) for w in (*window, params)]
+            moved = dict(columns[-1])
+            for group in dict.fromkeys(map(self.group, moved)):
+                members = [name for name in moved if self.group(name) == group]
+                *old, new = ({name: column[name] for name in members} for column in columns)
+                after: Any = pdt_optax.predict_and_mask(old, new, step=epoch, **choice).params
+                moved |= {name: jnp.where(report.predicted, after[name], new[name]) for name in members}
+            params = tree.unflatten(moved.values())
             copy = jax.tree.map(jnp.copy, params)
             return params, state, history._replace(snapshots=(*history.snapshots[:-1], copy)), report
 
         method = Predictive(self.name, self.given).method(recipe)
         return method._replace(end_epoch=jax.jit(end_epoch), made=predictor)
+
+
+@dataclasses.dataclass(frozen=True)
+class PartByPart(LeafByLeaf):
+    """PDT with a model for each part of each layer, such as an attention, and one for each module outside the layers.
+
+    So does the released code for ViT-Huge.
+    """
+
+    groups: ClassVar[str] = "parts of layers"
+
+    def group(self, leaf: str) -> str:
+        module, *within = leaf.split("/")
+        return "/".join([module, *within[:2]]) if within and within[0].isdigit() else module

@@ -115,6 +115,27 @@ def test_the_papers_scale_has_the_papers_settings():
     np.testing.assert_allclose(rates, [0.05, 0.051 / 2, 0.001], rtol=1e-5)
 
 
+def test_the_papers_scale_follows_the_released_scripts():
+    setups_of = setups.setups("paper")
+    cosines = {s.schedule for s in setups_of.values() if s.optimizer == "sgd" and s.schedule != "constant"}
+    assert cosines == {"floored_cosine"}
+    by_part = {
+        row.label: isinstance(config.arm, rules.PartByPart)
+        for row, _, config in VIEWS["table1"].configs("paper", ["released"])
+    }
+    assert by_part == {label: label == "ViT-Huge" for label in by_part}
+    # Fig. 12: of jumps at the ends of epochs 6, 8, ..., the one of epoch 20.
+    seen: dict[str, np.ndarray] = {}
+    weights = {"w": jnp.ones(3)}
+    watched = watch.Watch(("mask",), setups_of["alexnet-sgd-0.05"].epochs, weights, seen)
+    tx = pdt_optax.pdt(optax.sgd(0.1))
+    report = tx.end_epoch(weights, tx.init(weights))[2]
+    for epoch in range(1, 25):
+        jumped = report._replace(predicted=jnp.array(epoch >= 6 and epoch % 2 == 0))
+        watched.after_end(epoch, watched.before_end(weights), weights, jumped)
+    assert seen["mask_epoch"] == 20
+
+
 def test_the_list_says_claim_command_cost_and_status_and_small_is_within_its_budget(tmp_path, capsys):
     assert run.main(["--list", "--scale", "small", "--out", str(tmp_path)]) == 0
     printed = capsys.readouterr().out

@@ -195,16 +195,18 @@ def test_a_model_for_every_part_of_a_layer_is_a_prediction_of_each_part_alone():
     assert method.begin is not None
     assert method.end_epoch is not None
     state = method.tx.init(weights)
-    kept = method.begin(weights, state)
+    kept, run = method.begin(weights, state), []
     for epoch in range(6):
         window = kept.snapshots
         trained = jax.tree.map(lambda w, e=epoch: w * 0.9 + 0.1 * jnp.sin(w + e), weights)
         weights, state, kept, report = method.end_epoch(trained, state, kept, jnp.float32(1))
+        run.append((window, trained, report))
+    window, trained, report = run[-1]
     assert report.predicted
     choice = {name: given[name] for name in ("dynamics", "accept", "horizon")}
     for part in (lambda w: w["embed"], lambda w: w["layers"][0]["mlp"]):
         alone = pdt_optax.predict_and_mask([part(w) for w in window], part(trained), step=5, **choice)
         assert float(alone.accepted_share) > 0
         chex.assert_trees_all_close(part(weights), alone.params, rtol=1e-6)
-    together = pdt_optax.predict_and_mask(list(window), trained, step=5, **choice)
+    together: Any = pdt_optax.predict_and_mask(list(window), trained, step=5, **choice)
     assert not np.allclose(together.params["embed"], weights["embed"], rtol=1e-6)

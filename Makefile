@@ -77,7 +77,7 @@ test-min: $(MIN)/.test
 $(MIN)/.test: pyproject.toml
 	$(PYTHON) -m venv --clear $(MIN)
 	$(MIN)/bin/python -m pip install --quiet --disable-pip-version-check uv
-	$(MIN)/bin/uv pip install --quiet --python $(MIN)/bin/python --resolution lowest-direct --editable . --group test
+	$(MIN)/bin/uv pip install --quiet --python $(MIN)/bin/python --resolution lowest-direct --editable '.[notebooks]' --group test
 	touch $@
 
 # Most of a test is compiling, and most mutants leave most of it as it is.

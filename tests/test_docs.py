@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[1]
 BLOCK = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
 
-@pytest.mark.parametrize("page", ["index", "recipes"])
+@pytest.mark.parametrize("page", ["does-it-help", "index", "recipes"])
 def test_python_blocks_run(page: str) -> None:
     namespace: dict[str, object] = {}
     blocks = BLOCK.findall((ROOT / "docs" / f"{page}.md").read_text())

@@ -83,6 +83,7 @@ def _default(scores: Scores) -> Figures:
     ]
     return {
         "tuned.summary": brief(scores, setups.README_ARMS),
+        "tuned.readme": _readme(scores),
         "tuned.pairs": markdown([head, *rows]),
         "tuned.geomean": mean("recommended"),
         "tuned.median": f"{statistics.median(values('recommended')):.2f}",
@@ -94,6 +95,33 @@ def _default(scores: Scores) -> Figures:
         "tuned.released-worst": f"{min(values('released')):.2f}",
         "tuned.points": listed([points(score.gain, score.gain_interval) for score in arm.values()]),
     }
+
+
+def _readme(scores: Scores) -> str:
+    """The README's table: the optimizer alone, the default, the best peer that is recorded, and a random mask."""
+    arms = {
+        "recommended": "`pdt(inner)`, the default",
+        **{name: f"best peer, `{name}` at its own tuned rate" for name in _best_peer(scores)},
+        "random-mask": "control: jumps of random weights",
+    }
+    rows = []
+    for arm, label in arms.items():
+        found = list(_of(scores, arm).values())
+        worth, gains = [s.effective.value for s in found], [s.gain for s in found]
+        of = "" if len(found) == len(scores) else f" ({len(found)} tasks)"
+        spread = (f"{pick(worth):.2f}" for pick in (statistics.median, min))
+        rows.append(
+            (label + of, *spread, *(points(pick(gains)) for pick in (statistics.median, min)))
+        )
+    head = ("", "effective schedule, median task", "worst task", "accuracy in points, median task", "worst task")
+    return markdown([head, ("the optimizer alone", "1", "1", "0", "0"), *rows])
+
+
+def _best_peer(scores: Scores) -> list[str]:
+    """The peer with the best median, of those that are recorded on most pairs; none if there is none."""
+    found = {arm.name: [s.effective.value for s in _of(scores, arm.name).values()] for arm in setups.PEERS}
+    medians = {name: statistics.median(v) for name, v in found.items() if 2 * len(v) > len(scores)}
+    return [max(medians, key=lambda name: medians[name])] if medians else []
 
 
 def _final(scores: Scores) -> Figures:

@@ -102,7 +102,7 @@ def _readme(scores: Scores) -> str:
     arms = {
         "recommended": "`pdt(inner)`, the default",
         **{name: f"best peer, `{name}` at its own tuned rate" for name in _best_peer(scores)},
-        "random-mask": "control: jumps of random weights",
+        "random-mask": "control: the former default, on weights drawn at random",
     }
     rows = []
     for arm, label in arms.items():

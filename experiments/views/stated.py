@@ -110,10 +110,14 @@ def _readme(scores: Scores) -> str:
         worth, gains = [s.effective.value for s in found], [s.gain for s in found]
         of = "" if len(found) == len(scores) else f" ({len(found)} tasks)"
         spread = (f"{pick(worth):.2f}" for pick in (statistics.median, min))
-        rows.append(
-            (label + of, *spread, *(points(pick(gains)) for pick in (statistics.median, min)))
-        )
-    head = ("", "effective schedule, median task", "worst task", "accuracy in points, median task", "worst task")
+        rows.append((label + of, *spread, *(points(pick(gains)) for pick in (statistics.median, min))))
+    head = (
+        "",
+        "effective schedule, median task",
+        "worst task",
+        "accuracy in points, median task",
+        "worst task",
+    )
     return markdown([head, ("the optimizer alone", "1", "1", "0", "0"), *rows])
 
 

@@ -13,12 +13,22 @@ ROOT = Path(__file__).parents[1]
 # What pages link to outside docs/; in the site it lies under repository/.
 LINKED = (
     "CHANGELOG.md",
+    "CITATION.cff",
     "CONTRIBUTING.md",
     "LICENSE",
+    "SECURITY.md",
     "examples/*.py",
     "experiments/results",
     "benchmarks/results",
 )
+
+
+def on_config(config: Any) -> Any:
+    """Puts the version behind the site's name."""
+    version = re.search(r'^__version__ = "(.*)"$', (ROOT / "pdt_optax/__init__.py").read_text(), re.MULTILINE)
+    assert version
+    config.site_name += f" {version[1]}"
+    return config
 
 
 def on_files(files: Any, config: Any) -> Any:
@@ -31,7 +41,7 @@ def on_files(files: Any, config: Any) -> Any:
             files.append(File.generated(config, f"notebooks/{name}", content=picture))
     for pattern in LINKED:
         for path in ROOT.glob(pattern if "." in pattern or pattern.isupper() else f"{pattern}/**/*"):
-            if path.is_file() and path.suffix in (".md", ".html", ".png", ".json", ".py", ""):
+            if path.is_file() and path.suffix in (".cff", ".md", ".html", ".png", ".json", ".py", ""):
                 uri = f"repository/{path.relative_to(ROOT)}"
                 files.append(File.generated(config, uri, abs_src_path=str(path)))
     return files

@@ -65,6 +65,7 @@ def _default(scores: Scores) -> Figures:
         return f"{statistics.geometric_mean(values(arm)):.2f}"
 
     arm = found["recommended"]
+    gains = [score.gain for score in arm.values()]
     diverged, runs = sum(s.diverged for s in arm.values()), sum(s.seeds for s in arm.values())
     head = (
         "pair",
@@ -93,7 +94,7 @@ def _default(scores: Scores) -> Figures:
         "tuned.drift-worst": f"{min(values('drift')):.2f}",
         "tuned.released-geomean": mean("released"),
         "tuned.released-worst": f"{min(values('released')):.2f}",
-        "tuned.points": listed([points(score.gain, score.gain_interval) for score in arm.values()]),
+        "tuned.points": f"{points(min(gains))} to {points(max(gains))}",
     }
 
 

@@ -99,15 +99,18 @@ def _default(scores: Scores) -> Figures:
 
 
 def _readme(scores: Scores) -> str:
-    """The README's table: the optimizer alone, the default, the best peer that is recorded, and a random mask."""
+    """The README's table: the optimizer alone, the default, and, if they are recorded, the best peer and the controls."""
     arms = {
         "recommended": "`pdt(inner)`, the default",
         **{name: f"best peer, `{name}` at its own tuned rate" for name in _best_peer(scores)},
+        "random-order": "control: the same displacements in random order",
         "random-mask": "control: the former default, on weights drawn at random",
     }
     rows = []
     for arm, label in arms.items():
         found = list(_of(scores, arm).values())
+        if not found:
+            continue
         worth, gains = [s.effective.value for s in found], [s.gain for s in found]
         of = "" if len(found) == len(scores) else f" ({len(found)} tasks)"
         spread = (f"{pick(worth):.2f}" for pick in (statistics.median, min))

@@ -1,6 +1,7 @@
 """What the site needs beyond its pages: notebooks, the repository's own files, equations, examples."""
 
 import re
+from html import escape, unescape
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,14 @@ LINKED = (
     "experiments/results",
     "benchmarks/results",
 )
+
+
+# Defaults that the library has as a name, as a reader wants to see them.
+DEFAULTS = {
+    "_USUAL": "of the preset",
+    "_EXACT": 'dmd(rank=None, modes="exact")',
+    "recommended['dynamics']": "slow_drift()",
+}
 
 
 def on_config(config: Any) -> Any:
@@ -53,22 +62,27 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
 
         def link(found: re.Match[str]) -> str:
             text, target = found.groups()
-            return (
-                text if (ROOT / target).is_dir() else f"{text}(repository/{target})"
-            )  # a folder has no page
+            # A folder has no page to lead to.
+            return text[1:-1] if (ROOT / target).is_dir() else f"{text}(repository/{target})"
 
         return re.sub(r"(\[[^\[\]]*\])\(\.\./([^)]*)\)", link, markdown)
     return re.sub(r"\]\((\.\./)*docs/", lambda m: f"]({'../' * page.file.src_uri.count('/')}", markdown)
 
 
 def on_page_content(html: str, **_: Any) -> str:
-    """Equations as MathML, which browsers draw without a script."""
+    """Equations as MathML, which browsers draw without a script; defaults that can be read."""
+    html = re.sub(r"(default:\s*)<code>(.*?)</code>", _default, html)
     html = re.sub(
         r'<span class="arithmatex">\\\((.*?)\\\)</span>', lambda m: _mathml(m[1], "inline"), html, flags=re.S
     )
     return re.sub(
         r'<div class="arithmatex">\\\[(.*?)\\\]</div>', lambda m: _mathml(m[1], "block"), html, flags=re.S
     )
+
+
+def _default(found: re.Match[str]) -> str:
+    name = unescape(re.sub(r"<[^>]+>", "", found[2]))
+    return f"{found[1]}<code>{escape(DEFAULTS[name])}</code>" if name in DEFAULTS else found[0]
 
 
 def _mathml(latex: str, display: Any) -> str:

@@ -84,6 +84,7 @@ def trajectory_picture(runs: dict[str, Descent], path: Path) -> None:
     rest = runs["gradient descent"].points[-1, 2:]
     plane = jax.vmap(lambda x, y: loss(jnp.concatenate([jnp.stack([x, y]), rest])))
     heights = plane(jnp.asarray(x.ravel()), jnp.asarray(y.ravel())).reshape(x.shape)
+    surface: Any = None
     for i, (axis, (name, run)) in enumerate(zip(axes, runs.items(), strict=True)):
         surface = axis.contourf(x, y, heights, 30, cmap="Greys")
         axis.plot(*run.points[:, :2].T, ".-", color=f"C{i}", lw=1, ms=6, label="steps")

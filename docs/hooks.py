@@ -1,6 +1,7 @@
 """What the site needs beyond its pages: notebooks, the repository's own files, equations, examples."""
 
 import re
+from html import escape, unescape
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,30 @@ ROOT = Path(__file__).parents[1]
 # What pages link to outside docs/; in the site it lies under repository/.
 LINKED = (
     "CHANGELOG.md",
+    "CITATION.cff",
     "CONTRIBUTING.md",
     "LICENSE",
+    "SECURITY.md",
     "examples/*.py",
     "experiments/results",
     "benchmarks/results",
 )
+
+
+# Defaults that the library has as a name, as a reader wants to see them.
+DEFAULTS = {
+    "_USUAL": "of the preset",
+    "_EXACT": 'dmd(rank=None, modes="exact")',
+    "recommended['dynamics']": "slow_drift()",
+}
+
+
+def on_config(config: Any) -> Any:
+    """Puts the version behind the site's name."""
+    version = re.search(r'^__version__ = "(.*)"$', (ROOT / "pdt_optax/__init__.py").read_text(), re.MULTILINE)
+    assert version
+    config.site_name += f" {version[1]}"
+    return config
 
 
 def on_files(files: Any, config: Any) -> Any:
@@ -31,7 +50,7 @@ def on_files(files: Any, config: Any) -> Any:
             files.append(File.generated(config, f"notebooks/{name}", content=picture))
     for pattern in LINKED:
         for path in ROOT.glob(pattern if "." in pattern or pattern.isupper() else f"{pattern}/**/*"):
-            if path.is_file() and path.suffix in (".md", ".html", ".png", ".json", ".py", ""):
+            if path.is_file() and path.suffix in (".cff", ".md", ".html", ".png", ".json", ".py", ""):
                 uri = f"repository/{path.relative_to(ROOT)}"
                 files.append(File.generated(config, uri, abs_src_path=str(path)))
     return files
@@ -43,22 +62,27 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
 
         def link(found: re.Match[str]) -> str:
             text, target = found.groups()
-            return (
-                text if (ROOT / target).is_dir() else f"{text}(repository/{target})"
-            )  # a folder has no page
+            # A folder has no page to lead to.
+            return text[1:-1] if (ROOT / target).is_dir() else f"{text}(repository/{target})"
 
         return re.sub(r"(\[[^\[\]]*\])\(\.\./([^)]*)\)", link, markdown)
     return re.sub(r"\]\((\.\./)*docs/", lambda m: f"]({'../' * page.file.src_uri.count('/')}", markdown)
 
 
 def on_page_content(html: str, **_: Any) -> str:
-    """Equations as MathML, which browsers draw without a script."""
+    """Equations as MathML, which browsers draw without a script; defaults that can be read."""
+    html = re.sub(r"(default:\s*)<code>(.*?)</code>", _default, html)
     html = re.sub(
         r'<span class="arithmatex">\\\((.*?)\\\)</span>', lambda m: _mathml(m[1], "inline"), html, flags=re.S
     )
     return re.sub(
         r'<div class="arithmatex">\\\[(.*?)\\\]</div>', lambda m: _mathml(m[1], "block"), html, flags=re.S
     )
+
+
+def _default(found: re.Match[str]) -> str:
+    name = unescape(re.sub(r"<[^>]+>", "", found[2]))
+    return f"{found[1]}<code>{escape(DEFAULTS[name])}</code>" if name in DEFAULTS else found[0]
 
 
 def _mathml(latex: str, display: Any) -> str:

@@ -94,7 +94,7 @@ def test_every_public_function_and_every_picture_has_an_example() -> None:
 
 def test_every_public_name_is_in_the_reference() -> None:
     named = set(re.findall(r"^::: pdt_optax\.(\w+)", (ROOT / "docs" / "api.md").read_text(), re.MULTILINE))
-    assert named == {*pdt_optax.__all__, "plot"}
+    assert named == {*pdt_optax.__all__, "plot", "inspect"}
 
 
 def test_a_snapshots_path_names_what_exists() -> None:

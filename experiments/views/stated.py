@@ -20,6 +20,7 @@ from experiments.tuned.views import scores
 from experiments.views import metrics, page
 from experiments.views.report import markdown
 from experiments.views.view import Asked, find
+from pdt_optax import inspect
 
 RESULTS = Path(__file__).parents[1] / "results"
 
@@ -36,6 +37,7 @@ def figures(folder: Path = RESULTS) -> Figures:
         **_jumps(scores("jumps", folder)),
         **_guard(scores("guard", folder)),
         **_statistics(scores("statistics", folder)),
+        **_inspect(),
         **_paper(folder),
         **_paper_size(folder / "h100"),
     }
@@ -159,6 +161,29 @@ def _ablation(scores: Scores) -> Figures:
         for arm, change in CHANGED.items()
     ]
     return {"ablation.table": markdown([("changed", *(f"`{pair}`" for pair in scores)), *rows])}
+
+
+def _inspect() -> Figures:
+    """The tuned pairs as `pdt_optax.inspect` ships them, and how well each is told by the others."""
+    head = ("pair", "mean cosine of plain training", "persistence", "the default is worth")
+    rows = [
+        (
+            f"`{p.name}`",
+            f"{p.alignment:.2f}",
+            f"{round(p.persistence, 2) + 0.0:.2f}",
+            f"{p.effective:.2f} ({p.low:.2f} to {p.high:.2f})",
+        )
+        for p in sorted(inspect.pairs(), key=lambda pair: pair.alignment)
+    ]
+    told = inspect.left_out()
+    off = [max(pair.effective / e.value, e.value / pair.effective) for pair, e in told]
+    missed = [f"`{pair.name}`" for pair, e in told if not e.low <= pair.effective <= e.high]
+    return {
+        "inspect.pairs": markdown([head, *rows]),
+        "inspect.left-out": f"the value was off by a factor of {statistics.median(off):.2f} in the median and "
+        f"{max(off):.2f} at most, and {len(told) - len(missed)} of {len(told)} lay in their interval"
+        + (f" (not {listed(missed) if len(missed) > 1 else missed[0]})." if missed else "."),
+    }
 
 
 def _to_baseline(score: Score, baseline: Score, form: str) -> str:

@@ -30,6 +30,7 @@ from rich.console import Console
 
 import pdt_optax
 from experiments import command
+from experiments.data import datasets
 from experiments.paper import views as paper
 from experiments.paper.claims import RULE_OF_JUDGEMENT
 from experiments.paper.setups import SCALES, VARIANTS, rule
@@ -94,6 +95,8 @@ def parser() -> command.Parser:
     p.add_argument(
         "--tensorboard", type=command.output, metavar="DIR", help="write the runs' scalars there too"
     )
+    datasets.add_arguments(p)
+    datasets.add_workers(p)
     sweep.add_arguments(p)
     checkpoints.add_arguments(p, every=10)
     devices.add_arguments(p)
@@ -127,6 +130,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     spread = devices.start(args)
     console = Console(quiet=not devices.is_first())
     drawn = [view for view in chosen if view is not tuned.TUNE]
+    waiting: list[str] = []
     if not args.page:
         how = sweep.how(args, spread)
         if tuned.TUNE in chosen:
@@ -134,9 +138,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         for view in drawn:
             view.check_ready(asked)
         if drawn:
-            sweep.train(_plan(drawn, asked), how, console, _log(args))
+            waiting = sweep.train(_plan(drawn, asked), how, console, _log(args))
     if devices.is_first():
         _show(drawn, asked, args.out, console)
+    if waiting:
+        raise datasets.DataUnavailableError(" ".join(waiting))
     return 0
 
 

@@ -156,6 +156,29 @@ class Devices:
 
         return jax.make_array_from_callback((rows, *array.shape[1:]), sharding, read)
 
+    @property
+    def part(self) -> tuple[int, int]:
+        """Which part of every batch this process reads, counted from 0, and of how many.
+
+        Processes whose devices hold the same rows, as along `model`, read the same part.
+        """
+        if self.mesh is None:
+            return 0, 1
+        shards = self.batch_shards
+        places = NamedSharding(self.mesh, self._batch_spec).addressable_devices_indices_map((shards,))
+        mine = sorted({where[0].indices(shards)[0] for where in places.values() if where is not None})
+        return mine[0] // len(mine), shards // len(mine)
+
+    def put_part(self, array: np.ndarray) -> jax.Array:
+        """A batch, split over its first axis, of which this process has read its part."""
+        array = np.array(array)  # on CPUs jax would go on using the memory that a decoding process shares
+        if self.mesh is None:
+            return jax.device_put(array)
+        shape = (len(array) * self.part[1], *array.shape[1:])
+        return jax.make_array_from_process_local_data(
+            NamedSharding(self.mesh, self._batch_spec), array, shape
+        )
+
     def everywhere(self, tree: Any) -> Any:
         """Arrays that every process has, whole on each device."""
         return self._put(tree, lambda shape: PartitionSpec())

@@ -4,8 +4,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable, Iterable, Mapping
-from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +13,7 @@ import optax
 from flax import nnx
 
 from experiments.data import batches, datasets, text
-from experiments.data.datasets import Dataset
+from experiments.data.datasets import Dataset, Where
 from experiments.models import alexnet, resnet, simsiam, small, vit
 from experiments.training.plain import changed
 
@@ -67,8 +66,8 @@ class Workload:
         """What the workload is, for records; what is at its default is left out."""
         return changed(self)
 
-    def load(self, data_dir: Path | None = None, download: bool = False) -> Dataset:
-        """The data. See `data.load`."""
+    def load(self, where: Where = Where()) -> Dataset:
+        """The data. See `datasets.load`."""
         raise NotImplementedError
 
     def model(self, rngs: nnx.Rngs) -> Model:
@@ -126,8 +125,8 @@ class AlexNetImages(Workload):
     def train_examples(self) -> int:
         return datasets.EXAMPLES[self.data]
 
-    def load(self, data_dir: Path | None = None, download: bool = False) -> Dataset:
-        return datasets.load(self.data, data_dir, download)
+    def load(self, where: Where = Where()) -> Dataset:
+        return datasets.load(self.data, where)
 
     def model(self, rngs: nnx.Rngs) -> Model:
         return alexnet.AlexNet(datasets.CLASSES, width=self.width, rngs=rngs)
@@ -192,12 +191,14 @@ class Images(Small):
 
     data: str
 
+    known: ClassVar[tuple[str, ...]] = datasets.NAMES
+
     def __post_init__(self) -> None:
-        check_name("data set", self.data, datasets.SHAPES)
+        check_name("data set", self.data, self.known)
         super().__post_init__()
 
-    def load(self, data_dir: Path | None = None, download: bool = False) -> Dataset:
-        return self.parts(datasets.load(self.data, data_dir, download))
+    def load(self, where: Where = Where()) -> Dataset:
+        return self.parts(datasets.load(self.data, where))
 
     def prepare(self, inputs: jax.Array) -> jax.Array:
         return datasets.scale(inputs)
@@ -254,6 +255,21 @@ class Resized(Images):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class ImageNet(Resized):
+    """ImageNet, streamed: random-resized crops mirrored at random to train on, the centre to validate on."""
+
+    known = (datasets.STREAMED,)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.scheme != "shuffled":
+            raise ValueError(f"A streamed data set is shuffled as a whole. Got scheme={self.scheme!r}.")
+
+    def load(self, where: Where = Where()) -> Dataset:
+        return self.parts(datasets.load(self.data, where, self.image_size))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Siamese(Resized):
     """SimSiam's loss on two views of each image; its accuracy is a linear probe's."""
 
@@ -280,8 +296,8 @@ class Characters(Small):
 
     length: int
 
-    def load(self, data_dir: Path | None = None, download: bool = False) -> Dataset:
-        del data_dir, download
+    def load(self, where: Where = Where()) -> Dataset:
+        del where
         return self.parts(text.load(self.length))
 
     def model(self, rngs: nnx.Rngs) -> Model:
@@ -295,8 +311,8 @@ class Characters(Small):
 class LongText(Characters):
     """Next-character prediction on ten times the text, most of which a run sees once or never."""
 
-    def load(self, data_dir: Path | None = None, download: bool = False) -> Dataset:
-        del data_dir, download
+    def load(self, where: Where = Where()) -> Dataset:
+        del where
         return self.parts(text.load(self.length, text.LONG))
 
 

@@ -36,7 +36,7 @@ from experiments.paper.claims import RULE_OF_JUDGEMENT
 from experiments.paper.setups import SCALES, VARIANTS, rule
 from experiments.training import checkpoints, devices, loggers, records, sweep, trainer
 from experiments.training.arms import BASELINE, Predictive
-from experiments.training.workloads import Resized, Siamese
+from experiments.training.workloads import ImageNet, Images, Siamese
 from experiments.tuned import views as tuned
 from experiments.views import page
 from experiments.views.view import Asked, View, find, plan
@@ -83,7 +83,10 @@ def parser() -> command.Parser:
         "--dry-run", action="store_true", help="tell what the paper's runs will take, train nothing"
     )
     p.add_argument(
-        "--devices", type=command.whole(1), default=3, help="of a dry run, which needs none of them"
+        "--devices",
+        type=command.whole(1),
+        default=3,
+        help="that split ImageNet's batches in a dry run, which needs none of them; or --mesh",
     )
     p.add_argument(
         "--time",
@@ -118,10 +121,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         _results(args), args.scale or "small", _rules(args.rule), args.workloads, args.arms, args.seeds
     )
     if args.list:
-        _list(chosen, asked)
+        _list(chosen, asked, sweep.where(args))
         return 0
     if args.dry_run:
-        _dry_run(chosen, asked, args.devices)
+        _dry_run(chosen, asked, args.devices, args.mesh)
         return 0
     if args.time:
         _time(chosen, asked, args)
@@ -179,11 +182,12 @@ def _results(args: argparse.Namespace) -> Sequence[Path]:
     return (OUT, COMMITTED) if args.out == OUT and not args.fresh else (args.out,)
 
 
-def _list(chosen: Sequence[View], asked: Asked) -> None:
+def _list(chosen: Sequence[View], asked: Asked, where: datasets.Where) -> None:
     groups = (
         (f"The paper's tables and figures, at scale {asked.scale}:", paper.VIEWS),
         ("At tuned learning rates:", TUNED),
     )
+    needed: dict[str, None] = {}
     for heading, group in groups:
         listed = [view for view in chosen if view.name in group]
         if not listed:
@@ -191,22 +195,41 @@ def _list(chosen: Sequence[View], asked: Asked) -> None:
         print(heading)
         for view in listed:
             try:
-                told = _cost(_plan([view], asked))
+                told = _cost(_plan([view], asked), asked.scale if group is paper.VIEWS else "")
             except ValueError:  # of pairs without a rate
                 told = "after `tune`"
             print(f"{view.name:<11}{told}\n{'':11}{view.claim}\n{'':11}{view.command(asked.scale)}")
+            if group is paper.VIEWS:
+                for data, rows in _rows_by_data(view, asked).items():
+                    names = ", ".join(rows) if len(rows) < 8 else f"{len(rows)} rows"
+                    print(f"{'':11}{data}: {names}")
+                    needed[data] = None
             if isinstance(view, (tuned.TunedView, tuned.Tuning)):
                 print(f"{'':11}arms: {', '.join(arm.name for arm in view.arms)}")
         if group is paper.VIEWS:
-            print(f"{'together':<11}{_cost(_plan(listed, asked))}")
+            print(f"{'together':<11}{_cost(_plan(listed, asked), asked.scale)}")
         else:
             print(f"{'pairs':<11}{', '.join(pair.name for pair in tuned.pairs_of(None))}")
     print(
-        "Minutes of training on two CPU cores; runs that views share count once in what they take together."
+        "Minutes are of training on two CPU cores, hours of the paper's scale what the paper tells of its own baseline; "
+        "runs that views share count once in what they take together."
     )
+    for data in needed:
+        print(datasets.missing(data, where) or f"{data} is here.")
 
 
-def _cost(planned: Sequence[sweep.Planned]) -> str:
+def _rows_by_data(view: View, asked: Asked) -> dict[str, list[str]]:
+    """The rows of a paper's view by the data set that they need."""
+    rows: dict[str, dict[str, None]] = {}
+    for need in view.needs(asked):
+        assert isinstance(need.config.workload, Images)
+        rows.setdefault(need.config.workload.data, {})[need.label] = None
+    return {data: list(labels) for data, labels in rows.items()}
+
+
+def _cost(planned: Sequence[sweep.Planned], scale: str) -> str:
+    if scale == "paper":
+        return f"{sum(p.seconds for p in planned) / 3600:5,.0f} h  {_status(planned)}"
     return f"{minutes(planned):5.0f} min  {_status(planned)}"
 
 
@@ -229,25 +252,17 @@ def _time(chosen: Sequence[View], asked: Asked, args: argparse.Namespace) -> Non
         print(f"  {timing.time_steps(config, args.time, spread)}", flush=True)
 
 
-def _dry_run(chosen: Sequence[View], asked: Asked, count: int) -> None:
+def _dry_run(chosen: Sequence[View], asked: Asked, count: int, mesh: str | None) -> None:
     """Model, batch, memory and step of every setup, told from shapes."""
-    from experiments.data import imagenet
-    from experiments.training import dry_run  # which import what only they need
+    from experiments.training import dry_run  # which imports what only it needs
 
+    spread = dry_run.abstract(devices.sizes(mesh) if mesh else {"data": count})
     for config in _one_of_each(chosen, asked):
-        workload, method = config.workload, config.arm.method(config.recipe)
-        if isinstance(workload, Siamese) or method.made is None:
+        if isinstance(config.workload, Siamese) or not isinstance(config.arm, Predictive):
             print("  no dry run: it is for classifiers under PDT")
             continue
-        assert isinstance(workload, Resized)
-        spec = imagenet.spec(workload.batch_size, workload.image_size)
-        told = dry_run.dry_run(
-            lambda rngs, w=workload: w.model(rngs),
-            method.tx,
-            method.made,
-            spec,
-            devices=count if workload.data == imagenet.NAME else 1,
-        )
+        together = isinstance(config.workload, ImageNet)
+        told = dry_run.dry_run(config, spread if together else devices.ONE_DEVICE)
         print(textwrap.indent(str(told), "  "))
 
 

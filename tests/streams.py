@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 from PIL import Image
+from tensorflow_datasets.core import registered
 
 from experiments.data import datasets
 from experiments.data.datasets import STREAMED, Where
@@ -25,7 +26,7 @@ from experiments.training.workloads import ImageNet
 EXAMPLES = {"train": 300, "validation": 70}
 BATCH, STEPS = 40, 7
 
-with tfds.core.registered.skip_registration():  # TFDS has the original by this name
+with registered.skip_registration():  # TFDS has the original by this name
 
     class Imagenet2012(tfds.core.GeneratorBasedBuilder):
         """JPEGs of many sizes made from Fashion-MNIST, or from digits where that is not there."""

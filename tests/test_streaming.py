@@ -1,5 +1,6 @@
 """A data set in ImageNet's format, streamed: what its batches hold, and runs that break off and go on to the last bit."""
 
+import io
 import json
 import os
 import signal
@@ -13,6 +14,7 @@ import chex
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 
 from experiments.data import datasets
 from experiments.data.datasets import STREAMED, Split, Where
@@ -44,9 +46,9 @@ def joined(batches: Any) -> Split:
 
 
 def test_an_epoch_holds_examples_once_and_the_next_one_in_another_order(train: Stream) -> None:
-    data = train.shuffled(64, seed=5)
+    data: Any = train.shuffled(64, seed=5)
     assert len(data) == 300 // 64
-    repeated = data.repeat()
+    repeated: Any = data.repeat()
     first, second = joined(data), joined([repeated[i] for i in range(4, 8)])
     for expected, array in zip(train.spec(64), data[0], strict=True):
         assert (array.shape, array.dtype) == (expected.shape, expected.dtype)
@@ -58,12 +60,13 @@ def test_an_epoch_holds_examples_once_and_the_next_one_in_another_order(train: S
     assert (first.targets != second.targets).any()
     # A batch is a function of its number: of the seed, too, and of nothing that was read before.
     chex.assert_trees_all_equal(repeated[6:][1], train.shuffled(64, seed=5).repeat()[7])
-    assert (train.shuffled(64, seed=6)[0].targets != data[0].targets).any()
+    other: Any = train.shuffled(64, seed=6)
+    assert (other[0].targets != data[0].targets).any()
 
 
 def test_parts_share_every_batch_out_cropped_alike(train: Stream) -> None:
-    whole = train.shuffled(60, seed=1).repeat()
-    parts = [train.shuffled(60, 1, part, 3).repeat() for part in range(3)]
+    whole: Any = train.shuffled(60, seed=1).repeat()
+    parts: Any = [train.shuffled(60, 1, part, 3).repeat() for part in range(3)]
     for number in (0, 4, 5, 11):
         together = joined([p[number] for p in parts])
         order = np.arange(60).reshape(20, 3).T.ravel()  # each part has every third example
@@ -72,10 +75,6 @@ def test_parts_share_every_batch_out_cropped_alike(train: Stream) -> None:
 
 def test_crops_are_parts_of_their_images(train: Stream) -> None:
     """Of an image that is bright on one side alone, crops are darker or brighter, and mirrored half of the time."""
-    from PIL import Image
-
-    import io
-
     file = io.BytesIO()
     Image.fromarray(np.repeat(np.arange(64, dtype=np.uint8)[None] * 4, 64, 0)).save(file, "JPEG")
     ramp = Stream([{"image": file.getvalue(), "label": 1}] * 200, image_size=16)
@@ -84,7 +83,7 @@ def test_crops_are_parts_of_their_images(train: Stream) -> None:
     assert 70 < (slopes < 0).sum() < 130
     assert np.abs(slopes).min() < 120  # a small part
     assert np.abs(slopes).max() > 200  # nearly all
-    centre = ramp.in_order(1)[0].inputs.astype(float)[0, ..., 0]
+    centre = joined([ramp.in_order(1)[0]]).inputs.astype(float)[..., 0]
     np.testing.assert_allclose(centre.mean(), 4 * 31.5, atol=3)
 
 
@@ -131,16 +130,17 @@ def test_a_run_that_broke_off_within_an_epoch_sees_the_batches_that_would_have_c
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     list(records.record(whole, c, dataset, saving=saving))
 
-    class Death(Exception):
+    class DeathError(Exception):
         pass
 
     def dies() -> None:
-        raise Death
+        raise DeathError
 
     for step in (streams.STEPS + 6, 3 * streams.STEPS + 3):  # the latter with a jump behind it
-        with monkeypatch.context() as patched, pytest.raises(Death):
+        with monkeypatch.context() as patched:
             patched.setattr(checkpoints.Checkpoints, "save", streams.dying(step, dies))
-            list(records.record(broken, c, dataset, saving=saving))
+            with pytest.raises(DeathError):
+                list(records.record(broken, c, dataset, saving=saving))
     (saved,) = (broken / "checkpoints").iterdir()
     assert sorted(int(p.name) for p in saved.iterdir()) == [2 * streams.STEPS + 6, 3 * streams.STEPS]
     list(records.record(broken, c, dataset, saving=saving))

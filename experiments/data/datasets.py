@@ -52,6 +52,9 @@ class Where(NamedTuple):
     workers: int = 0
 
 
+DEFAULT = Where()
+
+
 def add_arguments(parser: argparse._ActionsContainer) -> None:
     """`--data-dir` and `--download`."""
     parser.add_argument(
@@ -104,7 +107,7 @@ class Dataset(NamedTuple):
     test: "Split | Stream"
 
 
-def load(name: str, where: Where = Where(), image_size: int = 224) -> Dataset:
+def load(name: str, where: Where = DEFAULT, image_size: int = 224) -> Dataset:
     """Opens a data set by name.
 
     Args:
@@ -138,6 +141,15 @@ def load(name: str, where: Where = Where(), image_size: int = 224) -> Dataset:
         )
         return Dataset(*(Stream(source, image_size, workers) for source in parts))
     raise ValueError(f"There is no data set {name!r}. The data sets are {', '.join(NAMES)}.")
+
+
+def missing(name: str, where: Where = DEFAULT) -> str:
+    """Why a data set cannot be had; nothing if it can."""
+    try:
+        load(name, where._replace(download=False))
+    except DataUnavailableError as e:
+        return str(e)
+    return ""
 
 
 def scale(images: jax.Array) -> jax.Array:

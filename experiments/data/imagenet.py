@@ -12,8 +12,6 @@ from PIL import Image
 
 from experiments.data.datasets import Split
 
-CLASSES = 1000
-
 
 @dataclasses.dataclass(frozen=True)
 class Stream:

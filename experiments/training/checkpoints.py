@@ -10,12 +10,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
+from jax.sharding import NamedSharding, PartitionSpec
 
 import pdt_optax
 from experiments.command import RefusedError, whole
-from experiments.training.devices import all_agree, as_the_first, is_first
+from experiments.training.devices import all_agree, as_the_first, is_first, resized
 
 
 class Saving(NamedTuple):
@@ -139,10 +141,20 @@ class Checkpoints:
                 file=sys.stderr,
             )
 
-    def latest(self, like: Any, made: pdt_optax.PDT | pdt_optax.Predictor | None) -> Saved | None:
+    def latest(
+        self,
+        like: Any,
+        made: pdt_optax.PDT | pdt_optax.Predictor | None,
+        shaped: Callable[[int], Any] | None = None,
+    ) -> Saved | None:
         """The latest checkpoint that can be read, its state in the shapes and on the devices of `like`; None without any.
 
         One that is damaged is named on stderr, and the one before it taken.
+
+        Args:
+          like: the state.
+          made: what is checked to be of this version.
+          shaped: the shapes of the state where weights are split into so many parts, and padded for it.
 
         Raises:
           UnreadableError: if there are some, and none can be read.
@@ -150,7 +162,7 @@ class Checkpoints:
         """
         found = sorted(self.manager.all_steps(), reverse=True)
         for step in found:
-            saved, problem = self._restored(step, like)
+            saved, problem = self._restored(step, like, shaped)
             if all_agree(saved is not None) and saved:
                 if made is not None:
                     pdt_optax.check_saved(made, saved.state)
@@ -162,12 +174,12 @@ class Checkpoints:
             )
         return None
 
-    def _restored(self, step: int, like: Any) -> tuple[Saved | None, str]:
-        target = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
-        args = ocp.args.Composite(state=ocp.args.StandardRestore(target), progress=ocp.args.JsonRestore())
+    def _restored(
+        self, step: int, like: Any, shaped: Callable[[int], Any] | None
+    ) -> tuple[Saved | None, str]:
         try:
-            saved = self.manager.restore(step, args=args)
-            position, epochs = saved["progress"]["position"], saved["progress"]["epochs"]
+            progress = self._item(step, "progress", ocp.args.JsonRestore())
+            position, epochs = progress["position"], progress["epochs"]
             keys = np.array([position["order_key"], position["dropout_key"]])
             whole = isinstance(position.get("steps", 0), int)
             if (
@@ -176,9 +188,32 @@ class Checkpoints:
                 or [e["epoch"] for e in epochs] != list(range(1, position["epochs"] + 1))
             ):
                 raise ValueError("its progress is not that of a run")
-            return Saved(saved["state"], position, epochs), ""
+            shapes = shaped(position.get("parts", 1)) if shaped else like
+            return Saved(self._state(step, shapes, like), position, epochs), ""
         except Exception as e:  # damage shows in as many ways as there are files
             return None, (str(e).splitlines() or [type(e).__name__])[0]
+
+    def _item(self, step: int, name: str, args: Any) -> Any:
+        return self.manager.restore(step, args=ocp.args.Composite(**{name: args}))[name]
+
+    def _state(self, step: int, shapes: Any, like: Any) -> Any:
+        """The state in a checkpoint, which has these shapes, in those of `like`."""
+        target = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
+        if jax.tree.map(jnp.shape, shapes) == jax.tree.map(jnp.shape, like):
+            return self._item(step, "state", ocp.args.StandardRestore(target))
+
+        # Padded for other devices: those here have it whole until it is padded for them.
+        def whole(x: Any, of: Any) -> Any:
+            here = of.sharding
+            spread = NamedSharding(here.mesh, PartitionSpec()) if isinstance(here, NamedSharding) else here
+            return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=spread)
+
+        found = self._item(step, "state", ocp.args.StandardRestore(jax.tree.map(whole, shapes, target)))
+        return jax.tree.map(
+            lambda x, of: jax.jit(resized, static_argnums=1, out_shardings=of.sharding)(x, of.shape),
+            found,
+            target,
+        )
 
     def due_within(self, step: int) -> bool:
         """Whether a run is saved after a step of an epoch."""

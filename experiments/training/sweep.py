@@ -52,20 +52,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def where(args: argparse.Namespace) -> Where:
+    """Where the arguments say that data is."""
+    return Where(args.data_dir, args.download, args.workers)
+
+
 def how(args: argparse.Namespace, spread: devices.Devices) -> How:
     """What the arguments say.
 
     Raises:
       ValueError: if they contradict each other.
     """
-    where = Where(args.data_dir, args.download, args.workers)
     together = args.mesh is not None or jax.process_count() > 1
-    alone = together or where.workers > 0 or jax.default_backend() != "cpu"
+    alone = together or args.workers > 0 or jax.default_backend() != "cpu"
     jobs = args.jobs if args.jobs is not None else 0 if alone else 2
-    if jobs > 0 and where.workers > 0:
+    if jobs > 0 and args.workers > 0:
         raise ValueError(
             "`--workers` decode for one run at a time: processes that `--jobs` starts can start no others. Leave one of "
-            f"them out. Got --jobs {jobs}, --workers {where.workers}."
+            f"them out. Got --jobs {jobs}, --workers {args.workers}."
         )
     if jobs > 0 and together:
         raise ValueError(
@@ -76,7 +80,7 @@ def how(args: argparse.Namespace, spread: devices.Devices) -> How:
     saving = checkpoints.saving(args, wait=True)
     fresh = getattr(args, "fresh", False)
     saving = saving._replace(resume=saving.resume and not fresh)
-    return How(jobs, spread if jobs == 0 else devices.ONE_DEVICE, saving, fresh, where)
+    return How(jobs, spread if jobs == 0 else devices.ONE_DEVICE, saving, fresh, where(args))
 
 
 def train(
@@ -105,7 +109,7 @@ def train(
         largest = max(needed, key=lambda m: m.device)
         console.print(f"The largest of them holds, besides data, gradients and activations:\n{largest}")
     for workload in dict.fromkeys(p.config.workload for p in left):
-        devices.check_batch(workload.batch_size, how.devices)
+        devices.check_batch(workload.batch_size, how.devices, workload.accumulate)
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),

@@ -6,7 +6,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-from experiments.data import datasets
 from experiments.data.datasets import Dataset, Split
 from experiments.training.devices import ONE_DEVICE, Devices
 from experiments.training.trainer import Config, train
@@ -41,20 +40,12 @@ class Timing(NamedTuple):
 def noise(workload: Resized) -> Dataset:
     """Random bytes and labels, in the shapes and numbers of a workload's data."""
     rng = np.random.default_rng(0)
-    shape = datasets.SHAPES[workload.data]
-    classes = datasets.CLASSES if workload.data in datasets.NAMES else _imagenet_classes()
 
     def split(count: int) -> Split:
-        images = rng.integers(256, size=(count, *shape), dtype=np.uint8)
-        return Split(images, rng.integers(classes, size=count, dtype=np.int32))
+        images = rng.integers(256, size=(count, *workload.shape), dtype=np.uint8)
+        return Split(images, rng.integers(workload.classes, size=count, dtype=np.int32))
 
     return Dataset(split(workload.examples), split(workload.validation_examples))
-
-
-def _imagenet_classes() -> int:
-    from experiments.data import imagenet  # which imports TFDS and grain
-
-    return imagenet.CLASSES
 
 
 def time_steps(config: Config, steps: int, devices: Devices = ONE_DEVICE) -> Timing:

@@ -17,12 +17,12 @@ import optax
 from flax import nnx
 
 import pdt_optax
-from experiments.data.datasets import Dataset
+from experiments.data.datasets import Dataset, Split
 from experiments.models import simsiam
 from experiments.training import feed, watch
 from experiments.training.arms import Arm, Method, Recipe
 from experiments.training.checkpoints import Checkpoints, Saved
-from experiments.training.devices import ONE_DEVICE, Devices, check_batch
+from experiments.training.devices import ONE_DEVICE, Devices, check_batch, padded, resized
 from experiments.training.flops import flops
 from experiments.training.optimizers import OPTIMIZERS, SCHEDULES, Schedule
 from experiments.training.plain import changed, plain
@@ -123,7 +123,8 @@ class _Program(NamedTuple):
     """A config's functions, seeds apart; every seed of a config shares their compiled code."""
 
     method: Method
-    init: Callable[[jax.Array], _State]
+    init: Callable[..., _State]
+    loss: Callable[..., Any]
     step: Callable[..., _State]
     refresh: Callable[..., _State]
     evaluate: Callable[..., jax.Array]
@@ -134,10 +135,11 @@ class _Program(NamedTuple):
 @functools.lru_cache(maxsize=1)
 def _program(config: Config, devices: Devices = ONE_DEVICE) -> _Program:
     workload, method = config.workload, config.arm.method(config.recipe)
-    graph = nnx.split(nnx.eval_shape(lambda: workload.model(nnx.Rngs(0))), nnx.Param, ...)[0]
+    graph, shapes, _ = nnx.split(nnx.eval_shape(lambda: workload.model(nnx.Rngs(0))), nnx.Param, ...)
 
-    def init(key: jax.Array) -> _State:
+    def init(key: jax.Array, parts: int = devices.parts) -> _State:
         _, params, rest = nnx.split(workload.model(nnx.Rngs(key)), nnx.Param, ...)
+        params = jax.tree.map(lambda x: resized(x, padded(x.shape, parts)), params)
         params, rest, losses = devices.weights((params, rest, jnp.zeros(())))
         opt_state, kept = start(params) if devices.mesh is None else jax.jit(start)(params)
         return _State(params, opt_state, rest, losses, kept)
@@ -147,19 +149,39 @@ def _program(config: Config, devices: Devices = ONE_DEVICE) -> _Program:
         return devices.weights((opt_state, method.begin(params, opt_state) if method.begin else None))
 
     def losses(params: Any, rest: Any, x: jax.Array, y: jax.Array, key: Any = None) -> Any:
-        model = nnx.merge(graph, params, rest, copy=True)  # the model may change the rest
+        # The model may change the rest.
+        model = nnx.merge(graph, devices.whole(params, shapes), rest, copy=True)
         values, right = workload.losses(model, x, y, key)
         return values, (right, nnx.split(model, nnx.Param, ...)[2])
 
     def batch(inputs: jax.Array, targets: jax.Array, index: jax.Array | None) -> tuple[jax.Array, jax.Array]:
         return (inputs, targets) if index is None else (inputs[index], targets[index])
 
-    def step(state: _State, inputs: jax.Array, targets: jax.Array, index: Any, key: jax.Array) -> _State:
-        def loss(params: Any) -> Any:
-            values, (_, rest) = losses(params, state.rest, *batch(inputs, targets, index), key)
-            return values.mean(), rest
+    def loss(params: Any, rest: Any, x: jax.Array, y: jax.Array, key: jax.Array) -> Any:
+        values, (_, rest) = losses(params, rest, x, y, key)
+        return values.mean(), rest
 
-        (value, rest), grads = jax.value_and_grad(loss, has_aux=True)(state.params)
+    def gradient(params: Any, rest: Any, x: jax.Array, y: jax.Array, key: jax.Array) -> Any:
+        """The mean loss of a batch and its gradient, and the rest of the model after it."""
+        of_batch, count = jax.value_and_grad(loss, has_aux=True), workload.accumulate
+        if count == 1:
+            (value, rest), grads = of_batch(params, rest, x, y, key)
+            return (value, grads), rest
+
+        def add(carry: Any, part: Any) -> Any:
+            sums, rest = carry
+            (value, rest), grads = of_batch(params, rest, *part)
+            return (devices.weights(jax.tree.map(jnp.add, sums, (value, grads))), rest), None
+
+        # Every so many-th example: of each part, a device has as much as of the whole.
+        x, y = (z.reshape(-1, count, *z.shape[1:]).swapaxes(0, 1) for z in (x, y))
+        zeros = jax.tree.map(jnp.zeros_like, (jnp.zeros(()), params))
+        (sums, rest), _ = jax.lax.scan(add, (zeros, rest), (x, y, jax.random.split(key, count)))
+        return jax.tree.map(lambda z: z / count, sums), rest
+
+    def step(state: _State, inputs: jax.Array, targets: jax.Array, index: Any, key: jax.Array) -> _State:
+        x, y = batch(inputs, targets, index)
+        (value, grads), rest = gradient(state.params, state.rest, x, y, key)
         updates, opt_state = method.tx.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         return devices.weights(_State(params, opt_state, rest, state.losses + value))
@@ -175,12 +197,13 @@ def _program(config: Config, devices: Devices = ONE_DEVICE) -> _Program:
 
     def features(params: Any, rest: Any, x: jax.Array) -> jax.Array:
         assert workload.features is not None
-        return devices.everywhere(workload.features(nnx.merge(graph, params, rest, copy=True), x))
+        model = nnx.merge(graph, devices.whole(params, shapes), rest, copy=True)
+        return devices.everywhere(workload.features(model, x))
 
     evaluated = jax.jit(method.evaluated) if method.evaluated else lambda params, *_: params
     step, refresh = (jax.jit(f, donate_argnums=0) for f in (step, refresh))
     probed = jax.jit(features) if workload.features else None
-    return _Program(method, init, step, refresh, jax.jit(evaluate), evaluated, probed)
+    return _Program(method, init, loss, step, refresh, jax.jit(evaluate), evaluated, probed)
 
 
 def train(
@@ -231,7 +254,7 @@ def _train(
             "The data must have the training examples that the workload takes: "
             f"{max(workload.train_examples, steps * workload.batch_size)}. Got {examples}."
         )
-    check_batch(workload.batch_size, devices)
+    check_batch(workload.batch_size, devices, workload.accumulate)
     program = _program(config.program, devices)
     method = program.method
 
@@ -239,7 +262,11 @@ def _train(
     state = program.init(model_key)
     epochs: list[dict[str, Any]] = []
     start, seconds = 0, 0.0  # steps of the first epoch that are trained already, and what they took
-    if checkpoints and (saved := checkpoints.latest(state, method.made)):
+
+    def shaped(parts: int) -> Any:
+        return jax.eval_shape(functools.partial(program.init, parts=parts), model_key)
+
+    if checkpoints and (saved := checkpoints.latest(state, method.made, shaped)):
         state, epochs = saved.state, saved.epochs
         start, seconds = saved.position.get("steps", 0), saved.position.get("seconds", 0.0)
         order_key, dropout_key = (_key(saved.position[name]) for name in ("order_key", "dropout_key"))
@@ -271,6 +298,8 @@ def _train(
         weights = program.evaluated(state.params, state.opt_state, kept)
         loss, accuracy = _means(program.evaluate, weights, state.rest, validation)
         if program.features:
+            assert isinstance(dataset.train, Split)
+            assert isinstance(dataset.test, Split)
             x, x_test = (
                 _features(program.features, weights, state.rest, part) for part in (training, validation)
             )
@@ -285,7 +314,7 @@ def _train(
         """Saves the run as it is, so many steps after its last record."""
         assert checkpoints is not None
         keys = {"order_key": _numbers(order_key), "dropout_key": _numbers(dropout_key)}
-        position = {"epochs": len(epochs), "steps": step, "seconds": seconds, **keys}
+        position = {"epochs": len(epochs), "steps": step, "seconds": seconds, "parts": devices.parts, **keys}
         last = len(epochs) == config.epochs
         saved = Saved(state._replace(kept=kept), position, epochs)
         checkpoints.save(len(epochs) * steps + step, saved, last)

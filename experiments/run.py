@@ -201,7 +201,7 @@ def _list(chosen: Sequence[View], asked: Asked, where: datasets.Where) -> None:
             print(f"{view.name:<11}{told}\n{'':11}{view.claim}\n{'':11}{view.command(asked.scale)}")
             if group is paper.VIEWS:
                 for data, rows in _rows_by_data(view, asked).items():
-                    names = ", ".join(rows) if len(rows) < 8 else f"{len(rows)} rows"
+                    names = "; ".join(rows) if len(rows) < 8 else f"{len(rows)} rows"
                     print(f"{'':11}{data}: {names}")
                     needed[data] = None
             if isinstance(view, (tuned.TunedView, tuned.Tuning)):
@@ -250,6 +250,13 @@ def _time(chosen: Sequence[View], asked: Asked, args: argparse.Namespace) -> Non
     spread = devices.start(args)
     for config in _one_of_each(chosen, asked):
         print(f"  {timing.time_steps(config, args.time, spread)}", flush=True)
+        if isinstance(config.workload, ImageNet):
+            where = sweep.where(args)
+            if told := datasets.missing(config.workload.data, where):
+                print(f"  the data pipeline is not timed: {told}")
+            else:
+                rate = timing.images_a_second(config.workload, where, args.time, spread)
+                print(f"  the data pipeline alone delivers {rate:,.0f} images a second", flush=True)
 
 
 def _dry_run(chosen: Sequence[View], asked: Asked, count: int, mesh: str | None) -> None:

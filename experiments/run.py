@@ -145,7 +145,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if devices.is_first():
         _show(drawn, asked, args.out, console)
     if waiting:
-        raise datasets.DataUnavailableError(" ".join(waiting))
+        raise command.RefusedError(" ".join(waiting))
     return 0
 
 
@@ -319,7 +319,7 @@ def _show(chosen: Sequence[View], asked: Asked, out: Path, console: Console) -> 
         ),
         (tuned.FOLDER, tuned.VIEWS, "Predictive Differential Training at tuned learning rates", ""),
     ):
-        if any(view.name in group for view in chosen):
+        if any(view.name in group and (out / view.folder(asked.scale)).exists() for view in chosen):
             folders = {name: view.folder(asked.scale) for name, view in group.items()}
             page.write_index(out, folders, folder, title, about)
             console.print(f"Look at {out / folder / 'index.html'}", soft_wrap=True, highlight=False)

@@ -313,7 +313,7 @@ def test_missing_data_blocks_its_own_rows_alone(
     assert not (tmp_path / "resnet50").exists()
     told = capsys.readouterr()
     for text in (told.out, told.err):
-        assert "resnet50 must wait: imagenet2012 is not there yet" in text
+        assert "resnet50 left out: imagenet2012 is not there yet" in text
 
 
 def test_the_list_says_what_each_row_needs(tmp_path: Path, capsys: Any) -> None:

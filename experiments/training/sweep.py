@@ -89,7 +89,8 @@ def train(
     """Trains what is not recorded yet, with a progress bar over runs and epochs; calls `done` for each that is recorded.
 
     Returns:
-      A sentence for each data set that is not here: which rows wait for it. All others are trained.
+      A sentence for each reason why rows are left out: a data set that is not here, or a batch that
+      the devices cannot share. All others are trained.
     """
     runs = list({p.config: p for p in plan}.values())  # two parts of a plan may share a run
     recorded = devices.as_the_first([records.read(p.folder, p.config).complete for p in runs])
@@ -108,8 +109,6 @@ def train(
     if needed:
         largest = max(needed, key=lambda m: m.device)
         console.print(f"The largest of them holds, besides data, gradients and activations:\n{largest}")
-    for workload in dict.fromkeys(p.config.workload for p in left):
-        devices.check_batch(workload.batch_size, how.devices, workload.accumulate)
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -144,13 +143,14 @@ def train(
 
 
 def _at_hand(left: Sequence[Planned], how: How) -> tuple[list[Planned], list[str]]:
-    """The runs whose data every process has, and a sentence for each data set that is not here."""
+    """The runs that can be trained here, and a sentence for each reason why others cannot."""
     missing: dict[Workload, str] = {}
     for workload in dict.fromkeys(p.config.workload for p in left):
         try:
+            devices.check_batch(workload.batch_size, how.devices, workload.accumulate)
             pool.load(workload, how.where)
             found, told = True, "another process does not find its data."
-        except DataUnavailableError as e:
+        except (DataUnavailableError, ValueError) as e:
             found, told = False, str(e)
         if not devices.all_agree(found):
             missing[workload] = told
@@ -158,5 +158,5 @@ def _at_hand(left: Sequence[Planned], how: How) -> tuple[list[Planned], list[str
     for p in left:
         if told := missing.get(p.config.workload):
             rows.setdefault(told, []).append(p.folder.name)
-    waiting = [f"{', '.join(dict.fromkeys(names))} must wait: {told}" for told, names in rows.items()]
+    waiting = [f"{', '.join(dict.fromkeys(names))} left out: {told}" for told, names in rows.items()]
     return [p for p in left if p.config.workload not in missing], waiting

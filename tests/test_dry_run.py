@@ -76,6 +76,7 @@ def test_the_estimate_is_near_what_a_compiled_step_takes(of: Config) -> None:
     program, key = _program(of.program), jax.eval_shape(lambda: jax.random.key(0))
     state: Any = jax.eval_shape(program.init, key)
     step: Any = program.step
+    assert isinstance(of.workload, ImageNet)
     compiled = step.lower(state._replace(kept=None), *of.workload.spec(256), None, key).compile()
     taken = compiled.memory_analysis().temp_size_in_bytes
     assert 0.6 < taken / (result.activations + result.memory.params) < 1.6

@@ -6,7 +6,7 @@ import gzip
 import logging
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,8 +14,6 @@ import numpy as np
 
 from experiments.command import RefusedError, whole
 
-if TYPE_CHECKING:
-    from experiments.data.imagenet import Stream
 
 # The data sets and how many examples each has to train on.
 EXAMPLES = {"cifar10": 50_000, "fashion_mnist": 60_000, "digits": 1_437}
@@ -101,10 +99,10 @@ class Split(NamedTuple):
 
 
 class Dataset(NamedTuple):
-    """A training split and a held-out one, both in memory or both streamed."""
+    """A training split and a held-out one: each a `Split`, in memory, or both an `imagenet.Stream`."""
 
-    train: "Split | Stream"
-    test: "Split | Stream"
+    train: Any
+    test: Any
 
 
 def load(name: str, where: Where = DEFAULT, image_size: int = 224) -> Dataset:

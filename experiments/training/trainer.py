@@ -17,7 +17,7 @@ import optax
 from flax import nnx
 
 import pdt_optax
-from experiments.data.datasets import Dataset, Split
+from experiments.data.datasets import Dataset
 from experiments.models import simsiam
 from experiments.training import feed, watch
 from experiments.training.arms import Arm, Method, Recipe
@@ -298,8 +298,6 @@ def _train(
         weights = program.evaluated(state.params, state.opt_state, kept)
         loss, accuracy = _means(program.evaluate, weights, state.rest, validation)
         if program.features:
-            assert isinstance(dataset.train, Split)
-            assert isinstance(dataset.test, Split)
             x, x_test = (
                 _features(program.features, weights, state.rest, part) for part in (training, validation)
             )

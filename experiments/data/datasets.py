@@ -14,7 +14,6 @@ import numpy as np
 
 from experiments.command import RefusedError, whole
 
-
 # The data sets and how many examples each has to train on.
 EXAMPLES = {"cifar10": 50_000, "fashion_mnist": 60_000, "digits": 1_437}
 NAMES = tuple(EXAMPLES)

@@ -223,11 +223,8 @@ def _tfds_source(
         except Exception as e:  # TFDS raises many kinds; all mean that the data is not there
             folder = data_dir or "~/tensorflow_datasets"
             failed = f"could not be downloaded ({type(e).__name__})" if download else "is not there yet"
-            ways = (
-                hint
-                if download or name == STREAMED
-                else f"add --download to fetch it through TFDS, or {hint}"
-            )
+            by_hand = download or name == STREAMED
+            ways = hint if by_hand else f"add --download to fetch it through TFDS, or {hint}"
             raise DataUnavailableError(f"{name} {failed} (looked in {folder}): {ways}.") from None
 
 

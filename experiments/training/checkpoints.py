@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 from jax.sharding import NamedSharding, PartitionSpec
@@ -181,12 +180,8 @@ class Checkpoints:
             progress = self._item(step, "progress", ocp.args.JsonRestore())
             position, epochs = progress["position"], progress["epochs"]
             keys = np.array([position["order_key"], position["dropout_key"]])
-            whole = isinstance(position.get("steps", 0), int)
-            if (
-                keys.dtype.kind not in "iu"
-                or not whole
-                or [e["epoch"] for e in epochs] != list(range(1, position["epochs"] + 1))
-            ):
+            numbered = [e["epoch"] for e in epochs] == list(range(1, position["epochs"] + 1))
+            if keys.dtype.kind not in "iu" or not numbered or not isinstance(position.get("steps", 0), int):
                 raise ValueError("its progress is not that of a run")
             shapes = shaped(position.get("parts", 1)) if shaped else like
             return Saved(self._state(step, shapes, like), position, epochs), ""
@@ -199,7 +194,7 @@ class Checkpoints:
     def _state(self, step: int, shapes: Any, like: Any) -> Any:
         """The state in a checkpoint, which has these shapes, in those of `like`."""
         target = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
-        if jax.tree.map(jnp.shape, shapes) == jax.tree.map(jnp.shape, like):
+        if [x.shape for x in jax.tree.leaves(shapes)] == [x.shape for x in jax.tree.leaves(like)]:
             return self._item(step, "state", ocp.args.StandardRestore(target))
 
         # Padded for other devices: those here have it whole until it is padded for them.

@@ -218,7 +218,7 @@ def _tfds_source(
             if download:
                 builder = tfds.builder(name, data_dir=data_dir, file_format="array_record")
                 builder.download_and_prepare(file_format="array_record")
-            decoders: Any = {field: tfds.decode.SkipDecoding() for field in encoded}
+            decoders: Any = {field: tfds.decode.SkipDecoding() for field in encoded} or None
             return tfds.data_source(name, split=part, data_dir=data_dir, decoders=decoders, download=False)
         except Exception as e:  # TFDS raises many kinds; all mean that the data is not there
             folder = data_dir or "~/tensorflow_datasets"

@@ -319,7 +319,7 @@ def _show(chosen: Sequence[View], asked: Asked, out: Path, console: Console) -> 
         ),
         (tuned.FOLDER, tuned.VIEWS, "Predictive Differential Training at tuned learning rates", ""),
     ):
-        if any(view.name in group and (out / view.folder(asked.scale)).exists() for view in chosen):
+        if any(view.name in group for view in chosen) and (out / folder).exists():
             folders = {name: view.folder(asked.scale) for name, view in group.items()}
             page.write_index(out, folders, folder, title, about)
             console.print(f"Look at {out / folder / 'index.html'}", soft_wrap=True, highlight=False)

@@ -74,6 +74,8 @@ LEAST = {  # of whole numbers, where it is not 1
     "--seed": 0,
     "--jobs": 0,
     "--save-every": 0,
+    "--save-steps": 0,
+    "--workers": 0,
     "--process-id": 0,
     "--image-sizes": AlexNet.smallest_image,
 }
@@ -81,7 +83,7 @@ LEAST = {  # of whole numbers, where it is not 1
 OWN = {
     "experiments.cifar_alexnet": {"--data-dir", "--image-size", "--width", "--learning-rate", "--mesh", "--coordinator"},
     "experiments.large": {"--data-dir"},
-    "experiments.run": {"VIEW", "--rule", "--workloads", "--arms", "--out", "--mesh", "--coordinator"},
+    "experiments.run": {"VIEW", "--data-dir", "--rule", "--workloads", "--arms", "--out", "--mesh", "--coordinator"},
 }  # fmt: skip
 
 

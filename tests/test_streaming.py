@@ -134,6 +134,9 @@ def ends_alike(one: Path, other: Path, c: Config) -> list[dict[str, Any]]:
     recorded = without_seconds(records.path_of(one, c))
     assert [e["epoch"] for e in recorded] == list(range(1, c.epochs + 1))
     assert without_seconds(records.path_of(other, c)) == recorded
+    for folder in (one, other):
+        (saved,) = (folder / "checkpoints").iterdir()
+        assert str(c.epochs * streams.STEPS) in {p.name for p in saved.iterdir()}
     chex.assert_trees_all_equal(streams.weights(one, c), streams.weights(other, c))
     return recorded
 
@@ -197,7 +200,7 @@ def started(model: str, folder: Path, out: Path, processes: int, *more: str, dev
         for place in each
     ]
     try:
-        return [process.wait(timeout=500) for process in running]
+        return [process.wait(timeout=1500) for process in running]
     finally:
         for process in running:
             process.kill()

@@ -207,6 +207,12 @@ class Devices:
 
         return jax.tree.map(placed, tree)
 
+    def shared(self, tree: Any) -> Any:
+        """What lies on one device of each process, as counters do after an epoch's end, on all: else it cannot be saved."""
+        if self.mesh is None:
+            return tree
+        return jax.tree.map(lambda x: x if len(x.sharding.device_set) > 1 else self.everywhere(x), tree)
+
     def everywhere(self, tree: Any) -> Any:
         """Arrays that every process has, whole on each device."""
         return self._put(tree, lambda shape: PartitionSpec())

@@ -314,7 +314,7 @@ def _train(
         keys = {"order_key": _numbers(order_key), "dropout_key": _numbers(dropout_key)}
         position = {"epochs": len(epochs), "steps": step, "seconds": seconds, "parts": devices.parts, **keys}
         last = len(epochs) == config.epochs
-        saved = Saved(state._replace(kept=kept), position, epochs)
+        saved = Saved(devices.shared(state._replace(kept=kept)), position, epochs)
         checkpoints.save(len(epochs) * steps + step, saved, last)
 
     watched = watch.Watch(config.watch, config.epochs, state.params, arrays)

@@ -5,16 +5,18 @@
 # make smoke  all tables and figures of the paper, end to end at a tiny size: runs/smoke/index.html
 # make docs   build the documentation into site/, every warning an error
 # make dist   build sdist and wheel, install each into a fresh environment, and import it
-# make audit      known vulnerabilities of everything that the extras install
+# make audit      known vulnerabilities of everything that extras and groups install
 # make test-min   test the library on the lowest versions that pyproject.toml admits
 # make mutants    change the core in small ways, one at a time, and see whether a test fails; goes on where it stopped
 # All set themselves up in a virtual environment inside the checkout, and compile what they run once: into .cache/.
 
 PYTHON ?= python3
 VENV ?= .venv
-# uv where it is to be had, else pip, which would compile every file of every package before it knows which are used.
+# uv where there is one. Else pip: groups need 25.1, and without --no-compile it would compile every file it installs.
 PIP = $(VENV)/bin/python -m pip install --disable-pip-version-check --no-compile
-INSTALL = $(if $(shell command -v uv 2>/dev/null),uv pip install --python $(VENV)/bin/python,$(PIP))
+INSTALL = $(if $(shell command -v uv 2>/dev/null),uv pip install --python $(VENV)/bin/python,$(PIP) --quiet 'pip>=25.1' && $(PIP))
+# Of pyproject.toml, what users install is an extra; everything else is a group.
+EXTRAS = demo experiments
 
 .PHONY: demo test test-all lint smoke docs dist audit test-min mutants clean
 
@@ -75,7 +77,7 @@ test-min: $(MIN)/.test
 $(MIN)/.test: pyproject.toml
 	$(PYTHON) -m venv --clear $(MIN)
 	$(MIN)/bin/python -m pip install --quiet --disable-pip-version-check uv
-	$(MIN)/bin/uv pip install --quiet --python $(MIN)/bin/python --resolution lowest-direct --editable '.[test]'
+	$(MIN)/bin/uv pip install --quiet --python $(MIN)/bin/python --resolution lowest-direct --editable '.[notebooks]' --group test
 	touch $@
 
 # Most of a test is compiling, and most mutants leave most of it as it is.
@@ -91,7 +93,7 @@ mutants: $(VENV)/.mutants
 $(VENV)/.%: pyproject.toml
 	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
 	@echo "Installing what '$*' needs into $(VENV) (a minute or two the first time)"
-	$(INSTALL) --editable '.[$*]'
+	$(INSTALL) --editable $(if $(filter $*,$(EXTRAS)),'.[$*]',. --group $*)
 	touch $@
 
 clean:

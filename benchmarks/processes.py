@@ -39,7 +39,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     for processes in (2, 4):
         first, *others = train_together(processes)
         for layout, together, single, rest in zip(
-            ("data parallel", "fsdp", "fsdp, delivered in parts"), first, alone, zip(*others, strict=True), strict=True
+            ("data parallel", "fsdp", "fsdp, delivered in parts"),
+            first,
+            alone,
+            zip(*others, strict=True),
+            strict=True,
         ):
             figures[f"{processes} processes, {layout}"] = {
                 "from_each_other": max((apart(x, together) for x in rest), key=lambda d: max(d.values())),

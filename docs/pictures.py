@@ -20,6 +20,8 @@ from sklearn.datasets import load_digits
 
 import pdt_optax
 from pdt_optax import plot
+from pdt_optax.inspect import report
+from pdt_optax.inspect._page import worth
 
 EPOCHS, BATCH_SIZE, TRAINED_ON = 40, 64, 1437
 IMAGES = Path(__file__).parent / "images"
@@ -143,6 +145,9 @@ def main() -> None:
     save("accepted_share", plot.accepted_share(drift.reports))
     save("accepted_share_per_leaf", plot.accepted_share_per_leaf(released.reports, released.paths))
     save("persistence", plot.persistence(plain.reports))
+    _, ax = pyplot.subplots(layout="constrained")
+    worth(report(plain.weights), ax)
+    save("inspect", ax)
     prediction = pdt_optax.predict_and_mask(window, params, dynamics=model, accept=rule, horizon=5)
     save("mask", plot.mask(prediction, "dense1/kernel"))
     ax = plot.trajectories(

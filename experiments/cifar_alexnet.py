@@ -34,7 +34,9 @@ def parser() -> command.Parser:
     """The command line."""
     p = command.Parser("experiments.cifar_alexnet", __doc__)
     source = p.add_argument_group("data")
-    source.add_argument("--data", choices=datasets.NAMES, default="cifar10", help="data set")
+    source.add_argument(
+        "--data", choices=datasets.NAMES, default="cifar10", help="data set; digits needs no download"
+    )
     datasets.add_arguments(source)
     source.add_argument("--image-size", type=int, default=128, help="images are resized to this, >= 63")
 
@@ -42,9 +44,20 @@ def parser() -> command.Parser:
     run.add_argument(
         "--width", type=float, default=1.0, help="scales AlexNet's features; 1 has 57 M parameters"
     )
-    run.add_argument("--optimizer", choices=OPTIMIZERS, default="sgd", help="optimizer")
+    run.add_argument(
+        "--optimizer",
+        choices=OPTIMIZERS,
+        default="sgd",
+        help="momentum is SGD with 0.9, clipped_adam is Adam with gradients clipped to a norm of 1",
+    )
     run.add_argument("--learning-rate", "--lr", type=float, default=0.05, help="peak learning rate")
-    run.add_argument("--schedule", choices=SCHEDULES, default="cosine", help="learning rate over the run")
+    run.add_argument(
+        "--schedule",
+        choices=SCHEDULES,
+        default="cosine",
+        help="learning rate over the run: floored_cosine ends at 1e-3, trapezoid falls only at the end, warmup_cosine "
+        "rises over the first 5%%",
+    )
     run.add_argument("--epochs", type=command.whole(1), default=60, help="epochs")
     run.add_argument("--batch-size", type=command.whole(1), default=256, help="examples per step")
     run.add_argument(
@@ -55,7 +68,8 @@ def parser() -> command.Parser:
         nargs="*",
         choices=pdt_optax.presets.names(),
         default=list(pdt_optax.presets.names()),
-        help="presets to compare; the baseline always runs",
+        help="presets to compare: recommended is the default of `pdt`, drift the former one, released the authors' "
+        "code, paper their Algorithm 1; the baseline (the optimizer alone) always runs",
     )
     output = p.add_argument_group("output")
     output.add_argument(

@@ -1,15 +1,28 @@
-"""The paper's tables and figures at three scales, and PDT at tuned learning rates: one command for each view.
+"""Draws the paper's tables and figures, and those at tuned learning rates. It trains what is not recorded yet.
 
-Runs are trained once and shared by all views that show them; after Ctrl-C, or worse, the next start
-goes on. What is recorded is drawn into OUT/SCALE/VIEW or OUT/tuned/VIEW, and onto one page for each of
-the two, index.html. Without --out, what the checkout has recorded is not trained again, but drawn.
+Each table or figure is a view; without one, this command lists them. Views share their runs, and each run
+is trained once. After Ctrl-C, or worse, the next start goes on. A view is drawn into OUT/SCALE/VIEW or
+OUT/tuned/VIEW, and all of them onto one page, index.html. Without --out, runs that are committed in this
+checkout (experiments/results) are drawn and not trained again; new runs go to runs/.
 
-  tune    the learning rates of the baseline and of the arms that have their own, for each
-          pair, to OUT/tuned/rates.json, which the other views at tuned rates take
-  pack    moves the complete runs of each setup below --out into one file, with a line a run
+  all     all views of the paper
+  tune    looks for the learning rates that the views at tuned rates take, and writes OUT/tuned/rates.json:
+          of each optimizer alone (the baseline), and of the arms that have their own
+  pack    moves the complete runs below --out into one file for each setup, a line for each run
+
+scales of the paper's views:
+  smoke   a few epochs of tiny networks: shows that everything runs, in a minute
+  small   real data and the paper's networks scaled down, for two CPU cores (the committed results)
+  paper   the paper's own sizes, for GPUs
+
+rules (presets of pdt_optax), each compared with the baseline, the optimizer alone:
+  recommended  the default of `pdt`: the mean of the optimizer's own motion, delivered in parts
+  drift        the former default: the mean velocity of five snapshots, where signs agree
+  released     the rule of the authors' released code
+  paper        the paper's Algorithm 1, to the letter
 
 examples:
-  python -m experiments.run --list
+  python -m experiments.run
   python -m experiments.run table2 --scale small
   python -m experiments.run fig4 --rule released drift recommended --seeds 0 100
   python -m experiments.run all --scale smoke
@@ -37,6 +50,7 @@ from experiments.paper.setups import SCALES, VARIANTS, rule
 from experiments.training import checkpoints, devices, loggers, records, sweep, trainer
 from experiments.training.arms import BASELINE, Predictive
 from experiments.training.workloads import ImageNet, Images, Siamese
+from experiments.tuned import setups
 from experiments.tuned import views as tuned
 from experiments.views import page
 from experiments.views.view import Asked, View, find, plan
@@ -54,29 +68,41 @@ def parser() -> command.Parser:
         "views",
         nargs="*",
         metavar="VIEW",
-        help=f"of the paper: all, or of {', '.join(paper.VIEWS)}; at tuned rates: {', '.join(TUNED)}; or {PACK}",
+        help=f"of the paper: {', '.join(paper.VIEWS)}, or all; at tuned rates: {', '.join(TUNED)}; or {PACK}; "
+        "none for the list",
     )
-    p.add_argument("--list", action="store_true", help="claim, command, cost and status of every view")
-    p.add_argument("--scale", choices=SCALES, help="how large, of the paper's views (default: small)")
+    p.add_argument(
+        "--list",
+        action="store_true",
+        help="tell of every view its claim, its command, what it costs, and whose runs there are",
+    )
+    p.add_argument(
+        "--scale", choices=SCALES, help="of the paper's views: how large, see above (default: small)"
+    )
     p.add_argument(
         "--rule",
         nargs="+",
         metavar="NAME",
-        help="of the paper's views: rules beside the baseline, of "
-        f"{', '.join([*pdt_optax.presets.names(), *VARIANTS])} (by default those of the scale)",
+        help="of the paper's views: rules to show, of "
+        f"{', '.join([*pdt_optax.presets.names(), *VARIANTS])}, see above (default: those of the scale); the baseline is "
+        "always shown",
     )
     p.add_argument(
         "--workloads",
         nargs="+",
         metavar="NAME",
-        help="at tuned rates: pairs, such as mlp-sgd, or workloads, such as mlp for all its pairs "
-        "(by default those of the view)",
+        help="at tuned rates: pairs of a workload and an optimizer, such as mlp-sgd; mlp alone means all pairs of "
+        f"that workload. There are {', '.join(setups.PAIRS)} (default: those of the view)",
     )
     p.add_argument(
-        "--arms", nargs="+", metavar="NAME", help="at tuned rates: arms, by default those of the view"
+        "--arms",
+        nargs="+",
+        metavar="NAME",
+        help="at tuned rates: ways to train, such as recommended or schedule-free; --list names those of each view "
+        "(default: those of the view)",
     )
-    p.add_argument("--seeds", type=command.seed, nargs="+", help="by default those of the view")
-    p.add_argument("--out", type=Path, default=OUT, help="folder for all results")
+    p.add_argument("--seeds", type=command.seed, nargs="+", help="random seeds (default: those of the view)")
+    p.add_argument("--out", type=Path, default=OUT, help="folder for results")
     p.add_argument("--fresh", action="store_true", help="train again what is already recorded")
     p.add_argument("--page", action="store_true", help="draw what is recorded, train nothing")
     p.add_argument(
@@ -110,6 +136,8 @@ def parser() -> command.Parser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line; the exit code."""
     args = parser().parse_args(argv)
+    asked_for_work = args.page or args.dry_run or args.time or args.fresh
+    args.list |= not args.views and not asked_for_work
     if args.views == [PACK]:
         print(f"{records.pack_all(command.output(args.out))} runs packed below {args.out}.")
         return 0
@@ -211,8 +239,9 @@ def _list(chosen: Sequence[View], asked: Asked, where: datasets.Where) -> None:
         else:
             print(f"{'pairs':<11}{', '.join(pair.name for pair in tuned.pairs_of(None))}")
     print(
-        "Minutes are of training on two CPU cores, hours of the paper's scale what the paper tells of its own baseline; "
-        "runs that views share count once in what they take together."
+        "Minutes are those of training on two CPU cores, hours of the paper's scale what the paper tells of its own "
+        "baseline; runs that views share count once in what they take together.\n"
+        "Name a view to draw it, and to train what is not recorded: python -m experiments.run VIEW"
     )
     for data in needed:
         print(datasets.missing(data, where) or f"{data} is here.")
@@ -228,9 +257,9 @@ def _rows_by_data(view: View, asked: Asked) -> dict[str, list[str]]:
 
 
 def _cost(planned: Sequence[sweep.Planned], scale: str) -> str:
-    if scale == "paper":
-        return f"{sum(p.seconds for p in planned) / 3600:5,.0f} h  {_status(planned)}"
-    return f"{minutes(planned):5.0f} min  {_status(planned)}"
+    hours = f"{sum(p.seconds for p in planned) / 3600:5,.0f} h"
+    told = hours if scale == "paper" else f"{minutes(planned):5.0f} min"
+    return f"{told}  {_status(planned)}{_whose(planned)}"
 
 
 def _one_of_each(chosen: Sequence[View], asked: Asked) -> Iterator[trainer.Config]:
@@ -281,6 +310,13 @@ def minutes(planned: Sequence[sweep.Planned]) -> float:
 def _status(planned: Sequence[sweep.Planned]) -> str:
     done = sum(records.read(p.folder, p.config).complete for p in planned)
     return f"{done} of {len(planned)} runs recorded" if planned else "nothing to train"
+
+
+def _whose(planned: Sequence[sweep.Planned]) -> str:
+    """How many of the recorded runs came with the checkout, and how many were trained here."""
+    done = [p.folder for p in planned if records.read(p.folder, p.config).complete]
+    committed = sum(folder.resolve().is_relative_to(COMMITTED.resolve()) for folder in done)
+    return f" ({committed} committed, {len(done) - committed} of this machine)" if done else ""
 
 
 def _log(args: argparse.Namespace) -> Callable[[sweep.Planned], None] | None:

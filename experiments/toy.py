@@ -77,36 +77,24 @@ def descend(tx: optax.GradientTransformation, speed: Sequence[float] = (1.0,) * 
 
 
 def trajectory_picture(runs: dict[str, Descent], path: Path) -> None:
-    """The trajectories over the loss in the x-y plane, with z, u, v, w where gradient descent ends."""
-    figure = Figure(figsize=(6.4, 5.2), layout="constrained")
-    axis = figure.subplots()
+    """A panel for each trajectory, since they nearly coincide: over the loss in the x-y plane, with z, u, v, w where gradient descent ends."""
+    figure = Figure(figsize=(4.6 * len(runs) + 1, 4.6), layout="constrained")
+    axes = figure.subplots(1, len(runs), sharex=True, sharey=True, squeeze=False)[0]
     x, y = np.meshgrid(np.linspace(-0.5, 2.3, 200), np.linspace(-0.5, 2.3, 200))
     rest = runs["gradient descent"].points[-1, 2:]
     plane = jax.vmap(lambda x, y: loss(jnp.concatenate([jnp.stack([x, y]), rest])))
     heights = plane(jnp.asarray(x.ravel()), jnp.asarray(y.ravel())).reshape(x.shape)
-    figure.colorbar(axis.contourf(x, y, heights, 30, cmap="Greys"), label="loss")
-    for i, (name, run) in enumerate(runs.items()):
-        label = f"{name}, {run.steps} steps"
-        # They nearly coincide: the first widest, the last on top.
-        axis.plot(
-            *run.points[:, :2].T,
-            ".-",
-            color=f"C{i}",
-            lw=(9, 5, 1)[i],
-            ms=4,
-            alpha=(0.4, 0.6, 1)[i],
-            label=label,
-        )
+    surface: Any = None
+    for i, (axis, (name, run)) in enumerate(zip(axes, runs.items(), strict=True)):
+        surface = axis.contourf(x, y, heights, 30, cmap="Greys")
+        axis.plot(*run.points[:, :2].T, ".-", color=f"C{i}", lw=1, ms=6, label="steps")
         jumps = run.points[run.predicted]
-        axis.plot(*jumps[:, :2].T, "o", mfc="none", color=f"C{i}", ms=8)
-        axis.annotate(
-            "",
-            tuple(run.points[-1, :2]),
-            tuple(run.points[-2, :2]),
-            arrowprops={"arrowstyle": "->", "color": f"C{i}"},
-        )
-    axis.set(xlabel="x", ylabel="y", title="Trajectories; circles mark predictions")
-    axis.legend()
+        if len(jumps):
+            axis.plot(*jumps[:, :2].T, "o", mfc="none", color=f"C{i}", ms=10, label="predicted")
+        axis.set(xlabel="x", title=f"{name}, {run.steps} steps")
+        axis.legend(loc="upper left")
+    axes[0].set_ylabel("y")
+    figure.colorbar(surface, ax=list(axes), label="loss")
     figure.savefig(path, dpi=120)
 
 

@@ -86,7 +86,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """`pdt_optax.plot`, loaded when it is first used: it needs matplotlib."""
-    if name == "plot":
-        return importlib.import_module("pdt_optax.plot")
+    """`pdt_optax.plot` and `pdt_optax.inspect`, loaded when they are first used: they need matplotlib, and more."""
+    if name in ("plot", "inspect"):
+        return importlib.import_module(f"pdt_optax.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

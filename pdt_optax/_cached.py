@@ -21,7 +21,7 @@ def check_cached(opt_state: object) -> None:
         if _caches(x):
             raise ValueError(
                 "`inner` remembers the loss and the gradient of the weights that it left, and a prediction moves them "
-                "on: tell it so by pdt_optax.pdt(inner, deliver='jump', after_jump=pdt_optax.forget_value). "
+                "on. Make it forget them: pdt_optax.pdt(inner, deliver='jump', after_jump=pdt_optax.forget_value). "
                 f"Found {type(x).__name__}."
             )
 

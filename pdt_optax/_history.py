@@ -51,11 +51,11 @@ class History(NamedTuple):
         """Under a guard, the optimizer's state to go on with: a copy, so that a step may donate it.
 
         Raises:
-          ValueError: without a guard, which is what would keep one.
+          ValueError: without a guard: only a guard keeps one.
         """
         if self.backup is None:
             raise ValueError(
-                "`history.opt_state` is there under a guard alone, which may take the optimizer's state back: "
+                "`history.opt_state` exists only with a guard, which may bring the optimizer's state back: "
                 "go on with your own. Got a history without a backup."
             )
         return jax.tree.map(own_copy, self.backup.optimizer_before)

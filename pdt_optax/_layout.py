@@ -88,12 +88,12 @@ def snapshot(params: optax.Params, exclude: Exclude = None) -> optax.Params:
     """
     _refuse_statistics(params)
     leaves, treedef = jax.tree.flatten(params)
-    # Under `jit` or `eval_shape` a leaf is a tracer; under `optax.tree.map_params` there is none.
+    # Under `jit` or `eval_shape` a leaf is a tracer; under `optax.tree.map_params` there are no leaves.
     excluded = _excluded(params, exclude) if leaves else []
     for i, x in enumerate(leaves):
         if callable(x) or isinstance(x, str):
             raise TypeError(
-                f"`params` must hold arrays alone, and {leaf_names(params)[i]!r} is none. Pass the arrays of the model: "
+                f"`params` must hold only arrays, and {leaf_names(params)[i]!r} is not one. Pass the arrays of the model: "
                 "eqx.filter(model, eqx.is_array) with Equinox, nnx.state(model, nnx.Param) with Flax nnx. "
                 f"Got {type(x).__name__}."
             )

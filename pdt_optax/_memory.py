@@ -81,7 +81,7 @@ def memory(
       A `Memory`. Gradients and activations are not in it.
 
     Raises:
-      TypeError: if `made` is neither.
+      TypeError: if `made` is something else.
       ValueError: if there is nothing to predict.
 
     Example:

@@ -49,7 +49,7 @@ class PDTReport(NamedTuple):
       persistence: (), float32; how much of its past mean motion the optimizer went on
         doing by itself in this epoch, over all predicted weights: above 0 the path goes
         on, below it turns back. 0 unless the model is a running one, and in the first epoch.
-      persistence_per_leaf: (leaves,), float32, likewise.
+      persistence_per_leaf: (leaves,), float32; the same for each leaf.
       alignment: (), float32; the cosine of the epoch's own motion with the past mean
         motion, which the gain follows. 0 where nothing moved, or in the first epoch.
       gain: (), float32; of a running model, how much of the mean motion it adds; else 0.

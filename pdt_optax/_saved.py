@@ -32,7 +32,7 @@ def check_saved(made: PDT | Predictor, saved: object) -> None:
         Orbax's metadata); it may lie within a bigger tree.
 
     Raises:
-      TypeError: if `made` is neither.
+      TypeError: if `made` is something else.
       ValueError: if `saved` does not hold exactly one history of snapshots, if its
         window, its guard, its way to end epochs or (of restored arrays, not of what
         a checkpoint says of them) any setting is another, or if another version of
@@ -105,7 +105,7 @@ def snapshots(made: PDT | Predictor, state: object) -> tuple[Any, ...]:
       are exact to the rounding of the differences in between.
 
     Raises:
-      TypeError: if `made` is neither.
+      TypeError: if `made` is something else.
       ValueError: if `state` does not hold exactly one history.
 
     Example:
@@ -196,7 +196,7 @@ def restart(made: PDT | Predictor, state: Tree, params: optax.Params) -> Tree:
       params: the weights to begin at.
 
     Raises:
-      TypeError: if `made` is neither.
+      TypeError: if `made` is something else.
       ValueError: if `state` does not hold exactly one history.
 
     Example:
@@ -225,7 +225,7 @@ def adopt(made: PDT | Predictor, state: Tree, params: optax.Params) -> Tree:
       params: the parameters at that time, the whole tree that `init` sees.
 
     Raises:
-      TypeError: if `made` is neither.
+      TypeError: if `made` is something else.
       ValueError: if `state` does not hold exactly one history.
 
     Example:

@@ -67,7 +67,7 @@ class Settings:
             rule.check(self.dynamics)
         if running and rule.minimum_window > 2:
             raise ValueError(
-                f"`accept` must need one difference at most: {self.dynamics} shows it the mean motion alone. "
+                f"`accept` must need at most one difference: {self.dynamics} has no window, and shows it only the mean motion. "
                 f"Got {rule}, which needs {rule.minimum_window - 1}."
             )
         check_model(self.dynamics, rule, max(window, 2) if running else window)
@@ -83,8 +83,8 @@ class Settings:
             )
         if running and (self.snapshot_device or (self.snapshot_dtype and window == 1)):
             raise ValueError(
-                "`snapshot_device` and `snapshot_dtype` are for a window of older snapshots, and a running mean needs "
-                f"the newest alone: leave them out. Got {window=}, snapshot_device={self.snapshot_device!r}, "
+                "`snapshot_device` and `snapshot_dtype` are for a window of older snapshots, and a running mean keeps only "
+                f"the newest one: leave them out. Got {window=}, snapshot_device={self.snapshot_device!r}, "
                 f"snapshot_dtype={self.snapshot_dtype!r}."
             )
         if running and not self.own_motion:

@@ -40,7 +40,7 @@ class slow_drift(Dynamics):  # noqa: N801 - used like a function, printed like a
 
     with k_n such that it looks back on about `memory` epochs and is unbiased
     from the first. The prediction adds gain * m_n, less what would make the
-    weights longer: extrapolated weights that only grow are what ruins runs. Weights
+    weights longer: extrapolating their growth ruins runs. Weights
     that the optimizer never moved are left alone.
 
     The gain follows the path: while the optimizer goes on in the direction of

@@ -71,7 +71,7 @@ class _Function(Rule):
 
 
 def as_rule(name: str, rule: object) -> Rule:
-    """`rule` itself, or a function as a rule; TypeError if it is neither."""
+    """`rule` itself, or a rule made of the function that it is; TypeError for anything else."""
     if isinstance(rule, Rule):
         return rule
     if not callable(rule) or isinstance(rule, type):

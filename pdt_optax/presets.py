@@ -60,7 +60,7 @@ def named(name: str) -> Preset:
     """The preset called `name`.
 
     Raises:
-      ValueError: if there is none.
+      ValueError: if there is no preset of that name.
 
     Example:
       >>> from pdt_optax import presets

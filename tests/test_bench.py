@@ -6,6 +6,7 @@ import json
 import math
 import multiprocessing
 import os
+import re
 from typing import Any
 
 import chex
@@ -670,9 +671,10 @@ def test_a_worker_that_ends_early_is_reported(tmp_path):
         list(pool.train_all([dead], 1))
 
 
-def test_the_list_names_pairs_and_arms(capsys):
-    assert run.main(["--list"]) == 0
+def test_without_a_view_it_lists_pairs_arms_and_whose_runs_there_are(capsys):
+    assert run.main([]) == 0
     printed = capsys.readouterr().out
+    assert re.search(r"guard +\d+ min  24 of 24 runs recorded \(24 committed, 0 of this machine\)", printed)
     assert all(name in printed for name in (*PAIRS, "random-mask", "agree-h3", "runaway"))
 
 

@@ -205,7 +205,7 @@ CASES = [
     (f"{RUN} tune --workloads ../mlp", r"There is no workload '\.\./mlp'\. There are mlp-sgd, "),
     (f"{RUN} tuned --arms /paper --out {{out}}", r"There is no arm '/paper'\. There are baseline, recommended"),
     (f"{RUN} tuned --page --workloads mlp --out {{out}}", r"no tuned learning rate for mlp-sgd.* in .*run tune --work"),
-    (RUN, r"Name a view, or all of the paper's: there are all, fig1, "),
+    (f"{RUN} --page", r"Name a view, or all of the paper's: there are all, fig1, "),
     (f"{RUN} fig4 pack", r"`pack` stands alone\. Got fig4 pack\."),
     # What is not for a view.
     (f"{RUN} screen --scale small", r"`--scale` is not for screen, which takes `--workloads`, `--arms`, .*Got --scale small\."),

@@ -2,7 +2,9 @@
 
 import ast
 import re
+import runpy
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,7 +15,7 @@ ROOT = Path(__file__).parents[1]
 BLOCK = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
 
-@pytest.mark.parametrize("page", ["index", "recipes"])
+@pytest.mark.parametrize("page", ["does-it-help", "index", "recipes"])
 def test_python_blocks_run(page: str) -> None:
     namespace: dict[str, object] = {}
     blocks = BLOCK.findall((ROOT / "docs" / f"{page}.md").read_text())
@@ -92,7 +94,7 @@ def test_every_public_function_and_every_picture_has_an_example() -> None:
 
 def test_every_public_name_is_in_the_reference() -> None:
     named = set(re.findall(r"^::: pdt_optax\.(\w+)", (ROOT / "docs" / "api.md").read_text(), re.MULTILINE))
-    assert named == {*pdt_optax.__all__, "plot"}
+    assert named == {*pdt_optax.__all__, "plot", "inspect"}
 
 
 def test_a_snapshots_path_names_what_exists() -> None:
@@ -123,3 +125,38 @@ def test_the_tree_of_the_experiments_names_what_exists() -> None:
     assert [path for path in named if not path.exists()] == []
     modules = {path for path in (ROOT / "experiments").rglob("*.py") if path.name != "__init__.py"}
     assert modules - named == set()
+
+
+def test_links_lead_from_pypi_into_the_repository(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And where the address is not known, the README stays as it is. `hatch_build.py` needs hatchling, of the group `test`."""
+    links = runpy.run_path(str(ROOT / "hatch_build.py"))["Links"]
+    readme = (ROOT / "README.md").read_text()
+    for repository in ("", "https://example.org/owner/name"):
+        monkeypatch.setenv("REPOSITORY", repository)
+        metadata: dict[str, Any] = {}
+        links(str(ROOT), {}).update(metadata)
+        targets = re.findall(r"\]\(([^()#]+)\)", metadata["readme"]["text"])
+        assert len(targets) > 15
+        assert all(target.startswith("https://") for target in targets) == bool(repository)
+        assert ("Issues" in metadata["urls"]) == bool(repository)
+        if not repository:
+            assert metadata["readme"]["text"] == readme
+            assert [t for t in targets if "://" not in t and not (ROOT / t).exists()] == []
+
+
+def test_the_readme_is_short_and_says_when_nothing_is_predicted() -> None:
+    prose = re.sub(r"^```.*?^```", "", (ROOT / "README.md").read_text(), flags=re.MULTILINE | re.DOTALL)
+    assert len(prose.split()) <= 600
+    assert "Nothing is predicted in the first five epochs" in " ".join(prose.split())
+
+
+def test_the_citation_is_that_of_the_readme() -> None:
+    cited, readme = (ROOT / "CITATION.cff").read_text(), (ROOT / "README.md").read_text()
+    url = re.search(r"url += \{(.*)\}", readme)
+    assert url
+    assert f"url: {url[1]}" in cited
+    families = re.findall(r"family-names: (\w+)", cited)
+    assert len(families) == 6
+    authors = re.search(r"author += \{(.*)\}", readme)
+    assert authors
+    assert [a.split(",")[0].replace("{\\'c}", "ć") for a in authors[1].split(" and ")] == families

@@ -233,7 +233,7 @@ SHRINK_RULE = "`shrink()` weighs the window's mean velocity against its noise, a
             case(
                 ValueError,
                 make(accept=Second(), window=window, start=5),
-                "`accept` must need one difference at most: slow_drift(",
+                "`accept` must need at most one difference: slow_drift(",
                 "Got Second(), which needs 2.",
                 id=f"a rule of two differences with slow_drift, window {window}",
             )

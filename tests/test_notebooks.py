@@ -1,5 +1,8 @@
 """Every notebook runs from top to bottom."""
 
+import base64
+import re
+import runpy
 from pathlib import Path
 
 import nbclient
@@ -10,7 +13,14 @@ NOTEBOOKS = sorted((Path(__file__).parent.parent / "notebooks").glob("*.ipynb"))
 
 
 def test_there_are_notebooks():
-    assert [path.stem[3:] for path in NOTEBOOKS] == ["quickstart", "dynamics", "rules", "results", "scale"]
+    assert [path.stem[3:] for path in NOTEBOOKS] == [
+        "quickstart",
+        "dynamics",
+        "rules",
+        "results",
+        "scale",
+        "your_run",
+    ]
 
 
 def timeout(cell):
@@ -35,3 +45,16 @@ def test_notebook_runs(path):
                 [o.output_type for o in cell.outputs if o.output_type != "stream"] for cell in (now, before)
             ]
             assert kinds[0] == kinds[1], now.source
+
+
+def test_the_site_shows_the_saved_state_of_the_sliders():
+    """Controls at rest, with their values, and the picture: of the committed notebook, without a kernel."""
+    hooks = runpy.run_path(str(NOTEBOOKS[0].parents[1] / "docs" / "hooks.py"))
+    shown = hooks["with_saved_widgets"](nbformat.read(NOTEBOOKS[1], as_version=4))
+    outputs = [output for cell in shown.cells for output in cell.get("outputs", [])]
+    assert not any(hooks["WIDGET_VIEW"] in output.get("data", {}) for output in outputs)
+    (saved,) = [output.data["text/html"] for output in outputs if "text/html" in output.get("data", {})]
+    assert re.findall(r"<p>(\w+)", saved) == ["epoch", "window", "horizon", "model", "rank", "rule", "leaf"]
+    assert 'disabled min="10" max="39" value="20"> 20' in saved
+    (picture,) = re.findall(r"data:image/png;base64,([\w+/=\n]+)", saved)
+    assert base64.b64decode(picture).startswith(b"\x89PNG")

@@ -449,7 +449,7 @@ def test_a_rule_sees_the_mean_motion_alone() -> None:
         minimum_window = 3
 
     for window in (1, 5):
-        with pytest.raises(ValueError, match="`accept` must need one difference at most"):
+        with pytest.raises(ValueError, match="`accept` must need at most one difference"):
             predictor_of(accept=Older(), window=window)
         with pytest.raises(ValueError, match="shrink"):
             predictor_of(accept=pdt_optax.shrink(), window=window)

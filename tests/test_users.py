@@ -70,7 +70,7 @@ def test_parameters_that_were_donated_are_named() -> None:
 
 def test_a_whole_equinox_model_holds_functions() -> None:
     model: Any = eqx.nn.MLP(2, 2, 3, 1, key=jax.random.key(0))
-    with pytest.raises(TypeError, match=r"'activation' is none.*eqx\.filter\(model, eqx\.is_array\)") as e:
+    with pytest.raises(TypeError, match=r"'activation' is not one.*eqx\.filter\(model, eqx\.is_array\)") as e:
         pdt_optax.Predictor().init(model)
     short(e)
 

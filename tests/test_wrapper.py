@@ -550,13 +550,15 @@ def test_any_tree_will_do(params: Any, every: int | None, settings: Any) -> None
 # --- numbers that are not finite --------------------------------------------------------------------------
 
 
+OF_TWO_KINDS: Any = ((windowed, {"window": 3, "horizon": 2}), (pdt_optax.pdt, {}))
+
 # One wrapper for all cases below: it compiles once.
 UNCHECKED: Any = {
-    (every, make): make(  # pyright: ignore[reportCallIssue, reportArgumentType]
+    (every, make): make(
         optax.sgd(0.1), every=every, accept=pdt_optax.everything(), deliver="jump", **settings
     )
     for every in (None, 1)
-    for make, settings in ((windowed, {"window": 3, "horizon": 2}), (pdt_optax.pdt, {}))
+    for make, settings in OF_TWO_KINDS
 }
 
 

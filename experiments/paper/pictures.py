@@ -12,6 +12,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
 from experiments.training.arms import BASELINE
 from experiments.training.records import Run
+from experiments.views import metrics
 
 # Okabe and Ito's colours, from dark to light; a line style and a marker to each.
 STYLES: Sequence[dict[str, Any]] = (
@@ -53,6 +54,8 @@ def curves(runs: Mapping[str, Sequence[Run]], fields: Sequence[str], path: Path,
         axis.grid(alpha=0.3)
         if field.endswith("loss"):
             _scale(axis)
+        if field == "train_loss":
+            _cut(axis)
     if "accepted_share" in fields:
         axes[list(fields).index("accepted_share")].set_ylim(0, 1.02)
     if BASELINE in runs and "train_loss" in fields:
@@ -80,6 +83,14 @@ def _scale(axis: Any) -> None:
         axis.set_yscale("log")
         axis.yaxis.set_major_formatter(_plain)
         axis.yaxis.set_minor_formatter(_plain if values.max() < 100 * values.min() else NullFormatter())
+
+
+def _cut(axis: Any) -> None:
+    """Cuts off what lies far above the first epoch's loss, and says so: it would squash everything else."""
+    first, high = max(line.get_ydata()[0] for line in axis.get_lines()), axis.get_ylim()[1]
+    if 0 < 3 * first < high:
+        axis.set_ylim(top=2 * first)
+        axis.set_ylabel(f"{axis.get_ylabel()}, up to {2 * first:.2g}")
 
 
 def curve(
@@ -238,20 +249,34 @@ def landscapes(arrays: Mapping[str, Mapping[str, np.ndarray]], path: Path, title
 def hyperparameters(
     panels: Mapping[str, Mapping[int, Sequence[Run]]], baseline: Sequence[Run], path: Path, title: str
 ) -> None:
-    """A panel for each setting, a line for each of its values."""
+    """A panel for each setting, a line for each of its values: train loss over the baseline's, which keeps the lines apart."""
     figure = Figure(figsize=(4.2 * len(panels), 4.2), layout="constrained")
     axes = figure.subplots(1, len(panels), squeeze=False, sharey=True)[0]
     for axis, (name, values) in zip(axes, panels.items(), strict=True):
-        curve(axis, baseline, "train_loss", BASELINE, STYLES[0])
+        axis.axhline(1, color="k", lw=1.2, label=BASELINE)
         shades = colormaps["viridis"](np.linspace(0, 0.9, len(values)))
         for i, (value, runs) in enumerate(values.items()):
             style = {**STYLES[1 + i % (len(STYLES) - 1)], "color": shades[i]}
-            curve(axis, runs, "train_loss", f"{name} {value}", style)
+            curve(axis, _relative(runs, baseline), "train_loss", f"{name} {value}", style)
         axis.set(xlabel="epoch", title=name)
         axis.grid(alpha=0.3)
         axis.legend(fontsize=8)
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes[0].set_ylabel("train loss")
-    _scale(axes[0])
+    axes[0].set_ylabel("train loss / baseline's")
+    low, high = axes[0].get_ylim()
+    axes[0].set_ylim(low, min(high, 1.5))
     figure.suptitle(title)
     figure.savefig(path, dpi=100)
+
+
+def _relative(runs: Sequence[Run], baseline: Sequence[Run]) -> list[Run]:
+    """The runs with their train loss over that of the baseline's epoch, of the same seed."""
+    return [
+        run._replace(
+            epochs=[
+                {**a, "train_loss": a["train_loss"] / b["train_loss"]}
+                for a, b in zip(run.epochs, base.epochs, strict=False)
+            ]
+        )
+        for run, base in metrics.paired(runs, baseline)
+    ]

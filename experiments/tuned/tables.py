@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import NullLocator, ScalarFormatter
+from matplotlib.ticker import FixedLocator, NullLocator
 from rich import box
 from rich.table import Table
 
@@ -334,48 +334,113 @@ def all_tables(table: Scores) -> dict[str, list[tuple[str, ...]]]:
     }
 
 
+MOST_RATIO, MOST_POINTS = 2.0, 5.0  # pictures are cut there, and name what leaves them
+MOST_SHARE = 1.3  # where a miss is drawn
+MOST_LINES = 10  # with more arms than that, the best few have colours and the others are grey
+
+
 def pair_picture(arms: Mapping[str, Runs], path: Path, title: str) -> None:
-    """Train loss and validation accuracy over epochs; lines are means over seeds, bands their range."""
+    """Train loss over the baseline's, and accuracy less the baseline's, of the same epoch and seed.
+
+    Lines are means over seeds, bands reach from the least to the greatest.
+    """
     figure = Figure(figsize=(12, 4.6), layout="constrained")
     axes = figure.subplots(1, 2)
-    for axis, (field, label) in zip(
-        axes, (("train_loss", "train loss"), ("validation_accuracy", "validation accuracy")), strict=True
-    ):
-        for i, (arm, runs) in enumerate(arms.items()):
-            report.curve(axis, runs.get(1.0, ()), field, arm, _color(i))
-        axis.set(xlabel="epoch", ylabel=label)
+    ends, labels = [], []
+    for name, runs in arms.items():
+        pairs = metrics.paired(runs.get(1.0, ()), arms[BASELINE].get(1.0, ()))
+        if pairs and name != BASELINE:
+            labels.append(name)
+            ends.append(
+                [
+                    _over_epochs(pairs, "train_loss", lambda a, b: a / b),
+                    _over_epochs(pairs, "validation_accuracy", lambda a, b: 100 * (a - b)),
+                ]
+            )
+    best = sorted(range(len(labels)), key=lambda i: _finite(ends[i][0].mean(0)[-1]))
+    coloured = list(range(len(labels))) if len(labels) <= MOST_LINES else best[:5]
+    for panel, (axis, most) in enumerate(zip(axes, (MOST_RATIO, MOST_POINTS), strict=True)):
+        for i, curves in enumerate(ends):
+            values, shown = curves[panel], i in coloured
+            epochs, color = np.arange(1, values.shape[1] + 1), f"C{coloured.index(i)}" if shown else "0.75"
+            axis.plot(epochs, values.mean(0), color=color, lw=1.8 if shown else 0.8, zorder=2 + shown)
+            if shown:
+                axis.plot([], [], color=color, lw=1.8, label=labels[i])
+                axis.fill_between(epochs, values.min(0), values.max(0), color=color, alpha=0.12, lw=0)
+        means = [of[panel].mean(0) for of in ends]
+        cut = [labels[i] for i, mean in enumerate(means) if not np.all((mean < most) & (mean > -most))]
+        told = ", ".join(cut) if len(cut) < 3 else f"{len(cut)} arms"
+        axis.axhline(1 - panel, color="k", lw=1.2, label=BASELINE)
+        axis.set(xlabel=f"epoch; in part cut off: {told}" if cut else "epoch")
         axis.grid(alpha=0.3)
-    axes[0].set_yscale("log")
+    axes[0].set(title="train loss / baseline's (lower is better)")
+    axes[1].set(title="validation accuracy, points above baseline's")
+    for axis, least, most in ((axes[0], 0.0, MOST_RATIO), (axes[1], -MOST_POINTS, MOST_POINTS)):
+        low, high = axis.get_ylim()
+        axis.set_ylim(max(low, least), min(high, most))
+    lowest = min((float(np.nanmin(of[0])) for of in ends), default=1.0)
+    if 0 < lowest < 0.5:
+        axes[0].set(yscale="log", ylim=(0.8 * lowest, axes[0].get_ylim()[1]))
+        _plain_ticks(axes[0].yaxis, axes[0].get_ylim())
+    if len(labels) > len(coloured):
+        axes[0].plot([], [], color="0.75", lw=0.8, label=f"{len(labels) - len(coloured)} other arms")
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right upper")
     figure.suptitle(title)
     figure.savefig(path, dpi=110)
 
 
+def _over_epochs(
+    pairs: Sequence[tuple[Run, Run]], field: str, of: Callable[[float, float], float]
+) -> np.ndarray:
+    """(seeds, epochs): a field of runs and of their baselines, put together epoch by epoch."""
+    length = min(len(run.epochs) for pair in pairs for run in pair)
+    values = [
+        [of(a[field], b[field]) for a, b in zip(run.epochs[:length], base.epochs[:length], strict=True)]
+        for run, base in pairs
+    ]
+    return np.array(values)
+
+
+def _finite(loss: float) -> float:
+    return loss if math.isfinite(loss) else math.inf
+
+
+def _plain_ticks(axis: Any, limits: tuple[float, float]) -> None:
+    """As few ticks of a logarithmic axis as can be read, as plain numbers."""
+    steps = (1, 2, 5) if limits[1] > 10 * limits[0] else (1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 8)
+    ticks = [step * 10.0**power for power in range(-6, 4) for step in steps]
+    axis.set_major_locator(FixedLocator([tick for tick in ticks if limits[0] <= tick <= limits[1]]))
+    axis.set_major_formatter("{x:g}")
+    axis.set_minor_locator(NullLocator())
+
+
 def worth_picture(arms: Mapping[str, Runs], default: str, path: Path) -> None:
     """Train loss of the default, of the baseline, and of the baseline on the longer schedule that ends as the default does."""
     runs, baselines = arms[default].get(1.0, ()), arms[BASELINE]
-    longer = min(baselines, key=lambda share: abs(metrics.effective_schedule(runs, baselines).value - share))
+    worth = metrics.effective_schedule(runs, baselines).value
+    longer = min(baselines, key=lambda share: abs(worth - share))
     figure = Figure(figsize=(7.2, 3.8), layout="constrained")
     axis = figure.subplots()
-    blue, grey = "#0072B2", "0.5"
+    blue, grey = "#0072B2", "0.45"
     lines = (
         (baselines[longer], grey, "--", "{} epochs without", (-4, -30), "right"),
         (baselines[1.0], grey, "-", "{} epochs without", (6, 6), "left"),
         (runs, blue, "-", "{} epochs with pdt_optax", (-60, -16), "right"),
     )
     ends: list[float] = []
+    length = 0
     for chosen, color, style, label, offset, side in lines:
         losses = np.mean([[e["train_loss"] for e in run.epochs] for run in chosen], axis=0)
-        epochs, end = len(losses), float(losses[-1])
-        axis.plot(np.arange(1, epochs + 1), losses, color=color, ls=style, lw=2)
-        axis.plot(epochs, end, "o", color=color)
+        length, end = len(losses), float(losses[-1])
+        axis.plot(np.arange(1, length + 1), losses, color=color, ls=style, lw=2)
+        axis.plot(length, end, "o", color=color)
         text = {"textcoords": "offset points", "color": color, "ha": side, "fontsize": 11}
-        axis.annotate(label.format(epochs), (epochs, end), offset, **text)
+        axis.annotate(label.format(length), (length, end), offset, **text)
         ends.append(end)
     axis.axhline(ends[-1], color=blue, lw=0.8, ls=":", zorder=0)
     axis.set(xlabel="epoch", ylabel="train loss", yscale="log", ylim=(0.75 * min(ends), 4 * min(ends)))
-    axis.yaxis.set_major_formatter(ScalarFormatter())
-    axis.yaxis.set_minor_formatter(ScalarFormatter())
+    axis.set_title(f"{length} epochs with pdt_optax are worth {worth * length:.0f} without", loc="left")
+    _plain_ticks(axis.yaxis, axis.get_ylim())
     axis.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=110)
 
@@ -388,66 +453,77 @@ def jumps_picture(pairs: Pairs, jumps: Mapping[tuple[int, int], str], path: Path
     for axes, (pair, arms) in zip(rows, pairs.items(), strict=True):
         for axis, start in zip(axes, starts, strict=True):
             for i, horizon in enumerate(horizons):
-                ratios = [
-                    [r["train_loss"] / b["train_loss"] for r, b in zip(run.epochs, base.epochs, strict=True)]
-                    for run, base in metrics.paired(
-                        arms.get(jumps[start, horizon], {}).get(1.0, ()), arms[BASELINE][1.0]
-                    )
-                ]
-                if ratios:
-                    shown = np.mean(ratios, axis=0)[start + 1 : start + 8]
-                    label = f"{horizon} epoch{'s' * (horizon > 1)} ahead"
+                found = metrics.paired(arms.get(jumps[start, horizon], {}).get(1.0, ()), arms[BASELINE][1.0])
+                if found:
+                    ratios = _over_epochs(found, "train_loss", lambda a, b: a / b)
+                    shown = ratios.mean(0)[start + 1 : start + 8]
+                    label = f"a jump of {horizon} epoch{'s' * (horizon > 1)}"
                     axis.plot(range(1, len(shown) + 1), shown, "o-", ms=3, color=f"C{i}", label=label)
             axis.axhline(1, color="k", lw=1)
-            axis.set(title=f"{pair}, after epoch {start + 1}", ylim=(0.6, 1.4))
+            axis.set(title=f"{pair}, after epoch {start + 1}", yscale="log")
             axis.grid(alpha=0.3)
-        axes[0].set_ylabel("train loss / baseline's")
+        axes[0].set_ylabel(f"train loss / baseline's, to {MOST_RATIO:g}")
+        axes[0].set_ylim(top=min(axes[0].get_ylim()[1], MOST_RATIO))
+        _plain_ticks(axes[0].yaxis, axes[0].get_ylim())
     for axis in rows[-1]:
         axis.set_xlabel("epochs after the jump")
     figure.legend(*rows[0][0].get_legend_handles_labels(), loc="outside right upper")
     figure.savefig(path, dpi=110)
 
 
-def _color(i: int) -> str:
-    return "k" if i == 0 else f"C{(i - 1) % 10}"
-
-
 def summary_picture(table: Scores, path: Path) -> None:
     """One dot per arm and pair, a black bar at the median over pairs; a miss lies at the right edge."""
-    figure = Figure(figsize=(14, 5.5), layout="constrained")
-    arms = list(dict.fromkeys(arm for arms in table.values() for arm in arms))
+    of_arm: dict[str, dict[str, Score]] = {}
+    for pair, scored in table.items():
+        for arm, score in scored.items():
+            if arm != BASELINE:  # the dashed line
+                of_arm.setdefault(arm, {})[pair] = score
     panels: list[tuple[str, Callable[[Score], float], str]] = [
-        ("effective schedule at train loss", lambda s: s.effective.value, "multiple of the schedule"),
-        ("per second", lambda s: s.effective_seconds.value, "the same, overhead in"),
+        ("worth of an epoch, at equal train loss", lambda s: s.effective.value, "epochs of the baseline"),
+        ("worth of a second", lambda s: s.effective_seconds.value, "seconds of the baseline"),
         ("final accuracy", lambda s: 100 * s.gain, "points more than the baseline"),
     ]
-    if all(math.isnan(s.effective.value) for scored in table.values() for s in scored.values()):
+    if all(math.isnan(score.effective.value) for of in of_arm.values() for score in of.values()):
         panels[:2] = [
             (
-                "epochs to baseline's best train loss",
-                lambda s: min(s.loss_epochs_ratio, 1.3),
-                "share of the baseline's; edge: never",
+                "epochs to the baseline's best train loss",
+                lambda s: min(s.loss_epochs_ratio, MOST_SHARE),
+                "share of the baseline's; at the edge: never",
             )
         ]
+    figure = Figure(figsize=(13, max(3.0, 0.27 * len(of_arm) + 1.2)), layout="constrained")
     axes = figure.subplots(1, len(panels), sharey=True)
     for axis, (title, value, label) in zip(axes, panels, strict=True):
-        for j, (pair, scored) in enumerate(table.items()):
-            known = [(i, value(scored[arm])) for i, arm in enumerate(arms) if arm in scored]
-            axis.plot([v for _, v in known], [i for i, _ in known], "o", color=f"C{j}", alpha=0.8, label=pair)
-        for i, arm in enumerate(arms):
-            values = [value(scored[arm]) for scored in table.values() if arm in scored]
-            found = [v for v in values if not math.isnan(v)]
-            if found:
-                label_bar = "median over pairs" if i == 0 else None
-                axis.plot([np.median(found)] * 2, [i - 0.35, i + 0.35], color="k", lw=2, label=label_bar)
-        axis.axvline(0 if title == "final accuracy" else 1, color="0.3", ls="--", lw=1)
+        points = title == "final accuracy"
+        low, high = (-MOST_POINTS, MOST_POINTS) if points else (0.0, math.inf)
+        for j, pair in enumerate(table):
+            known = [(i, value(of[pair])) for i, of in enumerate(of_arm.values()) if pair in of]
+            inside = [(i, v) for i, v in known if low <= v <= high]
+            axis.plot(
+                [v for _, v in inside], [i for i, _ in inside], "o", color=f"C{j}", alpha=0.8, label=pair
+            )
+            cut = [(i, v) for i, v in known if v < low]
+            axis.plot([low] * len(cut), [i for i, _ in cut], "<", color=f"C{j}", alpha=0.8)
+        for i, of in enumerate(of_arm.values()):
+            found = [v for v in map(value, of.values()) if not math.isnan(v)]
+            if len(found) > 1:
+                bar = max(float(np.median(found)), low)
+                axis.plot(
+                    [bar] * 2,
+                    [i - 0.35, i + 0.35],
+                    color="k",
+                    lw=2,
+                    label="median over pairs" if i == 0 else None,
+                )
+        axis.axvline(0 if points else 1, color="0.3", ls="--", lw=1)
         axis.set(title=title, xlabel=label)
         axis.grid(alpha=0.3, axis="x")
-        if "multiple" in label:
-            axis.set_xscale("log", base=2)
-            axis.xaxis.set_major_formatter("{x:g}")
-            axis.xaxis.set_minor_locator(NullLocator())
-    axes[0].set_yticks(range(len(arms)), arms)
-    axes[0].invert_yaxis()
+        if "baseline" in label and label.startswith(("epochs", "seconds")):
+            axis.set_xscale("log")
+            _plain_ticks(axis.xaxis, axis.get_xlim())
+        if points and any(value(score) < low for of in of_arm.values() for score in of.values()):
+            axis.set_xlabel(f"{label}; arrows: less than {low:g}")
+    axes[0].set_yticks(range(len(of_arm)), list(of_arm))
+    axes[0].set_ylim(len(of_arm) - 0.4, -0.6)
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right upper")
     figure.savefig(path, dpi=110)

@@ -20,6 +20,7 @@ from experiments.tuned.views import scores
 from experiments.views import metrics, page
 from experiments.views.report import markdown
 from experiments.views.view import Asked, find
+from pdt_optax import inspect
 
 RESULTS = Path(__file__).parents[1] / "results"
 
@@ -36,6 +37,7 @@ def figures(folder: Path = RESULTS) -> Figures:
         **_jumps(scores("jumps", folder)),
         **_guard(scores("guard", folder)),
         **_statistics(scores("statistics", folder)),
+        **_inspect(),
         **_paper(folder),
         **_paper_size(folder / "h100"),
     }
@@ -65,6 +67,7 @@ def _default(scores: Scores) -> Figures:
         return f"{statistics.geometric_mean(values(arm)):.2f}"
 
     arm = found["recommended"]
+    gains = [score.gain for score in arm.values()]
     diverged, runs = sum(s.diverged for s in arm.values()), sum(s.seeds for s in arm.values())
     head = (
         "pair",
@@ -83,6 +86,7 @@ def _default(scores: Scores) -> Figures:
     ]
     return {
         "tuned.summary": brief(scores, setups.README_ARMS),
+        "tuned.readme": _readme(scores),
         "tuned.pairs": markdown([head, *rows]),
         "tuned.geomean": mean("recommended"),
         "tuned.median": f"{statistics.median(values('recommended')):.2f}",
@@ -92,8 +96,42 @@ def _default(scores: Scores) -> Figures:
         "tuned.drift-worst": f"{min(values('drift')):.2f}",
         "tuned.released-geomean": mean("released"),
         "tuned.released-worst": f"{min(values('released')):.2f}",
-        "tuned.points": listed([points(score.gain, score.gain_interval) for score in arm.values()]),
+        "tuned.points": f"{points(min(gains))} to {points(max(gains))}",
     }
+
+
+def _readme(scores: Scores) -> str:
+    """The README's table: the optimizer alone, the default, and, if they are recorded, the best peer and the controls."""
+    arms = {
+        "recommended": "`pdt(inner)`, the default",
+        **{name: f"best peer, `{name}` at its own tuned rate" for name in _best_peer(scores)},
+        "random-order": "control: the same displacements in random order",
+        "random-mask": "control: the former default, on weights drawn at random",
+    }
+    rows = []
+    for arm, label in arms.items():
+        found = list(_of(scores, arm).values())
+        if not found:
+            continue
+        worth, gains = [s.effective.value for s in found], [s.gain for s in found]
+        of = "" if len(found) == len(scores) else f" ({len(found)} tasks)"
+        spread = (f"{pick(worth):.2f}" for pick in (statistics.median, min))
+        rows.append((label + of, *spread, *(points(pick(gains)) for pick in (statistics.median, min))))
+    head = (
+        "",
+        "effective schedule, median task",
+        "worst task",
+        "accuracy in points, median task",
+        "worst task",
+    )
+    return markdown([head, ("the optimizer alone", "1", "1", "0", "0"), *rows])
+
+
+def _best_peer(scores: Scores) -> list[str]:
+    """The peer with the best median, of those that are recorded on most pairs; none if there is none."""
+    found = {arm.name: [s.effective.value for s in _of(scores, arm.name).values()] for arm in setups.PEERS}
+    medians = {name: statistics.median(v) for name, v in found.items() if 2 * len(v) > len(scores)}
+    return [max(medians, key=lambda name: medians[name])] if medians else []
 
 
 def _final(scores: Scores) -> Figures:
@@ -123,6 +161,29 @@ def _ablation(scores: Scores) -> Figures:
         for arm, change in CHANGED.items()
     ]
     return {"ablation.table": markdown([("changed", *(f"`{pair}`" for pair in scores)), *rows])}
+
+
+def _inspect() -> Figures:
+    """The tuned pairs as `pdt_optax.inspect` ships them, and how well each is told by the others."""
+    head = ("pair", "mean cosine of plain training", "persistence", "the default is worth")
+    rows = [
+        (
+            f"`{p.name}`",
+            f"{p.alignment:.2f}",
+            f"{round(p.persistence, 2) + 0.0:.2f}",
+            f"{p.effective:.2f} ({p.low:.2f} to {p.high:.2f})",
+        )
+        for p in sorted(inspect.pairs(), key=lambda pair: pair.alignment)
+    ]
+    told = inspect.left_out()
+    off = [max(pair.effective / e.value, e.value / pair.effective) for pair, e in told]
+    missed = [f"`{pair.name}`" for pair, e in told if not e.low <= pair.effective <= e.high]
+    return {
+        "inspect.pairs": markdown([head, *rows]),
+        "inspect.left-out": f"the value was off by a factor of {statistics.median(off):.2f} in the median and "
+        f"{max(off):.2f} at most, and {len(told) - len(missed)} of {len(told)} lay in their interval"
+        + (f" (not {listed(missed) if len(missed) > 1 else missed[0]})." if missed else "."),
+    }
 
 
 def _to_baseline(score: Score, baseline: Score, form: str) -> str:

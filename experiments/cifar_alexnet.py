@@ -16,14 +16,13 @@ examples:
 
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from rich.console import Console
 
 import pdt_optax
 from experiments import command
 from experiments.data import datasets
-from experiments.training import checkpoints, devices, records, sweep
+from experiments.training import checkpoints, devices, pool, records, sweep
 from experiments.training.arms import BASELINE, preset
 from experiments.training.optimizers import OPTIMIZERS, SCHEDULES
 from experiments.training.trainer import Config
@@ -38,12 +37,7 @@ def parser() -> command.Parser:
     source.add_argument(
         "--data", choices=datasets.NAMES, default="cifar10", help="data set; digits needs no download"
     )
-    source.add_argument(
-        "--data-dir",
-        type=Path,
-        help="TFDS data directory, or the folder of Fashion-MNIST's four IDX .gz files",
-    )
-    source.add_argument("--download", action="store_true", help="let TFDS fetch what is not there yet")
+    datasets.add_arguments(source)
     source.add_argument("--image-size", type=int, default=128, help="images are resized to this, >= 63")
 
     run = p.add_argument_group("training")
@@ -110,15 +104,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         for seed in dict.fromkeys(args.seeds)  # seeds outermost: an interrupted run still has pairs
         for rule in dict.fromkeys([BASELINE, *args.rules])
     ]
-    dataset = workload.load(args.data_dir, args.download)
+    where = datasets.Where(args.data_dir, args.download)
+    dataset = pool.load(workload, where)
     devices.check_batch(args.batch_size, spread)  # before anything is printed
 
     console = Console(quiet=not devices.is_first())
     console.print(
-        f"{len(configs)} runs of {args.epochs} epochs, {len(dataset.train.targets):,} training and "
-        f"{len(dataset.test.targets):,} validation images, on {spread}."
+        f"{len(configs)} runs of {args.epochs} epochs, {dataset.train.examples:,} training and "
+        f"{dataset.test.examples:,} validation images, on {spread}."
     )
-    how = sweep.How(0, spread, saving, args.fresh, load=lambda workload: dataset)
+    how = sweep.How(0, spread, saving, args.fresh, where)
     interrupted = False
     try:
         sweep.train([sweep.Planned(args.out, config, config.epochs) for config in configs], how, console)

@@ -26,6 +26,7 @@ import numpy as np
 from rich.console import Console
 
 from experiments import command
+from experiments.data import datasets
 from experiments.data.datasets import Dataset
 from experiments.training import devices, records
 from experiments.training.arms import BASELINE, Arm, preset
@@ -134,8 +135,7 @@ def parser() -> command.Parser:
     p.add_argument("--scale", choices=SCALES, default="full", help="the paper's size, or a narrow network")
     p.add_argument("--minutes", type=command.whole(1), default=9, help="that the command may take")
     p.add_argument("--seeds", type=command.seed, nargs="+", default=[0, 100, 200], help="in this order")
-    p.add_argument("--data-dir", type=Path, help="the folder of Fashion-MNIST's four IDX .gz files")
-    p.add_argument("--download", action="store_true", help="let TFDS fetch what is not there yet")
+    datasets.add_arguments(p)
     p.add_argument("--out", type=command.output, default="runs/large", help="folder for the results")
     return p
 
@@ -147,7 +147,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     budget, scale, folder = Budget(60 * args.minutes), SCALES[args.scale], args.out / "records"
     spread, console = devices.devices(), Console(highlight=False, soft_wrap=True)
     devices.check_batch(scale.workload.batch_size, spread)
-    dataset = scale.workload.load(args.data_dir, args.download)
+    dataset = scale.workload.load(datasets.Where(args.data_dir, args.download))
 
     def loss(config: Config) -> float:
         return metrics.last(records.read(folder, config), "train_loss")

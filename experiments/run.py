@@ -43,12 +43,13 @@ from rich.console import Console
 
 import pdt_optax
 from experiments import command
+from experiments.data import datasets
 from experiments.paper import views as paper
 from experiments.paper.claims import RULE_OF_JUDGEMENT
 from experiments.paper.setups import SCALES, VARIANTS, rule
 from experiments.training import checkpoints, devices, loggers, records, sweep, trainer
 from experiments.training.arms import BASELINE, Predictive
-from experiments.training.workloads import Resized, Siamese
+from experiments.training.workloads import ImageNet, Images, Siamese
 from experiments.tuned import setups
 from experiments.tuned import views as tuned
 from experiments.views import page
@@ -108,7 +109,10 @@ def parser() -> command.Parser:
         "--dry-run", action="store_true", help="tell what the paper's runs will take, train nothing"
     )
     p.add_argument(
-        "--devices", type=command.whole(1), default=3, help="of a dry run, which needs none of them"
+        "--devices",
+        type=command.whole(1),
+        default=3,
+        help="that split ImageNet's batches in a dry run, which needs none of them; or --mesh",
     )
     p.add_argument(
         "--time",
@@ -120,6 +124,8 @@ def parser() -> command.Parser:
     p.add_argument(
         "--tensorboard", type=command.output, metavar="DIR", help="write the runs' scalars there too"
     )
+    datasets.add_arguments(p)
+    datasets.add_workers(p)
     sweep.add_arguments(p)
     checkpoints.add_arguments(p, every=10)
     devices.add_arguments(p)
@@ -143,10 +149,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         _results(args), args.scale or "small", _rules(args.rule), args.workloads, args.arms, args.seeds
     )
     if args.list:
-        _list(chosen, asked)
+        _list(chosen, asked, sweep.where(args))
         return 0
     if args.dry_run:
-        _dry_run(chosen, asked, args.devices)
+        _dry_run(chosen, asked, args.devices, args.mesh)
         return 0
     if args.time:
         _time(chosen, asked, args)
@@ -155,6 +161,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     spread = devices.start(args)
     console = Console(quiet=not devices.is_first())
     drawn = [view for view in chosen if view is not tuned.TUNE]
+    waiting: list[str] = []
     if not args.page:
         how = sweep.how(args, spread)
         if tuned.TUNE in chosen:
@@ -162,9 +169,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         for view in drawn:
             view.check_ready(asked)
         if drawn:
-            sweep.train(_plan(drawn, asked), how, console, _log(args))
+            waiting = sweep.train(_plan(drawn, asked), how, console, _log(args))
     if devices.is_first():
         _show(drawn, asked, args.out, console)
+    if waiting:
+        raise command.RefusedError(" ".join(waiting))
     return 0
 
 
@@ -201,11 +210,12 @@ def _results(args: argparse.Namespace) -> Sequence[Path]:
     return (OUT, COMMITTED) if args.out == OUT and not args.fresh else (args.out,)
 
 
-def _list(chosen: Sequence[View], asked: Asked) -> None:
+def _list(chosen: Sequence[View], asked: Asked, where: datasets.Where) -> None:
     groups = (
         (f"The paper's tables and figures, at scale {asked.scale}:", paper.VIEWS),
         ("At tuned learning rates:", TUNED),
     )
+    needed: dict[str, None] = {}
     for heading, group in groups:
         listed = [view for view in chosen if view.name in group]
         if not listed:
@@ -213,24 +223,43 @@ def _list(chosen: Sequence[View], asked: Asked) -> None:
         print(heading)
         for view in listed:
             try:
-                told = _cost(_plan([view], asked))
+                told = _cost(_plan([view], asked), asked.scale if group is paper.VIEWS else "")
             except ValueError:  # of pairs without a rate
                 told = "after `tune`"
             print(f"{view.name:<11}{told}\n{'':11}{view.claim}\n{'':11}{view.command(asked.scale)}")
+            if group is paper.VIEWS:
+                for data, rows in _rows_by_data(view, asked).items():
+                    names = "; ".join(rows) if len(rows) < 8 else f"{len(rows)} rows"
+                    print(f"{'':11}{data}: {names}")
+                    needed[data] = None
             if isinstance(view, (tuned.TunedView, tuned.Tuning)):
                 print(f"{'':11}arms: {', '.join(arm.name for arm in view.arms)}")
         if group is paper.VIEWS:
-            print(f"{'together':<11}{_cost(_plan(listed, asked))}")
+            print(f"{'together':<11}{_cost(_plan(listed, asked), asked.scale)}")
         else:
             print(f"{'pairs':<11}{', '.join(pair.name for pair in tuned.pairs_of(None))}")
     print(
-        "Minutes are those of training on two CPU cores; runs that views share count once in what they take together.\n"
+        "Minutes are those of training on two CPU cores, hours of the paper's scale what the paper tells of its own "
+        "baseline; runs that views share count once in what they take together.\n"
         "Name a view to draw it, and to train what is not recorded: python -m experiments.run VIEW"
     )
+    for data in needed:
+        print(datasets.missing(data, where) or f"{data} is here.")
 
 
-def _cost(planned: Sequence[sweep.Planned]) -> str:
-    return f"{minutes(planned):5.0f} min  {_status(planned)}{_whose(planned)}"
+def _rows_by_data(view: View, asked: Asked) -> dict[str, list[str]]:
+    """The rows of a paper's view by the data set that they need."""
+    rows: dict[str, dict[str, None]] = {}
+    for need in view.needs(asked):
+        assert isinstance(need.config.workload, Images)
+        rows.setdefault(need.config.workload.data, {})[need.label] = None
+    return {data: list(labels) for data, labels in rows.items()}
+
+
+def _cost(planned: Sequence[sweep.Planned], scale: str) -> str:
+    hours = f"{sum(p.seconds for p in planned) / 3600:5,.0f} h"
+    told = hours if scale == "paper" else f"{minutes(planned):5.0f} min"
+    return f"{told}  {_status(planned)}{_whose(planned)}"
 
 
 def _one_of_each(chosen: Sequence[View], asked: Asked) -> Iterator[trainer.Config]:
@@ -250,27 +279,26 @@ def _time(chosen: Sequence[View], asked: Asked, args: argparse.Namespace) -> Non
     spread = devices.start(args)
     for config in _one_of_each(chosen, asked):
         print(f"  {timing.time_steps(config, args.time, spread)}", flush=True)
+        if isinstance(config.workload, ImageNet):
+            where = sweep.where(args)
+            if told := datasets.missing(config.workload.data, where):
+                print(f"  the data pipeline is not timed: {told}")
+            else:
+                rate = timing.images_a_second(config.workload, where, args.time, spread)
+                print(f"  the data pipeline alone delivers {rate:,.0f} images a second", flush=True)
 
 
-def _dry_run(chosen: Sequence[View], asked: Asked, count: int) -> None:
+def _dry_run(chosen: Sequence[View], asked: Asked, count: int, mesh: str | None) -> None:
     """Model, batch, memory and step of every setup, told from shapes."""
-    from experiments.data import imagenet
-    from experiments.training import dry_run  # which import what only they need
+    from experiments.training import dry_run  # which imports what only it needs
 
+    spread = dry_run.abstract(devices.sizes(mesh) if mesh else {"data": count})
     for config in _one_of_each(chosen, asked):
-        workload, method = config.workload, config.arm.method(config.recipe)
-        if isinstance(workload, Siamese) or method.made is None:
+        if isinstance(config.workload, Siamese) or not isinstance(config.arm, Predictive):
             print("  no dry run: it is for classifiers under PDT")
             continue
-        assert isinstance(workload, Resized)
-        spec = imagenet.spec(workload.batch_size, workload.image_size)
-        told = dry_run.dry_run(
-            lambda rngs, w=workload: w.model(rngs),
-            method.tx,
-            method.made,
-            spec,
-            devices=count if workload.data == imagenet.NAME else 1,
-        )
+        together = isinstance(config.workload, ImageNet)
+        told = dry_run.dry_run(config, spread if together else devices.ONE_DEVICE)
         print(textwrap.indent(str(told), "  "))
 
 
@@ -327,7 +355,7 @@ def _show(chosen: Sequence[View], asked: Asked, out: Path, console: Console) -> 
         ),
         (tuned.FOLDER, tuned.VIEWS, "Predictive Differential Training at tuned learning rates", ""),
     ):
-        if any(view.name in group for view in chosen):
+        if any(view.name in group for view in chosen) and (out / folder).exists():
             folders = {name: view.folder(asked.scale) for name, view in group.items()}
             page.write_index(out, folders, folder, title, about)
             console.print(f"Look at {out / folder / 'index.html'}", soft_wrap=True, highlight=False)

@@ -1,33 +1,46 @@
 """The paper's largest networks, built and lowered from shapes, and the estimate against a compiled step."""
 
-import functools
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-import optax
 import pytest
-from flax import nnx
 
-import pdt_optax
-from experiments.data import imagenet
-from experiments.models.resnet import resnet14_mini
-from experiments.models.vit import vit_mini
+from experiments.data import datasets
+from experiments.paper.setups import setups
 from experiments.training import dry_run
-from experiments.training.workloads import MODELS as OF_WORKLOADS
+from experiments.training.arms import preset
+from experiments.training.devices import ONE_DEVICE
+from experiments.training.trainer import Config, _program
+from experiments.training.workloads import ImageNet
 
-TX = optax.sgd(0.1, momentum=0.9)
+
+def config(model: str, batch_size: int, image_size: int, accumulate: int = 1, **size: Any) -> Config:
+    workload = ImageNet(
+        workload=model,
+        data=datasets.STREAMED,
+        examples=4096,
+        validation_examples=8,
+        batch_size=batch_size,
+        accumulate=accumulate,
+        image_size=image_size,
+        size=tuple((size | ({"image_size": image_size} if model == "vit_base" else {})).items()),
+    )
+    return Config(workload, preset("released"), "momentum", 0.1, "cosine", 90, seed=0)
 
 
-MODELS = {
-    "small": functools.partial(resnet14_mini, 10, stages=(1,), dtype=jnp.bfloat16),
-    "resnet50": OF_WORKLOADS["resnet50"],
-    "vit_huge": functools.partial(OF_WORKLOADS["vit_huge"], recompute=True),
+VIT = {"patch": 8, "features": 40, "depth": 2, "heads": 2}
+CONFIGS = {
+    "small": config("resnet50", 600, 224, stages=(1,), dtype="bfloat16"),
+    "resnet50": setups("paper")["resnet50"].config(preset("released"), 0),
+    "vit_huge": setups("paper")["vit-huge"].config(preset("released"), 0),
 }
 
 # Three times torchvision's multiply-adds of a forward pass, ViT-Huge's recomputed layers four.
 EXPECTED = {
-    "small": (7_962, 0.128),  # less the gradient of its images
+    "small": (
+        341_544,
+        6e-10 * (4 * 147 * 64 * 112**2 + 6 * 18 * 64**2 * 56**2),
+    ),  # less the gradient of its images
     "resnet50": (25_557_032, 3 * 2 * 4.089 * 0.6),
     "vit_huge": (633_685_480, 4 * 2 * 167.295 * 0.6),
 }
@@ -37,8 +50,7 @@ EXPECTED = {
     "name", ["small", *(pytest.param(n, marks=pytest.mark.slow) for n in ("resnet50", "vit_huge"))]
 )
 def test_the_papers_largest_runs_are_lowered_for_three_devices(name: str) -> None:
-    predictor = pdt_optax.Predictor(**pdt_optax.presets.released)
-    result = dry_run.dry_run(MODELS[name], TX, predictor, imagenet.spec(600), devices=3)
+    result = dry_run.dry_run(CONFIGS[name], dry_run.abstract({"data": 3}))
     parameters, teraflops = EXPECTED[name]
     assert result.parameters == parameters
     assert result.memory.params == 4 * parameters
@@ -57,15 +69,32 @@ def test_the_papers_largest_runs_are_lowered_for_three_devices(name: str) -> Non
 
 
 @pytest.mark.parametrize(
-    "make", [functools.partial(vit_mini, 10, depth=1), functools.partial(resnet14_mini, 10, stages=(1,))]
+    "of", [config("vit_base", 256, 32, **VIT), config("resnet50", 256, 32, width=8, stages=(1, 1))]
 )
-def test_the_estimate_is_near_what_a_compiled_step_takes(make):
-    batch = imagenet.spec(256, 32)
-    result = dry_run.dry_run(make, TX, pdt_optax.Predictor(), batch)
-    graph, params, rest = nnx.split(nnx.eval_shape(lambda: make(rngs=nnx.Rngs(0))), nnx.Param, ...)
-    state = dry_run.State(params, jax.eval_shape(TX.init, params), rest)
-    key = jax.eval_shape(lambda: jax.random.key(0))
-    step = jax.jit(dry_run.training_step(graph, optax.with_extra_args_support(TX)), donate_argnums=0)
-    memory: Any = step.lower(state, batch, key).compile().memory_analysis()
-    taken = memory.temp_size_in_bytes
+def test_the_estimate_is_near_what_a_compiled_step_takes(of: Config) -> None:
+    result = dry_run.dry_run(of)
+    program, key = _program(of.program), jax.eval_shape(lambda: jax.random.key(0))
+    state: Any = jax.eval_shape(program.init, key)
+    step: Any = program.step
+    assert isinstance(of.workload, ImageNet)
+    compiled = step.lower(state._replace(kept=None), *of.workload.spec(256), None, key).compile()
+    taken = compiled.memory_analysis().temp_size_in_bytes
     assert 0.6 < taken / (result.activations + result.memory.params) < 1.6
+
+
+def test_three_devices_hold_a_third_of_the_weights_each_though_nothing_in_them_is_divisible() -> None:
+    of = config("vit_base", 96, 32, **VIT)
+    alone = dry_run.dry_run(of, ONE_DEVICE)
+    split, together = (dry_run.dry_run(of, dry_run.abstract({axis: 3})) for axis in ("fsdp", "data"))
+    assert together.memory == alone.memory
+    # Vectors are whole on each, and what is padded is a little more.
+    for name in ("params", "optimizer", "snapshots"):
+        assert 1 / 3 < getattr(split.memory, name) / getattr(alone.memory, name) < 0.37
+    assert split.parameters == alone.parameters
+    assert split.activations == pytest.approx(alone.activations / 3, rel=1e-3)
+
+
+def test_a_part_of_a_batch_keeps_a_part_of_the_activations() -> None:
+    whole, parts = (dry_run.dry_run(config("vit_base", 96, 32, n, **VIT)) for n in (1, 4))
+    assert parts.activations == pytest.approx(whole.activations / 4, rel=0.05)
+    assert parts.memory == whole.memory

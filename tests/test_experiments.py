@@ -89,7 +89,7 @@ def test_fashion_mnist_is_read_from_a_folder_of_idx_files(tmp_path):
     for part in ("train", "t10k"):
         write_idx(tmp_path / f"{part}-images-idx3-ubyte.gz", images)
         write_idx(tmp_path / f"{part}-labels-idx1-ubyte.gz", labels)
-    loaded = datasets.load("fashion_mnist", tmp_path)
+    loaded = datasets.load("fashion_mnist", datasets.Where(tmp_path))
     np.testing.assert_array_equal(loaded.train.inputs[..., 0], images)
     np.testing.assert_array_equal(loaded.test.targets, labels)
 
@@ -97,7 +97,7 @@ def test_fashion_mnist_is_read_from_a_folder_of_idx_files(tmp_path):
     with pytest.raises(
         datasets.DataUnavailableError, match=r"t10k-labels-idx1-ubyte\.gz is missing or broken"
     ):
-        datasets.load("fashion_mnist", tmp_path)
+        datasets.load("fashion_mnist", datasets.Where(tmp_path))
 
 
 def test_cifar10_is_read_through_tfds():

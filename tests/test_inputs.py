@@ -1,16 +1,14 @@
-"""What reaches the models: augmentations, orders of batches, ImageNet's source."""
+"""What reaches the models: augmentations, orders of batches, crops of ImageNet's images."""
 
 import functools
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import tensorflow_datasets as tfds
+from PIL import Image
 
 from experiments.data import augment, batches, imagenet
-from experiments.data.datasets import DataUnavailableError
 
 
 def ramp(n=64, height=16, width=24):
@@ -99,48 +97,12 @@ def test_shuffled_batches_hold_every_example_once_and_mix_classes():
     assert all(np.unique(LABELS[batch]).size > 2 for batch in index)
 
 
-@pytest.fixture
-def mocked():
-    with tfds.testing.mock_data(num_examples=14):
-        yield
-
-
-def load(**settings):
-    return imagenet.batches("train", **{"batch_size": 4, "size": 8, "training": True} | settings)
-
-
-def test_imagenet_comes_in_batches_that_its_spec_tells(mocked):
-    data: Any = load()
-    assert len(data) == 3
-    expected = imagenet.spec(4, 8)
-    for array, shape in zip(data[0], expected, strict=True):
-        assert (array.shape, array.dtype) == (shape.shape, shape.dtype)
-    first, again = (list(load().repeat(2).to_iter_dataset()) for _ in range(2))
-    assert len(first) == 6
-    for one, other in zip(first, again, strict=True):
-        np.testing.assert_array_equal(one.inputs, other.inputs)
-
-    def labels(part):
-        return np.concatenate([batch.targets for batch in part])
-
-    assert (labels(first[:3]) != labels(first[3:])).any()
-
-
-def test_processes_share_every_batch_out(mocked):
-    whole = [batch.targets for batch in load().repeat(2).to_iter_dataset()]
-    parts = [
-        [batch.targets for batch in load(process=i, processes=2).repeat(2).to_iter_dataset()] for i in (0, 1)
-    ]
-    for batch, first, second in zip(whole, *parts, strict=True):
-        np.testing.assert_array_equal(np.stack([first, second], 1).ravel(), batch)
-    with pytest.raises(ValueError, match=r"multiple of `processes`.*batch_size=4, processes=3"):
-        load(processes=3)
-
-
 def test_validation_takes_the_centre_and_training_parts_of_many_sizes():
     image = np.random.default_rng(0).integers(0, 256, (32, 64, 3), np.uint8)
     assert imagenet.centre_box(32, 64) == (18, 2, 46, 30)
-    np.testing.assert_array_equal(imagenet.resized(image, (18, 2, 46, 30), 28), image[2:30, 18:46])
+    np.testing.assert_array_equal(
+        imagenet.resized(Image.fromarray(image), (18, 2, 46, 30), 28), image[2:30, 18:46]
+    )
     rng = np.random.default_rng(0)
     boxes = np.array([imagenet.random_box(32, 64, rng) for _ in range(300)])
     assert (boxes[:, :2] >= 0).all()
@@ -151,8 +113,3 @@ def test_validation_takes_the_centre_and_training_parts_of_many_sizes():
     assert (wide * high).max() / (32 * 64) > 0.5
     assert (wide / high).min() >= 0.75
     assert (wide / high).max() <= 4 / 3 + 1e-9
-
-
-def test_missing_imagenet_is_told_with_the_way_to_it(tmp_path):
-    with pytest.raises(DataUnavailableError, match=r"not prepared in .*image-net\.org.*array_record"):
-        load(data_dir=tmp_path)

@@ -258,6 +258,7 @@ def test_every_name_that_a_run_has_is_checked() -> None:
     runs = [config(), *(dataclasses.replace(config(), arm=arm) for arm in ARMS.values())]
     runs += [dataclasses.replace(config(), workload=pair.workload) for pair in PAIRS.values()]
     runs += [run for view in views.VIEWS.values() for *_, run in view.configs("smoke")]
+    runs += [run for *_, run in views.VIEWS["table1"].configs("paper")]
     parts = {type(part): part for run in runs for part in (run, run.workload, run.arm)}
     assert parts.keys() == {Config} | below(Arm) | below(Workload) - {Workload, Small}
     for kind, part in parts.items():

@@ -152,7 +152,7 @@ def test_a_rollback_brings_back_what_it_was_given_beside_the_optimizer() -> None
 def test_a_data_folder_that_is_named_is_used_or_refused(tmp_path: Any) -> None:
     """Without the data in it, another place would train something else than was asked for."""
     with pytest.raises(datasets.DataUnavailableError, match=f"looked in {tmp_path}"):
-        datasets.load("fashion_mnist", tmp_path)
+        datasets.load("fashion_mnist", datasets.Where(tmp_path))
 
 
 # Settings that differ from those a state was made with.

@@ -1,5 +1,6 @@
-"""Real images as uint8 arrays: digits, Fashion-MNIST, CIFAR-10. Never a silent stand-in."""
+"""Real images: digits, Fashion-MNIST and CIFAR-10 as uint8 arrays, ImageNet as a stream. Never a silent stand-in."""
 
+import argparse
 import contextlib
 import gzip
 import logging
@@ -11,18 +12,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.command import RefusedError
+from experiments.command import RefusedError, whole
 
 # The data sets and how many examples each has to train on.
 EXAMPLES = {"cifar10": 50_000, "fashion_mnist": 60_000, "digits": 1_437}
 NAMES = tuple(EXAMPLES)
 CLASSES = 10
-SHAPES = {
-    "cifar10": (32, 32, 3),
-    "fashion_mnist": (28, 28, 1),
-    "digits": (8, 8, 1),
-    "imagenet2012": (224, 224, 3),
-}
+SHAPES = {"cifar10": (32, 32, 3), "fashion_mnist": (28, 28, 1), "digits": (8, 8, 1)}
+STREAMED = "imagenet2012"
+
+_MANUAL = (
+    "get ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar from image-net.org into its downloads/manual; then "
+    "--download prepares them, which needs TensorFlow"
+)
 
 # Where Debian's package dataset-fashion-mnist puts its IDX files.
 _DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
@@ -30,6 +32,44 @@ _DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
 
 class DataUnavailableError(RefusedError):
     """The data is not on this machine; the message names the ways to get it."""
+
+
+class Where(NamedTuple):
+    """Where data is, and how it is read.
+
+    Attributes:
+      data_dir: the TFDS data directory (default ~/tensorflow_datasets); for
+        fashion_mnist, a folder with the four IDX .gz files.
+      download: let TFDS fetch and prepare what is not there yet.
+      workers: processes that decode a streamed data set; 0 for threads of this one.
+    """
+
+    data_dir: Path | None = None
+    download: bool = False
+    workers: int = 0
+
+
+DEFAULT = Where()
+
+
+def add_arguments(parser: argparse._ActionsContainer) -> None:
+    """`--data-dir` and `--download`."""
+    parser.add_argument(
+        "--data-dir",
+        type=Path,
+        help="TFDS data directory, or the folder of Fashion-MNIST's four IDX .gz files",
+    )
+    parser.add_argument("--download", action="store_true", help="let TFDS fetch what is not there yet")
+
+
+def add_workers(parser: argparse._ActionsContainer) -> None:
+    """`--workers`."""
+    parser.add_argument(
+        "--workers",
+        type=whole(0),
+        default=0,
+        help="processes that decode ImageNet's images, for each process of a run; 0: threads",
+    )
 
 
 class Split(NamedTuple):
@@ -43,30 +83,39 @@ class Split(NamedTuple):
     inputs: np.ndarray
     targets: np.ndarray
 
+    @property
+    def examples(self) -> int:
+        """How many there are."""
+        return len(self.targets)
+
     def first(self, count: int) -> "Split":
         """The first `count` examples."""
         return Split(self.inputs[:count], self.targets[:count])
 
+    def spec(self, batch_size: int) -> Any:
+        """A `Split` of the shapes of a batch."""
+        return Split(*(jax.ShapeDtypeStruct((batch_size, *x.shape[1:]), x.dtype) for x in self))  # pyright: ignore[reportArgumentType]
+
 
 class Dataset(NamedTuple):
-    """A training split and a held-out one."""
+    """A training split and a held-out one: each a `Split`, in memory, or both an `imagenet.Stream`."""
 
-    train: Split
-    test: Split
+    train: Any
+    test: Any
 
 
-def load(name: str, data_dir: Path | None = None, download: bool = False) -> Dataset:
-    """Loads a data set by name.
+def load(name: str, where: Where = DEFAULT, image_size: int = 224) -> Dataset:
+    """Opens a data set by name.
 
     Args:
-      name: one of `NAMES`.
-      data_dir: for fashion_mnist, a folder with the four IDX .gz files; else the
-        TFDS data directory (default ~/tensorflow_datasets).
-      download: let TFDS fetch and prepare what is not there yet.
+      name: one of `NAMES`, or `STREAMED`.
+      where: it is.
+      image_size: of the images of a stream; those in memory have their own.
 
     Raises:
       DataUnavailableError: if the data is not to be had.
     """
+    data_dir, download, workers = where
     if name == "digits":
         return _digits()
     if name == "fashion_mnist":
@@ -80,12 +129,24 @@ def load(name: str, data_dir: Path | None = None, download: bool = False) -> Dat
     if name == "cifar10":
         hint = "a machine with another copy: --data-dir DIR, or try --data digits, which needs no download"
         return _tfds(name, data_dir, download, hint)
-    if name == "imagenet2012":
-        raise DataUnavailableError(
-            "imagenet2012 does not fit into memory, where the trainer keeps its data: --dry-run tells what a run "
-            "would take, and `experiments.data.imagenet` reads it batch by batch."
+    if name == STREAMED:
+        from experiments.data.imagenet import Stream  # which imports grain
+
+        parts = (
+            _tfds_source(name, part, data_dir, download, _MANUAL, ("image",))
+            for part in ("train", "validation")
         )
+        return Dataset(*(Stream(source, image_size, workers) for source in parts))
     raise ValueError(f"There is no data set {name!r}. The data sets are {', '.join(NAMES)}.")
+
+
+def missing(name: str, where: Where = DEFAULT) -> str:
+    """Why a data set cannot be had; nothing if it can."""
+    try:
+        load(name, where._replace(download=False))
+    except DataUnavailableError as e:
+        return str(e)
+    return ""
 
 
 def scale(images: jax.Array) -> jax.Array:
@@ -135,10 +196,21 @@ def _idx(folder: Path) -> Dataset:
 
 def _tfds(name: str, data_dir: Path | None, download: bool, hint: str) -> Dataset:
     def split(part: str) -> Split:
-        source: Any = tfds.data_source(name, split=part, data_dir=data_dir, download=False)
+        source = _tfds_source(name, part, data_dir, download, hint)
         rows = [source[i] for i in range(len(source))]
         return Split(np.stack([r["image"] for r in rows]), np.array([r["label"] for r in rows], np.int32))
 
+    return Dataset(split("train"), split("test"))
+
+
+def _tfds_source(
+    name: str, part: str, data_dir: Path | None, download: bool, hint: str, encoded: tuple[str, ...] = ()
+) -> Any:
+    """Random access to the examples of a part of a data set; those of their fields that stay `encoded` are bytes.
+
+    Raises:
+      DataUnavailableError: if the data is not to be had.
+    """
     with _quiet():
         import tensorflow_datasets as tfds
 
@@ -146,12 +218,14 @@ def _tfds(name: str, data_dir: Path | None, download: bool, hint: str) -> Datase
             if download:
                 builder = tfds.builder(name, data_dir=data_dir, file_format="array_record")
                 builder.download_and_prepare(file_format="array_record")
-            return Dataset(split("train"), split("test"))
+            decoders: Any = {field: tfds.decode.SkipDecoding() for field in encoded} or None
+            return tfds.data_source(name, split=part, data_dir=data_dir, decoders=decoders, download=False)
         except Exception as e:  # TFDS raises many kinds; all mean that the data is not there
-            where = data_dir or "~/tensorflow_datasets"
+            folder = data_dir or "~/tensorflow_datasets"
             failed = f"could not be downloaded ({type(e).__name__})" if download else "is not there yet"
-            ways = hint if download else f"add --download to fetch it through TFDS, or {hint}"
-            raise DataUnavailableError(f"{name} {failed} (looked in {where}): {ways}.") from None
+            by_hand = download or name == STREAMED
+            ways = hint if by_hand else f"add --download to fetch it through TFDS, or {hint}"
+            raise DataUnavailableError(f"{name} {failed} (looked in {folder}): {ways}.") from None
 
 
 @contextlib.contextmanager

@@ -1,94 +1,98 @@
 """ImageNet-1K through TFDS and grain: random access, decoded and cropped on the host, split over processes."""
 
+import dataclasses
+import io
 import math
-from pathlib import Path
 from typing import Any
 
 import grain
 import jax
 import numpy as np
-import tensorflow_datasets as tfds
 from PIL import Image
 
-from experiments.data.datasets import DataUnavailableError, Split
-
-NAME = "imagenet2012"
-CLASSES = 1000
-EXAMPLES = 1_281_167
+from experiments.data.datasets import Split
 
 
-def spec(batch_size: int, size: int = 224) -> Any:
-    """A `Split` of the shapes of a batch."""
-    images: Any = jax.ShapeDtypeStruct((batch_size, size, size, 3), np.uint8)
-    labels: Any = jax.ShapeDtypeStruct((batch_size,), np.int32)
-    return Split(images, labels)
+@dataclasses.dataclass(frozen=True)
+class Stream:
+    """A split that is too large for memory: its batches are functions of their numbers, read when they are asked for.
 
+    So any batch is to be had without those before it, and a run goes on from any step.
 
-def batches(
-    split: str,
-    *,
-    batch_size: int,
-    training: bool,
-    size: int = 224,
-    seed: int = 0,
-    data_dir: Path | None = None,
-    process: int | None = None,
-    processes: int | None = None,
-) -> grain.MapDataset[Split]:
-    """The batches of this process, in an order that is a function of the seed and the epoch.
-
-    Its length is an epoch's number of batches; `.repeat(epochs).to_iter_dataset()` gives
-    epochs after each other, each in another order and with other crops, prefetched by threads.
-
-    Args:
-      split: "train" or "validation", or a part of one as TFDS writes it.
-      batch_size: examples in a batch over all processes.
-      training: shuffled, in random-resized crops and flipped at random; otherwise the centre.
-      size: height and width of the images.
-      seed: of orders and crops.
-      data_dir: the TFDS data directory (default ~/tensorflow_datasets).
-      process, processes: this one and how many there are, as JAX counts them by default.
-
-    Returns:
-      A `grain.MapDataset` of `Split`s: (batch_size / processes, size, size, 3), uint8, and
-      their labels, int32. Every process has as many; what is over, less than a batch, is left out.
-
-    Raises:
-      DataUnavailableError: if ImageNet is not prepared there.
-      ValueError: if the processes do not share the batch out.
+    Attributes:
+      source: random access to examples, dictionaries of an `image`, a JPEG's bytes, and a `label`.
+      image_size: height and width of the images in batches.
+      workers: processes that decode; 0 for threads of this one.
+      count: only the first so many examples; None for all.
     """
-    process = jax.process_index() if process is None else process
-    processes = jax.process_count() if processes is None else processes
-    if batch_size % processes:
-        raise ValueError(f"`batch_size` must be a multiple of `processes`. Got {batch_size=}, {processes=}.")
-    try:
-        source: Any = tfds.data_source(NAME, split=split, data_dir=data_dir, download=False)
-    except Exception:  # TFDS raises many kinds; all mean that the data is not there
-        raise DataUnavailableError(
-            f"{NAME} is not prepared in {data_dir or '~/tensorflow_datasets'}: get ILSVRC2012_img_train.tar and "
-            "ILSVRC2012_img_val.tar from image-net.org into its downloads/manual, and run "
-            f"`tfds build {NAME} --file_format=array_record`, which needs TensorFlow."
-        ) from None
 
-    def crop(example: dict[str, np.ndarray], rng: np.random.Generator) -> Split:
-        image = example["image"]
-        height, width, _ = image.shape
-        if training:
-            pixels = resized(image, random_box(height, width, rng), size)
-            pixels = pixels[:, ::-1] if rng.random() < 0.5 else pixels
-        else:
-            pixels = resized(image, centre_box(height, width), size)
+    source: Any
+    image_size: int
+    workers: int = 0
+    count: int | None = None
+
+    @property
+    def examples(self) -> int:
+        """How many there are."""
+        return len(self.source) if self.count is None else min(self.count, len(self.source))
+
+    def first(self, count: int) -> "Stream":
+        """The first `count` examples."""
+        return dataclasses.replace(self, count=count)
+
+    def spec(self, batch_size: int) -> Any:
+        """A `Split` of the shapes of a batch."""
+        images: Any = jax.ShapeDtypeStruct((batch_size, self.image_size, self.image_size, 3), np.uint8)
+        labels: Any = jax.ShapeDtypeStruct((batch_size,), np.int32)
+        return Split(images, labels)
+
+    def shuffled(self, batch_size: int, seed: int, part: int = 0, parts: int = 1) -> grain.MapDataset[Split]:
+        """An epoch's batches; repeated, every epoch has another order and other crops.
+
+        Args:
+          batch_size: examples in a batch, over all parts.
+          seed: of orders, of random-resized crops, and of which are mirrored.
+          part, parts: which part of every batch is read, and of how many: its examples `part`, `part + parts`, ...
+            Whatever the parts, the batches hold the same examples, cropped alike.
+
+        Returns:
+          `Split`s: (batch_size / parts, size, size, 3), uint8, and their labels, int32.
+          What is over, less than a batch, is left out of the epoch.
+        """
+        whole = self.examples // batch_size * batch_size
+        data = grain.MapDataset.source(self.source)[: self.examples].seed(seed).shuffle()
+        data = data.random_map(self._random)[part:whole:parts]
+        return data.batch(batch_size // parts, drop_remainder=True)
+
+    def in_order(self, batch_size: int, part: int = 0, parts: int = 1) -> grain.MapDataset[Split]:
+        """All examples once, of each the centre; the last batch is filled up with black images of label -1."""
+        padded = -(-self.examples // batch_size) * batch_size
+        return grain.MapDataset.range(part, padded, parts).map(self._central).batch(batch_size // parts)
+
+    def _random(self, example: dict[str, Any], rng: np.random.Generator) -> Split:
+        image = decoded(example["image"])
+        pixels = resized(image, random_box(image.height, image.width, rng), self.image_size)
+        return Split(
+            pixels[:, ::-1] if rng.random() < 0.5 else pixels, np.asarray(example["label"], np.int32)
+        )
+
+    def _central(self, number: int) -> Split:
+        if number >= self.examples:
+            return Split(np.zeros((self.image_size, self.image_size, 3), np.uint8), np.asarray(-1, np.int32))
+        example = self.source[number]
+        image = decoded(example["image"])
+        pixels = resized(image, centre_box(image.height, image.width), self.image_size)
         return Split(pixels, np.asarray(example["label"], np.int32))
 
-    data = grain.MapDataset.source(source).seed(seed)
-    data = data.shuffle() if training else data
-    whole = len(data) // batch_size * batch_size
-    return data[process:whole:processes].random_map(crop).batch(batch_size // processes, drop_remainder=True)
+
+def decoded(data: bytes) -> Image.Image:
+    """An image in three channels."""
+    return Image.open(io.BytesIO(data)).convert("RGB")
 
 
-def resized(image: np.ndarray, box: tuple[float, float, float, float], size: int) -> np.ndarray:
-    """The part of an image (height, width, 3) in (left, top, right, bottom), bilinear with antialiasing."""
-    return np.asarray(Image.fromarray(image).resize((size, size), Image.Resampling.BILINEAR, box=box))
+def resized(image: Image.Image, box: tuple[float, float, float, float], size: int) -> np.ndarray:
+    """The part of an image in (left, top, right, bottom), bilinear with antialiasing: (size, size, 3)."""
+    return np.asarray(image.resize((size, size), Image.Resampling.BILINEAR, box=box))
 
 
 def random_box(height: int, width: int, rng: np.random.Generator) -> tuple[float, float, float, float]:

@@ -8,10 +8,11 @@ import socket
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 from jax.experimental import multihost_utils
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from experiments import command
 
@@ -88,33 +89,34 @@ def devices(mesh: str | None = None) -> "Devices":
       ValueError: if the text is malformed or asks for another number of devices than there are.
     """
     count = jax.device_count()
-    sizes = {"data": count} if mesh is None else _sizes(mesh)
-    if math.prod(sizes.values()) != count:
+    along = {"data": count} if mesh is None else sizes(mesh)
+    if math.prod(along.values()) != count:
         raise ValueError(
             f"`--mesh` must use all devices: its sizes multiply to their number, {count}. Got {mesh}."
         )
     if count == 1:
         return ONE_DEVICE
-    return Devices(jax.make_mesh(tuple(sizes.values()), tuple(sizes), (AxisType.Auto,) * len(sizes)))
+    return Devices(jax.make_mesh(tuple(along.values()), tuple(along), (AxisType.Auto,) * len(along)))
 
 
-def _sizes(mesh: str) -> dict[str, int]:
+def sizes(mesh: str) -> dict[str, int]:
+    """The axes that `--mesh` names, and their sizes."""
     known = dict.fromkeys((*BATCH_AXES, *WEIGHT_AXES))
-    sizes: dict[str, int] = {}
+    found: dict[str, int] = {}
     for part in mesh.split(","):
         name, _, size = part.partition("=")
-        if name not in known or name in sizes or not size.isdecimal() or int(size) < 1:
+        if name not in known or name in found or not size.isdecimal() or int(size) < 1:
             raise ValueError(
                 f"`--mesh` must be sizes of the axes {', '.join(known)}, each at most once, such as "
                 f"data=4,model=2. Got {mesh!r}."
             )
-        sizes[name] = int(size)
-    if min(sizes.get(name, 1) for name in WEIGHT_AXES) > 1:
+        found[name] = int(size)
+    if min(found.get(name, 1) for name in WEIGHT_AXES) > 1:
         raise ValueError(
             "`--mesh` splits weights over `fsdp` or over `model`: of weights split over both, beside a split batch, XLA "
             f"(jax 0.10 and 0.12, on CPUs) returns wrong gradients. Got {mesh!r}."
         )
-    return sizes
+    return found
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,10 +124,10 @@ class Devices:
     """Where the arrays of a run lie.
 
     Attributes:
-      mesh: of all devices, with automatic axes; None if there is one.
+      mesh: of all devices, with automatic axes; None if there is one. Abstract to tell what a run takes.
     """
 
-    mesh: Mesh | None
+    mesh: Mesh | AbstractMesh | None
 
     def __str__(self) -> str:
         kind = jax.devices()[0].device_kind
@@ -139,6 +141,20 @@ class Devices:
     def batch_shards(self) -> int:
         """Into how many parts a batch is split."""
         return 1 if self.mesh is None else math.prod(self.mesh.shape.get(name, 1) for name in BATCH_AXES)
+
+    @property
+    def parts(self) -> int:
+        """Into how many parts `fsdp` splits the weights."""
+        return 1 if self.mesh is None else self.mesh.shape.get("fsdp", 1)
+
+    def whole(self, tree: Any, like: Any) -> Any:
+        """In jit: weights as the model has them, in the shapes of `like`; padding takes part in nothing."""
+
+        def cut(x: Any, shape: tuple[int, ...]) -> Any:
+            # Gathered first: a slice of a split dimension would move parts between all devices.
+            return x if x.shape == shape else resized(self.everywhere(x), shape)
+
+        return jax.tree.map(lambda x, y: cut(x, y.shape), tree, like)
 
     def weights(self, tree: Any) -> Any:
         """Arrays that every process has, split as weights are; in jit, a constraint to it."""
@@ -155,6 +171,47 @@ class Devices:
             return array[where[0] if index is None else index[where[0]]]
 
         return jax.make_array_from_callback((rows, *array.shape[1:]), sharding, read)
+
+    @property
+    def part(self) -> tuple[int, int]:
+        """Which part of every batch this process reads, counted from 0, and of how many.
+
+        Processes whose devices hold the same rows, as along `model`, read the same part.
+        """
+        if self.mesh is None:
+            return 0, 1
+        shards = self.batch_shards
+        places = NamedSharding(self.mesh, self._batch_spec).addressable_devices_indices_map((shards,))
+        mine = sorted({where[0].indices(shards)[0] for where in places.values() if where is not None})
+        return mine[0] // len(mine), shards // len(mine)
+
+    def put_part(self, array: np.ndarray) -> jax.Array:
+        """A batch, split over its first axis, of which this process has read its part."""
+        array = np.array(array)  # on CPUs jax would go on using the memory that a decoding process shares
+        if self.mesh is None:
+            return jax.device_put(array)
+        shape = (len(array) * self.part[1], *array.shape[1:])
+        return jax.make_array_from_process_local_data(
+            NamedSharding(self.mesh, self._batch_spec), array, shape
+        )
+
+    def placed(self, tree: Any, batch: bool = False) -> Any:
+        """Shapes of weights, or of a batch, with how they are split."""
+        if self.mesh is None:
+            return tree
+        mesh = self.mesh
+
+        def placed(x: Any) -> jax.ShapeDtypeStruct:
+            spec = self._batch_spec if batch else self._weight_spec(x.shape)
+            return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=NamedSharding(mesh, spec))
+
+        return jax.tree.map(placed, tree)
+
+    def shared(self, tree: Any) -> Any:
+        """What lies on one device of each process, as counters do after an epoch's end, on all: else it cannot be saved."""
+        if self.mesh is None:
+            return tree
+        return jax.tree.map(lambda x: x if len(x.sharding.device_set) > 1 else self.everywhere(x), tree)
 
     def everywhere(self, tree: Any) -> Any:
         """Arrays that every process has, whole on each device."""
@@ -198,13 +255,30 @@ class Devices:
 ONE_DEVICE = Devices(None)
 
 
-def check_batch(size: int, spread: Devices) -> None:
+def check_batch(size: int, spread: Devices, accumulate: int = 1) -> None:
     """Raises ValueError if the devices cannot share a batch evenly."""
-    if size % spread.batch_shards:
+    if size % (spread.batch_shards * accumulate):
+        told = f", {accumulate} accumulated" if accumulate > 1 else ""
         raise ValueError(
             "`batch_size` must be a multiple of the parts that the mesh splits a batch into. "
-            f"Got {size}, {spread.batch_shards} parts."
+            f"Got {size}, {spread.batch_shards} parts{told}."
         )
+
+
+def padded(shape: tuple[int, ...], parts: int) -> tuple[int, ...]:
+    """The shape that a weight has in training: its longest dimension rounded up if `parts` divides none of a matrix."""
+    if len(shape) < 2 or any(n % parts == 0 for n in shape):
+        return shape
+    longest = max(range(len(shape)), key=lambda d: shape[d])
+    return tuple(-(-n // parts) * parts if d == longest else n for d, n in enumerate(shape))
+
+
+def resized(array: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """An array without what exceeds a shape, and zeros where it is smaller."""
+    if array.shape == shape:
+        return array
+    array = array[tuple(slice(n) for n in shape)]
+    return jnp.pad(array, [(0, n - m) for m, n in zip(array.shape, shape, strict=True)])
 
 
 def is_first() -> bool:

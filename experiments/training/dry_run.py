@@ -3,30 +3,20 @@
 `python -m experiments.run table1 --scale paper --dry-run` prints it.
 """
 
-import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
-import optax
-from flax import nnx
 from jax.extend.core import Var
-from jax.sharding import AbstractMesh, AxisType, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType
 
 import pdt_optax
-from experiments.data import datasets
 from experiments.data.datasets import Split
+from experiments.training.devices import ONE_DEVICE, Devices, check_batch
 from experiments.training.flops import lowered_flops
-
-
-class State(NamedTuple):
-    """What a step carries on: weights, optimizer state and the rest of the model."""
-
-    params: Any
-    opt_state: Any
-    rest: Any
+from experiments.training.trainer import Config, _program
+from experiments.training.workloads import Resized
 
 
 class DryRun(NamedTuple):
@@ -34,14 +24,14 @@ class DryRun(NamedTuple):
 
     Attributes:
       parameters: of the model.
-      devices: the batch is split over them, and all else is on each.
+      devices: how many share the batch, and the weights along `fsdp`.
       batch: shapes and shardings of a batch.
       memory: of weights, optimizer and snapshots on one device, bytes.
-      activations: that a step keeps for its gradient on one device, bytes, as JAX
+      activations: that a step, or a part of it that is accumulated, keeps for its gradient on one device, bytes, as JAX
         writes it: XLA may keep less. What a recomputed layer
         needs for itself is not counted: 5.8 GB for one of ViT-Huge at 200 images.
       operations: floating-point ones of a step over all devices, by XLA's count.
-      step: the lowered training step, (state, batch, key) to (state, loss).
+      step: the lowered training step.
     """
 
     parameters: int
@@ -82,72 +72,56 @@ def _gigabytes(size: float) -> str:
     return f"{size / 1e9:8.2f} GB"
 
 
-def _loss(graph: Any, params: Any, rest: Any, batch: Split, key: jax.Array) -> tuple[jax.Array, Any]:
-    model = nnx.merge(graph, params, rest, copy=True)  # the model may change the rest
-    logits = model(datasets.scale(jnp.asarray(batch.inputs)), key)
-    loss = optax.softmax_cross_entropy_with_integer_labels(logits, batch.targets).mean()
-    return loss, nnx.split(model, nnx.Param, ...)[2]
-
-
-def training_step(graph: Any, tx: optax.GradientTransformationExtraArgs) -> Callable[..., Any]:
-    """A step of a classifier on uint8 images: (state, batch, key) to (state, loss)."""
-
-    def step(state: State, batch: Split, key: jax.Array) -> tuple[State, jax.Array]:
-        def loss(params: Any) -> tuple[jax.Array, Any]:
-            return _loss(graph, params, state.rest, batch, key)
-
-        (value, rest), grads = jax.value_and_grad(loss, has_aux=True)(state.params)
-        updates, opt_state = tx.update(grads, state.opt_state, state.params)
-        return State(optax.apply_updates(state.params, updates), opt_state, rest), value
-
-    return step
-
-
-def dry_run(
-    model: Callable[..., Any],
-    tx: optax.GradientTransformation,
-    made: pdt_optax.PDT | pdt_optax.Predictor,
-    batch: Split,
-    *,
-    devices: int = 1,
-) -> DryRun:
-    """Builds model, optimizer, batch and step of a run from their shapes alone.
+def dry_run(config: Config, spread: Devices = ONE_DEVICE) -> DryRun:
+    """Builds a run from its shapes alone.
 
     Args:
-      model: makes it, from `rngs`.
-      tx: the optimizer.
-      made: the `Predictor` beside it, or `tx` itself if `pdt` made it.
-      batch: `jax.ShapeDtypeStruct`s of uint8 images and of labels.
-      devices: that share the batch; weights, optimizer and snapshots are on each. None is needed here.
+      config: of an arm that is PDT.
+      spread: devices that need not be here, over an abstract mesh.
 
     Raises:
       ValueError: if the devices do not share the batch out.
     """
-    size = batch.inputs.shape[0]
-    if size % devices:
-        raise ValueError(f"The batch must be a multiple of `devices`. Got {size} examples, {devices=}.")
-    mesh = AbstractMesh((devices,), ("data",), axis_types=(AxisType.Auto,))
-
-    def placed(tree: Any, *spec: str) -> Any:
-        sharding = NamedSharding(mesh, PartitionSpec(*spec))
-        return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree)
-
-    graph, params, rest = nnx.split(nnx.eval_shape(lambda: model(rngs=nnx.Rngs(0))), nnx.Param, ...)
-    state = State(params, jax.eval_shape(tx.init, params), rest)
-    key: Any = jax.eval_shape(lambda: jax.random.key(0))
-    traced = jax.jit(training_step(graph, optax.with_extra_args_support(tx)), donate_argnums=0).trace(
-        placed(state), placed(batch, "data"), key
-    )
-    lowered = traced.lower(lowering_platforms=("cuda",))
+    workload, method = config.workload, config.arm.method(config.recipe)
+    assert isinstance(workload, Resized)
+    assert method.made is not None
+    check_batch(workload.batch_size, spread, workload.accumulate)
+    alone, key = _program(config.program), jax.eval_shape(lambda: jax.random.key(0))
+    plain: Any = jax.eval_shape(alone.init, key)
+    params, program, state = plain.params, alone, plain
+    if spread.mesh is not None:
+        program = _program(config.program, spread)
+        state = jax.eval_shape(program.init, key)
+    state = spread.placed(state._replace(kept=None))
+    batch = spread.placed(workload.spec(workload.batch_size), batch=True)
+    step: Any = program.step
+    lowered = step.trace(state, *batch, None, key).lower(lowering_platforms=("cuda",))
+    memory = pdt_optax.memory(method.made, params, optimizer=method.tx)
+    on_each = sum(math.prod(_shard(x)) * x.dtype.itemsize for x in jax.tree.leaves(state.params))
+    sizes = ("params", "optimizer", "snapshots", "backup", "boundary")
+    each: Any = {name: round(getattr(memory, name) * on_each / memory.params) for name in sizes}
+    part = workload.spec(workload.batch_size // workload.accumulate)
     return DryRun(
         parameters=sum(math.prod(x.shape) for x in jax.tree.leaves(params)),
-        devices=devices,
-        batch=placed(batch, "data"),
-        memory=pdt_optax.memory(made, params, optimizer=tx),
-        activations=_residuals(functools.partial(_loss, graph), params, rest, batch, key) // devices,
+        devices=1 if spread.mesh is None else spread.mesh.size,
+        batch=batch,
+        memory=memory._replace(**each),
+        activations=_residuals(alone.loss, params, plain.rest, *part, key) // spread.batch_shards,
         operations=lowered_flops(lowered),
         step=lowered,
     )
+
+
+def abstract(sizes: Mapping[str, int]) -> Devices:
+    """Devices along the axes of a mesh, none of which need be here."""
+    if math.prod(sizes.values()) == 1:
+        return ONE_DEVICE
+    return Devices(AbstractMesh(tuple(sizes.values()), tuple(sizes), (AxisType.Auto,) * len(sizes)))
+
+
+def _shard(x: Any) -> tuple[int, ...]:
+    """What one device has of an array."""
+    return x.shape if x.sharding is None else x.sharding.shard_shape(x.shape)
 
 
 def _residuals(loss: Callable[..., Any], params: Any, *args: Any) -> int:

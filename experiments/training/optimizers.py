@@ -20,6 +20,9 @@ from experiments.training.shampoo import shampoo
 OPTIMIZERS: dict[str, Callable[[Any, bool], optax.GradientTransformation]] = {
     "sgd": lambda rate, moment: optax.sgd(rate),
     "momentum": lambda rate, moment: optax.sgd(rate, momentum=0.9 if moment else None),
+    "decayed_momentum": lambda rate, moment: optax.chain(
+        optax.add_decayed_weights(1e-4, mask=_matrices), optax.sgd(rate, momentum=0.9 if moment else None)
+    ),
     "adam": lambda rate, moment: optax.adam(rate, b1=0.9 if moment else 0.0),
     "clipped_adam": lambda rate, moment: optax.chain(
         optax.clip_by_global_norm(1.0), optax.adam(rate, b1=0.9 if moment else 0.0)
@@ -33,6 +36,11 @@ OPTIMIZERS: dict[str, Callable[[Any, bool], optax.GradientTransformation]] = {
         rate, beta=0.95 if moment else 0.0, adam_b1=0.9 if moment else 0.0
     ),
 }
+
+
+def _matrices(params: Any) -> Any:
+    """Which weights are no vectors: biases and scales are not decayed."""
+    return jax.tree.map(lambda w: w.ndim > 1, params)
 
 
 @dataclasses.dataclass(frozen=True)

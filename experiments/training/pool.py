@@ -1,6 +1,7 @@
 """Runs side by side: each worker process trains on one core and writes its own records."""
 
 import contextlib
+import functools
 import itertools
 import multiprocessing
 import os
@@ -13,7 +14,7 @@ from typing import NamedTuple
 from unittest import mock
 
 from experiments.command import RefusedError
-from experiments.data.datasets import Dataset
+from experiments.data.datasets import Dataset, Where
 from experiments.training import records
 from experiments.training.checkpoints import Saving
 from experiments.training.devices import ONE_DEVICE, Devices
@@ -26,19 +27,18 @@ ONE_THREAD = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
 
 
 class Task(NamedTuple):
-    """A run to train, the folder for its record, and when to save it."""
+    """A run to train, the folder for its record, when to save it, and where its data is."""
 
     folder: Path
     config: Config
     saving: Saving | None = None
+    where: Where = Where()
 
 
-Load = Callable[[Workload], Dataset]
-
-
-def load(workload: Workload) -> Dataset:
-    """The data of a workload, from where it is by default."""
-    return workload.load()
+@functools.lru_cache(maxsize=1)
+def load(workload: Workload, where: Where) -> Dataset:
+    """The data of a workload, once for the runs that follow each other."""
+    return workload.load(where)
 
 
 class WorkerError(RefusedError):
@@ -50,7 +50,6 @@ def train_all(
     jobs: int,
     devices: Devices = ONE_DEVICE,
     trained: Callable[[Task, int], None] = lambda task, epoch: None,
-    load: Load = load,
 ) -> Iterator[Task]:
     """Trains all tasks, yielding each when its record is on disk.
 
@@ -63,7 +62,6 @@ def train_all(
       jobs: worker processes; 0 trains in this process, on as many threads as it has.
       devices: of this process.
       trained: called after each epoch of each task, with the epoch's number.
-      load: the data of a workload, in this process; workers load it by themselves.
 
     Raises:
       WorkerError: if a worker ends early.
@@ -71,7 +69,7 @@ def train_all(
     groups = [list(g) for _, g in itertools.groupby(tasks, lambda t: t.config.program)]
     if jobs == 0:
         for task in itertools.chain.from_iterable(groups):
-            for epoch in _train(task, devices, load):
+            for epoch in _train(task, devices):
                 trained(task, epoch)
             yield task
         return
@@ -141,8 +139,8 @@ def _work(connection: Connection) -> None:
                 connection.send(str(e))
 
 
-def _train(task: Task, devices: Devices = ONE_DEVICE, load: Load = load) -> Iterator[int]:
+def _train(task: Task, devices: Devices = ONE_DEVICE) -> Iterator[int]:
     """Trains a task and yields the number of each epoch."""
-    dataset = load(task.config.workload)
+    dataset = load(task.config.workload, task.where)
     for line in records.record(task.folder, task.config, dataset, devices, task.saving):
         yield line["epoch"]

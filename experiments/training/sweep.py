@@ -1,7 +1,7 @@
 """Many runs: what is not recorded yet is trained, side by side, under one progress bar."""
 
 import argparse
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -10,9 +10,11 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from experiments import command
+from experiments.data.datasets import DataUnavailableError, Where
 from experiments.training import checkpoints, devices, pool, records
 from experiments.training.arms import Predictive
 from experiments.training.trainer import Config, memory
+from experiments.training.workloads import Workload
 
 
 class How(NamedTuple):
@@ -22,14 +24,14 @@ class How(NamedTuple):
       jobs: so many side by side; 0 for one after the other, on `devices`.
       saving: when they are saved.
       fresh: even if they are recorded.
-      load: the data of a workload.
+      where: their data is.
     """
 
     jobs: int
     devices: devices.Devices
     saving: checkpoints.Saving
     fresh: bool = False
-    load: pool.Load = pool.load
+    where: Where = Where()
 
 
 class Planned(NamedTuple):
@@ -46,8 +48,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--jobs",
         type=command.whole(0),
         help="runs side by side, one CPU core each; 0: one after the other, each on all devices, as with "
-        "accelerators or a --mesh (default: 2, with those 0)",
+        "accelerators, a --mesh or --workers (default: 2, with those 0)",
     )
+
+
+def where(args: argparse.Namespace) -> Where:
+    """Where the arguments say that data is."""
+    return Where(args.data_dir, args.download, args.workers)
 
 
 def how(args: argparse.Namespace, spread: devices.Devices) -> How:
@@ -57,7 +64,13 @@ def how(args: argparse.Namespace, spread: devices.Devices) -> How:
       ValueError: if they contradict each other.
     """
     together = args.mesh is not None or jax.process_count() > 1
-    jobs = args.jobs if args.jobs is not None else 2 if jax.default_backend() == "cpu" and not together else 0
+    alone = together or args.workers > 0 or jax.default_backend() != "cpu"
+    jobs = args.jobs if args.jobs is not None else 0 if alone else 2
+    if jobs > 0 and args.workers > 0:
+        raise ValueError(
+            "`--workers` decode for one run at a time: processes that `--jobs` starts can start no others. Leave one of "
+            f"them out. Got --jobs {jobs}, --workers {args.workers}."
+        )
     if jobs > 0 and together:
         raise ValueError(
             "`--jobs` puts runs side by side on the cores of one machine; a mesh or several processes take them one "
@@ -67,13 +80,18 @@ def how(args: argparse.Namespace, spread: devices.Devices) -> How:
     saving = checkpoints.saving(args, wait=True)
     fresh = getattr(args, "fresh", False)
     saving = saving._replace(resume=saving.resume and not fresh)
-    return How(jobs, spread if jobs == 0 else devices.ONE_DEVICE, saving, fresh)
+    return How(jobs, spread if jobs == 0 else devices.ONE_DEVICE, saving, fresh, where(args))
 
 
 def train(
     plan: Iterable[Planned], how: How, console: Console, done: Callable[[Planned], None] | None = None
-) -> None:
-    """Trains what is not recorded yet, with a progress bar over runs and epochs; calls `done` for each that is recorded."""
+) -> list[str]:
+    """Trains what is not recorded yet, with a progress bar over runs and epochs; calls `done` for each that is recorded.
+
+    Returns:
+      A sentence for each reason why rows are left out: a data set that is not here, or a batch that
+      the devices cannot share. All others are trained.
+    """
     runs = list({p.config: p for p in plan}.values())  # two parts of a plan may share a run
     recorded = devices.as_the_first([records.read(p.folder, p.config).complete for p in runs])
     left = [p for p, complete in zip(runs, recorded, strict=True) if how.fresh or not complete]
@@ -81,16 +99,16 @@ def train(
     for p in runs:
         if done and p not in left:
             done(p)
+    left, waiting = _at_hand(left, how)
+    for told in waiting:
+        console.print(told, style="yellow", highlight=False, soft_wrap=True)
     if not left:
-        return
+        return waiting
     predictive = {p.config.program: p.config for p in left if isinstance(p.config.arm, Predictive)}
     needed = [m for m in map(memory, predictive.values()) if m]
     if needed:
         largest = max(needed, key=lambda m: m.device)
         console.print(f"The largest of them holds, besides data, gradients and activations:\n{largest}")
-    for workload in dict.fromkeys(p.config.workload for p in left):
-        how.load(workload)  # missing data is the user's to hear of, once
-        devices.check_batch(workload.batch_size, how.devices)
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -102,7 +120,7 @@ def train(
     )
     planned = {p.config: p for p in left}
     shares = dict.fromkeys(planned, 0.0)  # of each run, how much is trained
-    tasks = [pool.Task(p.folder, p.config, how.saving) for p in left]
+    tasks = [pool.Task(p.folder, p.config, how.saving, how.where) for p in left]
     # The estimate weighs runs by their known cost and learns the machine's speed from ten minutes.
     with Progress(*columns, console=console, speed_estimate_period=600) as progress:
         bar = progress.add_task("starting", total=sum(p.seconds for p in left), done=0, runs=len(left))
@@ -114,12 +132,31 @@ def train(
             name = f"{task.folder.name} {config.rule} seed {config.seed}, epoch {epoch} of {config.epochs}"
             progress.update(bar, completed=seconds, description=name)
 
-        for count, task in enumerate(
-            pool.train_all(tasks, how.jobs, how.devices, trained, how.load), start=1
-        ):
+        for count, task in enumerate(pool.train_all(tasks, how.jobs, how.devices, trained), start=1):
             name = f"{task.folder.name} {task.config.rule} seed {task.config.seed}"
             progress.update(bar, done=count)
             if not console.is_terminal:  # a log shows no bar
                 console.print(f"{count}/{len(left)} {name}", highlight=False)
             if done:
                 done(planned[task.config])
+    return waiting
+
+
+def _at_hand(left: Sequence[Planned], how: How) -> tuple[list[Planned], list[str]]:
+    """The runs that can be trained here, and a sentence for each reason why others cannot."""
+    missing: dict[Workload, str] = {}
+    for workload in dict.fromkeys(p.config.workload for p in left):
+        try:
+            devices.check_batch(workload.batch_size, how.devices, workload.accumulate)
+            pool.load(workload, how.where)
+            found, told = True, "another process does not find its data."
+        except (DataUnavailableError, ValueError) as e:
+            found, told = False, str(e)
+        if not devices.all_agree(found):
+            missing[workload] = told
+    rows: dict[str, list[str]] = {}
+    for p in left:
+        if told := missing.get(p.config.workload):
+            rows.setdefault(told, []).append(p.folder.name)
+    waiting = [f"{', '.join(dict.fromkeys(names))} left out: {told}" for told, names in rows.items()]
+    return [p for p in left if p.config.workload not in missing], waiting

@@ -1,16 +1,20 @@
 """What an epoch takes here, told by the trainer itself from a few steps on noise in the shape of the data."""
 
+import contextlib
 import dataclasses
+import itertools
 import statistics
+import time
 from typing import NamedTuple
 
+import jax
 import numpy as np
 
-from experiments.data import datasets
-from experiments.data.datasets import Dataset, Split
+from experiments.data.datasets import Dataset, Split, Where
+from experiments.training import feed
 from experiments.training.devices import ONE_DEVICE, Devices
 from experiments.training.trainer import Config, train
-from experiments.training.workloads import Resized
+from experiments.training.workloads import ImageNet, Resized
 
 # At most; the first that ends in a prediction is the last.
 EPOCHS = 12
@@ -41,20 +45,25 @@ class Timing(NamedTuple):
 def noise(workload: Resized) -> Dataset:
     """Random bytes and labels, in the shapes and numbers of a workload's data."""
     rng = np.random.default_rng(0)
-    shape = datasets.SHAPES[workload.data]
-    classes = datasets.CLASSES if workload.data in datasets.NAMES else _imagenet_classes()
 
     def split(count: int) -> Split:
-        images = rng.integers(256, size=(count, *shape), dtype=np.uint8)
-        return Split(images, rng.integers(classes, size=count, dtype=np.int32))
+        images = rng.integers(256, size=(count, *workload.shape), dtype=np.uint8)
+        return Split(images, rng.integers(workload.classes, size=count, dtype=np.int32))
 
     return Dataset(split(workload.examples), split(workload.validation_examples))
 
 
-def _imagenet_classes() -> int:
-    from experiments.data import imagenet  # which imports TFDS and grain
-
-    return imagenet.CLASSES
+def images_a_second(workload: ImageNet, where: Where, batches: int, devices: Devices = ONE_DEVICE) -> float:
+    """What the data pipeline delivers to the devices by itself, from its second batch on."""
+    with contextlib.ExitStack() as stack:
+        source = workload.load(where).train
+        delivered = feed.training(source, workload, devices, jax.random.key(0), stack).epoch(0)
+        jax.block_until_ready(next(delivered))
+        started = time.perf_counter()
+        for batch in itertools.islice(delivered, batches):
+            jax.block_until_ready(batch)
+        seconds = time.perf_counter() - started
+    return min(batches, workload.epoch_steps - 1) * workload.batch_size / seconds
 
 
 def time_steps(config: Config, steps: int, devices: Devices = ONE_DEVICE) -> Timing:

@@ -1,5 +1,6 @@
 """The one trainer: a config in, one record per epoch out."""
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -16,12 +17,12 @@ import optax
 from flax import nnx
 
 import pdt_optax
-from experiments.data.datasets import Dataset, Split
+from experiments.data.datasets import Dataset
 from experiments.models import simsiam
-from experiments.training import watch
+from experiments.training import feed, watch
 from experiments.training.arms import Arm, Method, Recipe
 from experiments.training.checkpoints import Checkpoints, Saved
-from experiments.training.devices import ONE_DEVICE, Devices, check_batch
+from experiments.training.devices import ONE_DEVICE, Devices, check_batch, padded, resized
 from experiments.training.flops import flops
 from experiments.training.optimizers import OPTIMIZERS, SCHEDULES, Schedule
 from experiments.training.plain import changed, plain
@@ -122,7 +123,8 @@ class _Program(NamedTuple):
     """A config's functions, seeds apart; every seed of a config shares their compiled code."""
 
     method: Method
-    init: Callable[[jax.Array], _State]
+    init: Callable[..., _State]
+    loss: Callable[..., Any]
     step: Callable[..., _State]
     refresh: Callable[..., _State]
     evaluate: Callable[..., jax.Array]
@@ -133,10 +135,11 @@ class _Program(NamedTuple):
 @functools.lru_cache(maxsize=1)
 def _program(config: Config, devices: Devices = ONE_DEVICE) -> _Program:
     workload, method = config.workload, config.arm.method(config.recipe)
-    graph = nnx.split(nnx.eval_shape(lambda: workload.model(nnx.Rngs(0))), nnx.Param, ...)[0]
+    graph, shapes, _ = nnx.split(nnx.eval_shape(lambda: workload.model(nnx.Rngs(0))), nnx.Param, ...)
 
-    def init(key: jax.Array) -> _State:
+    def init(key: jax.Array, parts: int = devices.parts) -> _State:
         _, params, rest = nnx.split(workload.model(nnx.Rngs(key)), nnx.Param, ...)
+        params = jax.tree.map(lambda x: resized(x, padded(x.shape, parts)), params)
         params, rest, losses = devices.weights((params, rest, jnp.zeros(())))
         opt_state, kept = start(params) if devices.mesh is None else jax.jit(start)(params)
         return _State(params, opt_state, rest, losses, kept)
@@ -146,19 +149,39 @@ def _program(config: Config, devices: Devices = ONE_DEVICE) -> _Program:
         return devices.weights((opt_state, method.begin(params, opt_state) if method.begin else None))
 
     def losses(params: Any, rest: Any, x: jax.Array, y: jax.Array, key: Any = None) -> Any:
-        model = nnx.merge(graph, params, rest, copy=True)  # the model may change the rest
+        # The model may change the rest.
+        model = nnx.merge(graph, devices.whole(params, shapes), rest, copy=True)
         values, right = workload.losses(model, x, y, key)
         return values, (right, nnx.split(model, nnx.Param, ...)[2])
 
     def batch(inputs: jax.Array, targets: jax.Array, index: jax.Array | None) -> tuple[jax.Array, jax.Array]:
         return (inputs, targets) if index is None else (inputs[index], targets[index])
 
-    def step(state: _State, inputs: jax.Array, targets: jax.Array, index: Any, key: jax.Array) -> _State:
-        def loss(params: Any) -> Any:
-            values, (_, rest) = losses(params, state.rest, *batch(inputs, targets, index), key)
-            return values.mean(), rest
+    def loss(params: Any, rest: Any, x: jax.Array, y: jax.Array, key: jax.Array) -> Any:
+        values, (_, rest) = losses(params, rest, x, y, key)
+        return values.mean(), rest
 
-        (value, rest), grads = jax.value_and_grad(loss, has_aux=True)(state.params)
+    def gradient(params: Any, rest: Any, x: jax.Array, y: jax.Array, key: jax.Array) -> Any:
+        """The mean loss of a batch and its gradient, and the rest of the model after it."""
+        of_batch, count = jax.value_and_grad(loss, has_aux=True), workload.accumulate
+        if count == 1:
+            (value, rest), grads = of_batch(params, rest, x, y, key)
+            return (value, grads), rest
+
+        def add(carry: Any, part: Any) -> Any:
+            sums, rest = carry
+            (value, rest), grads = of_batch(params, rest, *part)
+            return (devices.weights(jax.tree.map(jnp.add, sums, (value, grads))), rest), None
+
+        # Every so many-th example: of each part, a device has as much as of the whole.
+        x, y = (z.reshape(-1, count, *z.shape[1:]).swapaxes(0, 1) for z in (x, y))
+        zeros = jax.tree.map(jnp.zeros_like, (jnp.zeros(()), params))
+        (sums, rest), _ = jax.lax.scan(add, (zeros, rest), (x, y, jax.random.split(key, count)))
+        return jax.tree.map(lambda z: z / count, sums), rest
+
+    def step(state: _State, inputs: jax.Array, targets: jax.Array, index: Any, key: jax.Array) -> _State:
+        x, y = batch(inputs, targets, index)
+        (value, grads), rest = gradient(state.params, state.rest, x, y, key)
         updates, opt_state = method.tx.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         return devices.weights(_State(params, opt_state, rest, state.losses + value))
@@ -174,12 +197,13 @@ def _program(config: Config, devices: Devices = ONE_DEVICE) -> _Program:
 
     def features(params: Any, rest: Any, x: jax.Array) -> jax.Array:
         assert workload.features is not None
-        return devices.everywhere(workload.features(nnx.merge(graph, params, rest, copy=True), x))
+        model = nnx.merge(graph, devices.whole(params, shapes), rest, copy=True)
+        return devices.everywhere(workload.features(model, x))
 
     evaluated = jax.jit(method.evaluated) if method.evaluated else lambda params, *_: params
     step, refresh = (jax.jit(f, donate_argnums=0) for f in (step, refresh))
     probed = jax.jit(features) if workload.features else None
-    return _Program(method, init, step, refresh, jax.jit(evaluate), evaluated, probed)
+    return _Program(method, init, loss, step, refresh, jax.jit(evaluate), evaluated, probed)
 
 
 def train(
@@ -193,7 +217,8 @@ def train(
 
     Compilation is done and timed beforehand; the clock of an epoch runs over
     its training steps and, apart, over all that the arm does at its end. With
-    `checkpoints`, the run goes on from the latest: the records up to it come first.
+    `checkpoints`, the run goes on from the latest, at the step after it and with the
+    batches that would have come: the records up to it come first.
 
     Yields:
       Dictionaries of plain numbers: `epoch` (from 1), `train_loss` (mean over
@@ -210,41 +235,63 @@ def train(
       ValueError: if the data is not of the size that the workload expects, or
         the devices cannot share a batch evenly.
     """
+    with contextlib.ExitStack() as stack:
+        yield from _train(config, dataset, devices, checkpoints, {} if arrays is None else arrays, stack)
+
+
+def _train(
+    config: Config,
+    dataset: Dataset,
+    devices: Devices,
+    checkpoints: Checkpoints | None,
+    arrays: dict[str, np.ndarray],
+    stack: contextlib.ExitStack,
+) -> Iterator[dict[str, Any]]:
     workload, steps = config.workload, config.workload.epoch_steps
-    examples = len(dataset.train.targets)
+    examples = dataset.train.examples
     if examples != workload.train_examples or steps * workload.batch_size > examples:
         raise ValueError(
             "The data must have the training examples that the workload takes: "
             f"{max(workload.train_examples, steps * workload.batch_size)}. Got {examples}."
         )
-    check_batch(workload.batch_size, devices)
+    check_batch(workload.batch_size, devices, workload.accumulate)
     program = _program(config.program, devices)
     method = program.method
 
     model_key, order_key, dropout_key = jax.random.split(jax.random.key(config.seed), 3)
     state = program.init(model_key)
     epochs: list[dict[str, Any]] = []
-    if checkpoints and (saved := checkpoints.latest(state, method.made)):
+    start, seconds = 0, 0.0  # steps of the first epoch that are trained already, and what they took
+
+    def shaped(parts: int) -> Any:
+        return jax.eval_shape(functools.partial(program.init, parts=parts), model_key)
+
+    if checkpoints and (saved := checkpoints.latest(state, method.made, shaped)):
         state, epochs = saved.state, saved.epochs
+        start, seconds = saved.position.get("steps", 0), saved.position.get("seconds", 0.0)
         order_key, dropout_key = (_key(saved.position[name]) for name in ("order_key", "dropout_key"))
     yield from epochs
     if len(epochs) == config.epochs:
         return
 
-    batches = _Batches(dataset.train, devices)
-    validation = _evaluation_batches(dataset.test, devices)
-    training = _evaluation_batches(dataset.train, devices) if program.features else None
-    probe = _evaluation_batches(dataset.train.first(workload.probe_examples), devices)
+    batches = feed.training(dataset.train, workload, devices, order_key, stack)
+    validation = feed.evaluation(dataset.test, devices, stack)
+    training = feed.evaluation(dataset.train, devices, stack) if program.features else None
+    probe = feed.evaluation(dataset.train.first(workload.probe_examples), devices, stack)
+    points = feed.evaluation(dataset.train.first(watch.POINTS), devices, stack) if config.watch else None
 
-    def end_epoch(state: _State, kept: Any, order: tuple[jax.Array, jax.Array]) -> tuple[Any, ...]:
+    def keys_of(epoch: int) -> jax.Array:
+        return jax.random.split(jax.random.fold_in(dropout_key, epoch), steps)
+
+    def end_epoch(state: _State, kept: Any, epoch: int) -> tuple[Any, ...]:
         value, report = state.losses / steps, None
         if method.end_epoch is not None:
             judged = jnp.asarray(evaluate(state, kept)["validation_loss"]) if method.validates else value
             params, opt_state, kept, report = method.end_epoch(state.params, state.opt_state, kept, judged)
             state = state._replace(params=params, opt_state=opt_state)
             if method.refreshes and report.predicted:
-                for index, key in zip(*order, strict=True):
-                    state = program.refresh(state, *batches(index), key)
+                for batch, key in zip(batches.epoch(epoch), keys_of(epoch), strict=True):
+                    state = program.refresh(state, *batch, key)
         return state._replace(losses=jnp.zeros_like(value)), kept, value, report
 
     def evaluate(state: _State, kept: Any) -> dict[str, float]:
@@ -259,36 +306,45 @@ def train(
         return {"validation_loss": loss, "validation_accuracy": accuracy} | probed
 
     def loss_at(weights: Any) -> float:
-        points = _evaluation_batches(dataset.train.first(watch.POINTS), devices)
         return _means(program.evaluate, weights, state.rest, points)[0]
 
-    def epoch_order(epoch: int) -> tuple[jax.Array, jax.Array]:
-        order = workload.order(dataset.train.targets, jax.random.fold_in(order_key, epoch))
-        return order[:steps], jax.random.split(jax.random.fold_in(dropout_key, epoch), steps)
+    def save(state: _State, step: int, seconds: float) -> None:
+        """Saves the run as it is, so many steps after its last record."""
+        assert checkpoints is not None
+        keys = {"order_key": _numbers(order_key), "dropout_key": _numbers(dropout_key)}
+        position = {"epochs": len(epochs), "steps": step, "seconds": seconds, "parts": devices.parts, **keys}
+        last = len(epochs) == config.epochs
+        saved = Saved(devices.shared(state._replace(kept=kept)), position, epochs)
+        checkpoints.save(len(epochs) * steps + step, saved, last)
 
-    watched = watch.Watch(config.watch, config.epochs, state.params, {} if arrays is None else arrays)
+    watched = watch.Watch(config.watch, config.epochs, state.params, arrays)
     state, kept = state._replace(kept=None), state.kept  # out of the steps' way
 
     # One rehearsal on copies compiles everything.
     started = time.perf_counter()
-    order = epoch_order(0)
     rehearsal, kept_copy = jax.tree.map(jnp.copy, (state, kept))
-    rehearsal = program.step(rehearsal, *batches(order[0][0]), order[1][0])
-    rehearsal, kept_copy, *_ = end_epoch(rehearsal, kept_copy, order)
+    rehearsal = program.step(rehearsal, *batches.peek(len(epochs), start), keys_of(0)[0])
+    rehearsal, kept_copy, *_ = end_epoch(rehearsal, kept_copy, 0)
     evaluate(rehearsal, kept_copy)
     del rehearsal, kept_copy
     compile_seconds = time.perf_counter() - started
 
     for epoch in range(len(epochs), config.epochs):
-        started = time.perf_counter()
-        order = epoch_order(epoch)
-        for index, key in zip(*order, strict=True):
-            state = program.step(state, *batches(index), key)
+        started = time.perf_counter() - seconds
+        ahead = zip(batches.epoch(epoch, start), keys_of(epoch)[start:], strict=True)
+        for step, (batch, key) in enumerate(ahead, start + 1):
+            state = program.step(state, *batch, key)
+            if checkpoints and step < steps and checkpoints.due_within(step):
+                jax.block_until_ready(state.losses)
+                seconds = time.perf_counter() - started
+                save(state, step, seconds)
+                started = time.perf_counter() - seconds
+        start, seconds = 0, 0.0
         jax.block_until_ready(state.losses)
         trained = time.perf_counter()
         before = watched.before_end(state.params)
         began = time.perf_counter()
-        state, kept, value, report = jax.block_until_ready(end_epoch(state, kept, order))
+        state, kept, value, report = jax.block_until_ready(end_epoch(state, kept, epoch))
         ended = time.perf_counter()
         record = {
             "epoch": epoch + 1,
@@ -308,13 +364,7 @@ def train(
         if epoch + 1 == config.epochs:
             watched.finish(state.params, loss_at)
         if checkpoints:
-            position = {
-                "epochs": epoch + 1,
-                "order_key": _numbers(order_key),
-                "dropout_key": _numbers(dropout_key),
-            }
-            last = epoch + 1 == config.epochs
-            checkpoints.save(epoch + 1, Saved(state._replace(kept=kept), position, epochs), last)
+            save(state, 0, 0.0)
         yield record
 
 
@@ -324,26 +374,6 @@ def _numbers(key: jax.Array) -> list[int]:
 
 def _key(numbers: Sequence[int]) -> jax.Array:
     return jax.random.wrap_key_data(jnp.asarray(numbers, jnp.uint32))
-
-
-class _Batches:
-    """The training data, as arguments of a step.
-
-    One process keeps it all on its devices, where a step picks its batch. Of
-    several, each hands its devices their rows of every batch.
-    """
-
-    def __init__(self, split: Split, devices: Devices):
-        self.split, self.devices = split, devices
-        if jax.process_count() == 1:
-            self.resident = devices.everywhere(jax.device_put(tuple(split)))
-
-    def __call__(self, index: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array | None]:
-        """Inputs, targets, and the numbers of the batch's examples in them; None for all."""
-        if jax.process_count() == 1:
-            return (*self.resident, self.devices.index(index))
-        inputs, targets = (self.devices.batch(x, np.asarray(index)) for x in self.split)
-        return inputs, targets, None
 
 
 def memory(config: Config) -> pdt_optax.Memory | None:
@@ -359,10 +389,7 @@ def operations(config: Config) -> dict[str, float]:
     """Floating-point operations of a training step and of an epoch's end, told from shapes. See `flops.flops`."""
     program, workload = _program(config.program), config.workload
     state: Any = jax.eval_shape(program.init, jax.random.key(0))
-    dataset = workload.load()
-    inputs, targets = (
-        jax.ShapeDtypeStruct((workload.batch_size, *x.shape[1:]), x.dtype) for x in dataset.train
-    )
+    inputs, targets = workload.load().train.spec(workload.batch_size)
     end = program.method.end_epoch
     return {
         "step": flops(
@@ -384,31 +411,12 @@ def _rate(schedule: Schedule, step: int) -> float:
     return float(np.asarray(schedule(step)))
 
 
-def _evaluation_batches(
-    split: Split, devices: Devices
-) -> tuple[int, list[tuple[jax.Array, jax.Array]]] | None:
-    """How many targets there are, and a split as batches of one shape, padded; None if it is empty."""
-    examples, shards = len(split.targets), devices.batch_shards
-    if examples == 0:
-        return None
-    size = -(-min(examples, 512) // shards) * shards
-
-    def batches(x: np.ndarray, value: int) -> list[jax.Array]:
-        widths = [(0, -examples % size)] + [(0, 0)] * (x.ndim - 1)
-        padded = np.pad(x, widths, constant_values=value)
-        return [devices.batch(part) for part in np.split(padded, len(padded) // size)]
-
-    return split.targets.size, list(zip(batches(split.inputs, 0), batches(split.targets, -1), strict=True))
-
-
 def _features(features: Callable[..., jax.Array], params: Any, rest: Any, batches: Any) -> np.ndarray:
     """Of each example of a split, (n, d)."""
-    count, arrays = batches
-    return np.concatenate([features(params, rest, x) for x, _ in arrays])[:count]
+    return np.concatenate([features(params, rest, x) for x, _ in batches.batches])[: batches.targets]
 
 
 def _means(evaluate: Callable[..., jax.Array], params: Any, rest: Any, batches: Any) -> tuple[float, float]:
     """Mean loss and accuracy over a split."""
-    count, arrays = batches
-    totals = np.sum([evaluate(params, rest, *batch) for batch in arrays], axis=0)
-    return float(totals[0] / count), float(totals[1] / count)
+    totals = np.sum([evaluate(params, rest, *batch) for batch in batches.batches], axis=0)
+    return float(totals[0] / batches.targets), float(totals[1] / batches.targets)

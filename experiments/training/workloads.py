@@ -4,8 +4,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable, Iterable, Mapping
-from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +13,7 @@ import optax
 from flax import nnx
 
 from experiments.data import batches, datasets, text
-from experiments.data.datasets import Dataset
+from experiments.data.datasets import Dataset, Split, Where
 from experiments.models import alexnet, resnet, simsiam, small, vit
 from experiments.training.plain import changed
 
@@ -34,11 +33,18 @@ class Workload:
 
     Attributes:
       batch_size: examples per step.
+      accumulate: parts of a batch whose gradients are summed one after the other, for want of memory.
     """
 
     batch_size: int
+    accumulate: int = 1
 
     def __post_init__(self) -> None:
+        if self.accumulate < 1 or self.batch_size % self.accumulate:
+            raise ValueError(
+                "`accumulate` must divide `batch_size`: the parts of a batch are of one size. "
+                f"Got {self.accumulate}, {self.batch_size}."
+            )
         if self.batch_size <= 0:
             raise ValueError(f"`batch_size` must be positive. Got {self.batch_size}.")
         if self.batch_size > self.train_examples:
@@ -67,8 +73,8 @@ class Workload:
         """What the workload is, for records; what is at its default is left out."""
         return changed(self)
 
-    def load(self, data_dir: Path | None = None, download: bool = False) -> Dataset:
-        """The data. See `data.load`."""
+    def load(self, where: Where = datasets.DEFAULT) -> Dataset:
+        """The data. See `datasets.load`."""
         raise NotImplementedError
 
     def model(self, rngs: nnx.Rngs) -> Model:
@@ -126,8 +132,8 @@ class AlexNetImages(Workload):
     def train_examples(self) -> int:
         return datasets.EXAMPLES[self.data]
 
-    def load(self, data_dir: Path | None = None, download: bool = False) -> Dataset:
-        return datasets.load(self.data, data_dir, download)
+    def load(self, where: Where = datasets.DEFAULT) -> Dataset:
+        return datasets.load(self.data, where)
 
     def model(self, rngs: nnx.Rngs) -> Model:
         return alexnet.AlexNet(datasets.CLASSES, width=self.width, rngs=rngs)
@@ -192,12 +198,14 @@ class Images(Small):
 
     data: str
 
+    known: ClassVar[tuple[str, ...]] = datasets.NAMES
+
     def __post_init__(self) -> None:
-        check_name("data set", self.data, datasets.SHAPES)
+        check_name("data set", self.data, self.known)
         super().__post_init__()
 
-    def load(self, data_dir: Path | None = None, download: bool = False) -> Dataset:
-        return self.parts(datasets.load(self.data, data_dir, download))
+    def load(self, where: Where = datasets.DEFAULT) -> Dataset:
+        return self.parts(datasets.load(self.data, where))
 
     def prepare(self, inputs: jax.Array) -> jax.Array:
         return datasets.scale(inputs)
@@ -246,11 +254,61 @@ class Resized(Images):
     def probe_examples(self) -> int:
         return 0
 
+    classes: ClassVar[int] = datasets.CLASSES
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Of an image, as it is stored or comes."""
+        return datasets.SHAPES[self.data]
+
+    def spec(self, count: int) -> Any:
+        """A `Split` of the shapes of so many examples."""
+        images: Any = jax.ShapeDtypeStruct((count, *self.shape), np.uint8)
+        labels: Any = jax.ShapeDtypeStruct((count,), np.int32)
+        return Split(images, labels)
+
     def prepare(self, inputs: jax.Array) -> jax.Array:
         return datasets.prepare(inputs, self.image_size)
 
     def order(self, targets: np.ndarray, key: jax.Array) -> jax.Array:
         return SCHEMES[self.scheme](targets, key, self.batch_size)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ImageNet(Resized):
+    """ImageNet, streamed: random-resized crops mirrored at random to train on, the centre to validate on.
+
+    Attributes:
+      smoothing: of the labels in training: the share that is spread over all classes.
+    """
+
+    smoothing: float = 0.0
+
+    known = (datasets.STREAMED,)
+    classes = 1_000
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        return self.image_size, self.image_size, 3
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.smoothing < 1:
+            raise ValueError(f"`smoothing` must be a share from 0 to less than 1. Got {self.smoothing}.")
+        if self.scheme != "shuffled":
+            raise ValueError(f"A streamed data set is shuffled as a whole. Got scheme={self.scheme!r}.")
+
+    def load(self, where: Where = datasets.DEFAULT) -> Dataset:
+        return self.parts(datasets.load(self.data, where, self.image_size))
+
+    def losses(
+        self, model: Model, inputs: jax.Array, targets: jax.Array, key: jax.Array | None
+    ) -> tuple[jax.Array, jax.Array]:
+        if key is None or self.smoothing == 0:
+            return super().losses(model, inputs, targets, key)
+        logits = model(self.prepare(inputs), key)
+        labels = optax.smooth_labels(jax.nn.one_hot(targets, logits.shape[-1]), self.smoothing)
+        return optax.softmax_cross_entropy(logits, labels), logits.argmax(-1) == targets
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -280,8 +338,8 @@ class Characters(Small):
 
     length: int
 
-    def load(self, data_dir: Path | None = None, download: bool = False) -> Dataset:
-        del data_dir, download
+    def load(self, where: Where = datasets.DEFAULT) -> Dataset:
+        del where
         return self.parts(text.load(self.length))
 
     def model(self, rngs: nnx.Rngs) -> Model:
@@ -295,8 +353,8 @@ class Characters(Small):
 class LongText(Characters):
     """Next-character prediction on ten times the text, most of which a run sees once or never."""
 
-    def load(self, data_dir: Path | None = None, download: bool = False) -> Dataset:
-        del data_dir, download
+    def load(self, where: Where = datasets.DEFAULT) -> Dataset:
+        del where
         return self.parts(text.load(self.length, text.LONG))
 
 
@@ -316,9 +374,9 @@ MODELS: Mapping[str, Callable[..., Model]] = {
     "alexnet": functools.partial(alexnet.AlexNet, datasets.CLASSES),
     "resnet_mini": functools.partial(resnet.resnet14_mini, datasets.CLASSES),
     "vit_mini": functools.partial(vit.vit_mini, datasets.CLASSES),
-    "resnet50": functools.partial(resnet.resnet50, 1_000, dtype=jnp.bfloat16),
-    "vit_base": functools.partial(vit.vit_base, 1_000, dtype=jnp.bfloat16),
-    "vit_huge": functools.partial(vit.vit_huge, 1_000, dtype=jnp.bfloat16),
+    "resnet50": functools.partial(resnet.resnet50, 1_000),
+    "vit_base": functools.partial(vit.vit_base, 1_000),
+    "vit_huge": functools.partial(vit.vit_huge, 1_000),
     "simsiam": _simsiam,
     "autoencoder": small.Autoencoder,
     "char_gru": functools.partial(small.CharacterGRU, characters=len(text.ALPHABET)),

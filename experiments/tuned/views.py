@@ -190,7 +190,8 @@ def _search(searches: Sequence[Search], asked: Asked, how: sweep.How, console: C
             search: [_placed(search, rate, seed, asked) for rate, seed in next_runs(known, seeds)[0]]
             for search, known in losses.items()
         }
-        sweep.train([run for of in due.values() for run in of], how, console)
+        if left_out := sweep.train([run for of in due.values() for run in of], how, console):
+            raise command.RefusedError(" ".join(left_out))
         for search, of in due.items():
             known = losses[search]
             for run in of:

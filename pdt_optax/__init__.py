@@ -4,10 +4,10 @@ import importlib
 from typing import Any
 
 from pdt_optax import presets
-from pdt_optax._cached import forget_value
 from pdt_optax._compiled import Epoch
 from pdt_optax._decompose import Modes, decompose
 from pdt_optax._history import History
+from pdt_optax._inner import forget_value
 from pdt_optax._memory import Memory, memory
 from pdt_optax._moment import Backup, Clock
 from pdt_optax._motion import Delivery, Motion

@@ -12,10 +12,10 @@ from jax import lax
 from jax.core import Tracer
 
 from pdt_optax import _history, _layout
-from pdt_optax._cached import check_cached
 from pdt_optax._compiled import Epoch, end_inside, finite_or_none
 from pdt_optax._delivered import delivered
 from pdt_optax._history import History
+from pdt_optax._inner import check_cached, with_extra_args
 from pdt_optax._layout import Tree
 from pdt_optax._predictor import Predictor, as_value, at_boundary, end_with, scalar
 from pdt_optax._report import PDTReport, no_report
@@ -140,17 +140,9 @@ def pdt(
         )
     jumps = predictor.guard is not None or after_jump is not None
     gradual = deliver == "gradual" or (deliver == "auto" and not jumps)
-    wrapper = _Wrapper(_with_extra_args(inner), predictor, every, gradual, after_jump)
+    wrapper = _Wrapper(with_extra_args(inner), predictor, every, gradual, after_jump)
     # Bound methods, so that the settings survive `_replace` and tree maps.
     return PDT(cast(Any, wrapper.init), cast(Any, wrapper.update))
-
-
-def _with_extra_args(inner: Any) -> optax.GradientTransformationExtraArgs:
-    """As optax does it, and an object that takes keywords gets them, such as `optax.MultiSteps`."""
-    kinds = {x.kind for x in inspect.signature(inner.update).parameters.values()}
-    if inspect.Parameter.VAR_KEYWORD in kinds:
-        return optax.GradientTransformationExtraArgs(inner.init, inner.update)
-    return optax.with_extra_args_support(inner)
 
 
 # `help(pdt)` and editors show the settings by name, with their defaults.

@@ -1,6 +1,7 @@
-"""Optimizers that remember the loss and the gradient of the weights that they left: a jump makes both untrue."""
+"""The optimizer that is wrapped: what it is handed, and what it must forget after a jump."""
 
-from typing import TypeVar
+import inspect
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +9,16 @@ import optax
 
 State = TypeVar("State")
 
+# They remember the loss and the gradient of the weights that they left.
 _CACHES = (optax.ScaleByBacktrackingLinesearchState, optax.ScaleByZoomLinesearchState)
+
+
+def with_extra_args(inner: Any) -> optax.GradientTransformationExtraArgs:
+    """As optax does it, and an object that takes keywords gets them, such as `optax.MultiSteps`."""
+    kinds = {x.kind for x in inspect.signature(inner.update).parameters.values()}
+    if inspect.Parameter.VAR_KEYWORD in kinds:
+        return optax.GradientTransformationExtraArgs(inner.init, inner.update)
+    return optax.with_extra_args_support(inner)
 
 
 def _caches(x: object) -> bool:

@@ -158,7 +158,17 @@ FACTORS = (0.5, 1.0, 2.0, 4.0)  # of the baseline's tuned rate: a peer's first g
 PRESETS = ("recommended", "drift", "released", "paper")
 FINAL = (*(preset(name) for name in (BASELINE, *PRESETS)), JUMPING, *CONTROLS, *PEERS)
 SHOWN = "vit-adamw"  # the pair of the README's picture
-README_ARMS = ("recommended", "drift", "released", "random-mask", "snoo", "schedule-free")
+README_ARMS = (
+    "recommended",
+    "slow-jump",
+    "drift",
+    "released",
+    "random-mask",
+    "random-order",
+    "snoo",
+    "ademamix",
+    "schedule-free",
+)
 
 
 def _rate_aware(recipe: Recipe, **settings: Any) -> Mapping[str, Any]:

@@ -101,7 +101,10 @@ def _default(scores: Scores) -> Figures:
 
 
 def _readme(scores: Scores) -> str:
-    """The README's table: the optimizer alone, the default, and, if they are recorded, the best peer and the controls."""
+    """The README's table: the optimizer alone, the default, and, if they are recorded, the best peer and the controls.
+
+    At the weights that are evaluated: some peers train others.
+    """
     arms = {
         "recommended": "`pdt(inner)`, the default",
         **{name: f"best peer, `{name}` at its own tuned rate" for name in _best_peer(scores)},
@@ -113,7 +116,7 @@ def _readme(scores: Scores) -> str:
         found = list(_of(scores, arm).values())
         if not found:
             continue
-        worth, gains = [s.effective.value for s in found], [s.gain for s in found]
+        worth, gains = [s.effective_probe.value for s in found], [s.gain for s in found]
         of = "" if len(found) == len(scores) else f" ({len(found)} tasks)"
         spread = (f"{pick(worth):.2f}" for pick in (statistics.median, min))
         rows.append((label + of, *spread, *(points(pick(gains)) for pick in (statistics.median, min))))
@@ -128,8 +131,10 @@ def _readme(scores: Scores) -> str:
 
 
 def _best_peer(scores: Scores) -> list[str]:
-    """The peer with the best median, of those that are recorded on most pairs; none if there is none."""
-    found = {arm.name: [s.effective.value for s in _of(scores, arm.name).values()] for arm in setups.PEERS}
+    """The peer with the best median at the weights that it evaluates, of those that are recorded on most pairs; none if there is none."""
+    found = {
+        arm.name: [s.effective_probe.value for s in _of(scores, arm.name).values()] for arm in setups.PEERS
+    }
     medians = {name: statistics.median(v) for name, v in found.items() if 2 * len(v) > len(scores)}
     return [max(medians, key=lambda name: medians[name])] if medians else []
 

@@ -336,7 +336,7 @@ def test_a_window_kept_otherwise_is_refused() -> None:
             lambda p, h: dataclasses.replace(p, guard=pdt_optax.rollback()).init(make_params()),
             "belongs to the guard.*opt_state=None",
         ),
-        (ValueError, lambda p, h: h.opt_state, "under a guard alone"),
+        (ValueError, lambda p, h: h.opt_state, "exists only with a guard"),
         (
             ValueError,
             lambda p, h: dataclasses.replace(p, schedule=pdt_optax.adaptive()).end_epoch(make_params(), h),

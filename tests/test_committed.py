@@ -168,9 +168,10 @@ def test_verdicts_on_scaling():
         if int(count) <= 8:
             assert {(f["displacement"], f["masks_agree"]) for f in of.values()} == {(0.0, 1.0)}
     runs = [run for name, run in read("processes").items() if "processes" in name]
-    assert len(runs) == 4
+    assert len(runs) == 6
     assert {apart for run in runs for apart in run["from_each_other"].values()} == {0.0}
-    assert {(run["jumps"], run["taken_back"], run["same_decisions"]) for run in runs} == {(3, 1, True)}
+    assert {(run["taken_back"], run["same_decisions"]) for run in runs} == {(1, True)}
+    assert sorted(run["jumps"] for run in runs) == [3, 3, 3, 3, 4, 4]
 
 
 def test_verdicts_on_reliability():

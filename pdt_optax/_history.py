@@ -50,6 +50,8 @@ class History(NamedTuple):
     def opt_state(self) -> optax.OptState:
         """Under a guard, the optimizer's state to go on with: a copy, so that a step may donate it.
 
+        Of a `Predictor`. In the state of `pdt`, which has it as `inner_state`, these are its leaves alone.
+
         Raises:
           ValueError: without a guard: only a guard keeps one.
         """

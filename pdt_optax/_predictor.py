@@ -58,6 +58,7 @@ class Predictor(Settings):
         `optax.projections.projection_non_negative`: what a prediction makes passes
         through it before it is used. It gets and returns a tree like the parameters,
         with an `optax.MaskedNode` for each leaf that is never predicted.
+        What it cuts off while a prediction is delivered in parts counts as the optimizer's own motion.
       snapshot_dtype: "bfloat16" keeps the newest snapshot whole and, for each
         older one, its difference to the next newer one in bfloat16: a window of
         5 of float32 weights costs 12 bytes a weight instead of 20, and every

@@ -12,7 +12,7 @@ from pdt_optax import _history, _layout
 from pdt_optax._history import History, find, replaced
 from pdt_optax._layout import Tree
 from pdt_optax._predictor import Predictor
-from pdt_optax._report import PDTReport
+from pdt_optax._report import PDTReport, no_report
 from pdt_optax._settings import DESCRIBED
 from pdt_optax._transformation import PDT, PDTState, wrapper_of
 from pdt_optax.schedule import count
@@ -216,7 +216,8 @@ def adopt(made: PDT | Predictor, state: Tree, params: optax.Params) -> Tree:
     What both know goes on: snapshots and the mean of the motion, leaf by leaf, the
     counters and, under the same schedule, the pace. A leaf that is predicted only
     now begins at `params`, and with it a window that must be full. A jump that a
-    guard has still to judge stays.
+    guard has still to judge stays. What was still to be delivered in parts is
+    dropped if the new settings jump.
 
     Args:
       made: what `pdt(...)` returned, or a `Predictor`; with the new settings.
@@ -226,7 +227,8 @@ def adopt(made: PDT | Predictor, state: Tree, params: optax.Params) -> Tree:
 
     Raises:
       TypeError: if `made` is something else.
-      ValueError: if `state` does not hold exactly one history.
+      ValueError: if `state` does not hold exactly one history, or that of a
+        `Predictor` without a guard is to get one.
 
     Example:
       >>> import jax.numpy as jnp, optax, pdt_optax
@@ -265,7 +267,9 @@ def adopt(made: PDT | Predictor, state: Tree, params: optax.Params) -> Tree:
         clock = clock._replace(snapshots_held=held)
         return fresh._replace(snapshots=snapshots, motion=motion, delivery=delivery, clock=clock)
 
-    return replaced(state, History, carried)
+    new = replaced(state, History, carried)
+    spectrum, leaves = predictor_of(made).spectrum, len(leaf_paths(new))
+    return replaced(new, PDTReport, lambda _: no_report(spectrum, leaves))
 
 
 _SCHEDULE = DESCRIBED.index("schedule")
@@ -274,6 +278,11 @@ _SCHEDULE = DESCRIBED.index("schedule")
 def _fresh(made: PDT | Predictor, state: object, old: History, params: optax.Params) -> History:
     """A history that begins at these weights."""
     if isinstance(made, Predictor):
+        if made.guard is not None and old.backup is None:
+            raise ValueError(
+                "A `Predictor` with a guard keeps the optimizer's state, which this history does not have: begin a new one, "
+                f"predictor.init(params, opt_state=opt_state). Got a history without a guard, guard={made.guard}."
+            )
         backup = None if made.guard is None or old.backup is None else old.backup.optimizer_before
         return _history.start(params, backup, made)
     wrapper = wrapper_of(made)

@@ -162,8 +162,11 @@ class Settings:
 
 
 def _text(value: Any) -> str:
-    """A setting as text without addresses: a function is its name."""
+    """A setting as text without addresses: a function is its name, and so is an object that does not print what it is."""
+    if isinstance(value, functools.partial):
+        return f"{_text(value.func)}{value.args}{value.keywords}"
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         fields = (f"{f.name}={_text(getattr(value, f.name))}" for f in dataclasses.fields(value))
         return f"{type(value).__qualname__}({', '.join(fields)})"
-    return f"{value.__module__}.{value.__qualname__}" if hasattr(value, "__qualname__") else repr(value)
+    named = type(value) if type(value).__repr__ is object.__repr__ else value
+    return f"{named.__module__}.{named.__qualname__}" if hasattr(named, "__qualname__") else repr(value)

@@ -229,7 +229,7 @@ class _Wrapper:
 
     def told(self, inner_state: Any, jumped: jax.Array) -> Any:
         """The state of `inner`, told of a jump."""
-        if self.after_jump is None:
+        if self.after_jump is None or self.predictor.dry_run:
             return inner_state
         return jax.tree.map(
             lambda new, old: old if new is old else jnp.where(jumped, new, old),

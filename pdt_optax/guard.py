@@ -41,7 +41,9 @@ class rollback(Guard):  # noqa: N801
 
     It holds one more copy of the weights and of the optimizer's state, and
     passes both, and the snapshots, through the end of every epoch. With `every`,
-    the weights come back within one ulp, since updates are added.
+    updates are added: the rollback's own update may be rounded, so the next one only
+    brings the weights back to the last bit, in place of the optimizer's. While a jump is
+    judged, an update that would make a weight non-finite is left out, and the jump taken back.
 
     Args:
       tolerance: how much worse an epoch may be, relative to the one before; >= 0.

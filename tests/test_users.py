@@ -1,5 +1,6 @@
 """Situations from users' reports of wrappers, checkpoints, masks, guards and mixed precision: each does what it says or says what to do."""
 
+import functools
 from typing import Any
 
 import equinox as eqx
@@ -604,3 +605,68 @@ def test_reverse_mode_ends_where_a_window_is_looked_at() -> None:
     history = predictor.init(jnp.ones(2))
     with pytest.raises(ValueError, match="Reverse-mode differentiation does not work"):
         jax.grad(lambda w: jnp.sum(predictor.end_epoch(w, history)[0]))(jnp.ones(2))
+
+
+class _Rule(pdt_optax.Rule):
+    """Prints its address, as most objects do."""
+
+    def __call__(self, increments: Any, step: Any, differences: Any, reference: Any, horizon: Any) -> Any:
+        return step > 0
+
+
+def _faster(limit: float, increments: Any, step: Any, differences: Any, reference: Any, horizon: Any) -> Any:
+    return step > limit
+
+
+def test_checksums_hold_no_addresses() -> None:
+    """A rule that prints where it lies in memory would refuse every resumed run."""
+    kinds: Any = (_Rule, lambda: functools.partial(_faster, 0.5))
+    for rule in kinds:
+        one, other = rule(), rule()
+        assert one is not other
+        assert pdt_optax.Predictor(accept=one).checksums == pdt_optax.Predictor(accept=other).checksums
+    half, whole = (pdt_optax.Predictor(accept=functools.partial(_faster, x)) for x in (0.5, 1.0))
+    assert half.checksums != whole.checksums
+
+
+def test_a_dry_run_tells_the_optimizer_of_no_jump() -> None:
+    def broken(state: Any) -> Any:
+        return jax.tree.map(lambda x: x + 100, state)
+
+    for every in (None, 1):
+        tx = pdt(optax.adam(0.1), every=every, start=1, dry_run=True, after_jump=broken)
+        params, report = jnp.ones(2), None
+        state: Any = tx.init(params)
+        for _ in range(4):
+            updates, state = tx.update(params, state, params)
+            params = optax.apply_updates(params, updates)
+            if every is None:
+                params, state, report = tx.end_epoch(params, state)
+            else:
+                report = state.last_report
+        assert report.predicted
+        assert optax.tree.get(state, "count") == 4
+
+
+def test_what_adopt_cannot_do_it_refuses() -> None:
+    history = pdt_optax.Predictor().init(PARAMS)
+    with pytest.raises(ValueError, match=r"predictor\.init\(params, opt_state=opt_state\)"):
+        pdt_optax.adopt(pdt_optax.Predictor(guard=pdt_optax.rollback()), history, PARAMS)
+
+
+def test_a_state_that_ends_its_own_epochs_is_adopted_with_its_report() -> None:
+    """A report has numbers for as many snapshots as the window."""
+    usual = {**pdt_optax.presets.drift, "every": 1}
+    old, new = (
+        pdt(optax.sgd(0.1), **{**usual, "window": 5, "start": 5}),
+        pdt(optax.sgd(0.1), **{**usual, "window": 3, "start": 3}),
+    )
+    params: Any = jnp.array([2.0, 1.0])
+    state = old.init(params)
+    for tx in (old, old, new, new, new):
+        if tx is new and len(state.history.snapshots) == 5:
+            state = pdt_optax.adopt(new, state, params)
+        updates, state = tx.update(params, state, params)
+        params = optax.apply_updates(params, updates)
+    assert state.last_report.singular_values.shape == (2,)
+    assert int(state.history.clock.predictions_made) >= 1

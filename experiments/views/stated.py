@@ -15,7 +15,16 @@ from experiments.paper.views import VIEWS
 from experiments.training import records
 from experiments.training.arms import BASELINE
 from experiments.tuned import setups
-from experiments.tuned.tables import Score, Scores, brief, interval, number, points
+from experiments.tuned.tables import (
+    SUMMARY_HEADER,
+    Score,
+    Scores,
+    brief,
+    interval,
+    number,
+    points,
+    summary_rows,
+)
 from experiments.tuned.views import scores
 from experiments.views import metrics, page
 from experiments.views.report import markdown
@@ -111,23 +120,26 @@ def _readme(scores: Scores) -> str:
         "random-order": "control: the same displacements in random order",
         "random-mask": "control: the former default, on weights drawn at random",
     }
-    rows = []
+    rows, columns = (
+        [],
+        [SUMMARY_HEADER.index(name) for name in ("at evaluated weights", "difference in points")],
+    )
     for arm, label in arms.items():
-        found = list(_of(scores, arm).values())
+        found = _of(scores, arm)
         if not found:
             continue
-        worth, gains = [s.effective_probe.value for s in found], [s.gain for s in found]
+        median, worst = summary_rows({pair: {arm: score} for pair, score in found.items()})
         of = "" if len(found) == len(scores) else f" ({len(found)} tasks)"
-        spread = (f"{pick(worth):.2f}" for pick in (statistics.median, min))
-        rows.append((label + of, *spread, *(points(pick(gains)) for pick in (statistics.median, min))))
+        rows.append((label + of, *(line[i] for i in columns for line in (median, worst)), median[-1]))
     head = (
         "",
         "effective schedule, median task",
         "worst task",
         "accuracy in points, median task",
         "worst task",
+        "runs that diverged",
     )
-    return markdown([head, ("the optimizer alone", "1", "1", "0", "0"), *rows])
+    return markdown([head, ("the optimizer alone", "1", "1", "0", "0", "0"), *rows])
 
 
 def _best_peer(scores: Scores) -> list[str]:

@@ -116,9 +116,9 @@ def _readme(scores: Scores) -> str:
     """
     arms = {
         "recommended": "`pdt(inner)`, the default",
-        **{name: f"best peer, `{name}` at its own tuned rate" for name in _best_peer(scores)},
-        "random-order": "control: the same displacements in random order",
-        "random-mask": "control: the former default, on weights drawn at random",
+        **{name: f"best peer, `{name}`" for name in _best_peer(scores)},
+        "random-order": "control: the displacements in random order",
+        "random-mask": "control: the former default, random weights",
     }
     rows, columns = (
         [],

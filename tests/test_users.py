@@ -644,6 +644,7 @@ def test_a_dry_run_tells_the_optimizer_of_no_jump() -> None:
                 params, state, report = tx.end_epoch(params, state)
             else:
                 report = state.last_report
+        assert report is not None
         assert report.predicted
         assert optax.tree.get(state, "count") == 4
 

@@ -53,6 +53,7 @@ RATIOS = {
     "gram_to_reference": "Gram / reference",
     "assembly_to_reference": "assembly / reference",
     "boundary_to_references": "**boundary / its two references**",
+    "boundary_gradual_to_references": "boundary in parts / the same two",
     "boundary_drift_to_references": "boundary with `drift` / both",
     "boundary_dmd_to_references": "boundary with `dmd` / both",
 }

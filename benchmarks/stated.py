@@ -5,7 +5,6 @@ figures into the pages.
 """
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +19,9 @@ STEPS_OF_AN_EPOCH = 391  # 50,000 images in batches of 128
 def figures(folder: Path = RESULTS) -> Figures:
     """All figures of a folder of results."""
     read = report.figures(folder)
-    earlier = [_read(folder / "earlier" / f"boundary-{i}") for i in (1, 2)]
     return {
         **{f"{name}.table": table for name, table in report.tables(read).items()},
-        **_boundary(read["boundary"], earlier, read["step"]),
+        **_boundary(read["boundary"], read["step"]),
         "step.alexnet": f"{read['step']['alexnet-128']['ratio_wrapped']:.2f}",
         **_peers(read["peers"]["sizes"]["57M"]),
         **_huge(read["huge"]),
@@ -40,18 +38,19 @@ def _read(name: Path) -> dict[str, Any]:
     return json.loads(name.with_suffix(".json").read_text())
 
 
-def _boundary(boundary: dict[str, Any], earlier: Sequence[dict[str, Any]], step: dict[str, Any]) -> Figures:
+def _boundary(boundary: dict[str, Any], step: dict[str, Any]) -> Figures:
     trees = boundary["trees"]
-    runs = [run["trees"]["57M"] for run in (*earlier, boundary)]
+    sized = [tree for name, tree in trees.items() if not name.startswith("small")]
     ms = {name: tree["boundary"]["median_ms"] for name, tree in trees.items()}
-    of = "boundary_drift_to_references"  # in the two earlier records, `boundary_to_references`
     epoch_ms = STEPS_OF_AN_EPOCH * step["alexnet-128"]["unwrapped"]["median_ms"]
     return {
         "boundary.small": f"{ms['small']:.3g}",
         "boundary.small-in-one-leaf": f"{ms['small-in-one-leaf']:.3g}",
         "boundary.small-to-references": f"{trees['small']['boundary_drift_to_references']:.1f}",
-        "boundary.lengths": listed([f"{run['lengths_to_reference']:.2f}" for run in runs]),
-        "boundary.whole": listed([f"{run.get(of) or run['boundary_to_references']:.2f}" for run in runs]),
+        "boundary.ratios": listed([f"{tree['boundary_to_references']:.2f}" for tree in sized]),
+        "boundary.gradual-ratios": listed(
+            [f"{tree['boundary_gradual_to_references']:.2f}" for tree in sized]
+        ),
         "boundary.gradual": f"{trees['57M']['boundary-gradual']['median_ms']:.0f}",
         "boundary.seconds": f"{ms['57M'] / 1e3:.2f}",
         "boundary.ms": f"{ms['57M']:.0f}",

@@ -1,16 +1,22 @@
 """The optimizer that is wrapped: what it is handed, and what it must forget after a jump."""
 
 import inspect
+import warnings
 from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 import optax
+import optax.contrib
+
+from pdt_optax._slow import slow_drift
 
 State = TypeVar("State")
 
 # They remember the loss and the gradient of the weights that they left.
 _CACHES = (optax.ScaleByBacktrackingLinesearchState, optax.ScaleByZoomLinesearchState)
+# Their path persists by a slow mean of their own.
+_SLOW = (optax.contrib.ScheduleFreeState, optax.contrib.ScaleByAdemamixState)
 
 
 def with_extra_args(inner: Any) -> optax.GradientTransformationExtraArgs:
@@ -34,6 +40,22 @@ def check_cached(opt_state: object) -> None:
                 "on. Make it forget them: pdt_optax.pdt(inner, deliver='jump', after_jump=pdt_optax.forget_value). "
                 f"Found {type(x).__name__}."
             )
+
+
+def warn_of_slow_mean(dynamics: object, opt_state: object) -> None:
+    """Warns of an optimizer around which `slow_drift` was found to harm."""
+
+    def slow(x: object) -> bool:
+        return isinstance(x, _SLOW)
+
+    found = {type(x).__name__ for x in jax.tree.leaves(opt_state, is_leaf=slow) if slow(x)}
+    if found and isinstance(dynamics, slow_drift):
+        warnings.warn(
+            f"`inner` keeps a slow mean of its own ({', '.join(sorted(found))}), and its path persists because of it. "
+            "Around such an optimizer the default ended at a higher loss, at the weights that it evaluates, than the "
+            "optimizer alone, on every task that was tried. Use it without `pdt`.",
+            stacklevel=3,
+        )
 
 
 def forget_value(opt_state: State) -> State:

@@ -15,7 +15,7 @@ from pdt_optax import _history, _layout
 from pdt_optax._compiled import Epoch, end_inside, finite_or_none
 from pdt_optax._delivered import delivered
 from pdt_optax._history import History
-from pdt_optax._inner import check_cached, with_extra_args
+from pdt_optax._inner import check_cached, warn_of_slow_mean, with_extra_args
 from pdt_optax._layout import Tree
 from pdt_optax._predictor import Predictor, as_value, at_boundary, end_with, scalar
 from pdt_optax._report import PDTReport, no_report
@@ -165,6 +165,7 @@ class _Wrapper:
         inner_state = self.inner.init(params)
         if self.after_jump is None and not self.predictor.dry_run:
             check_cached(inner_state)
+        warn_of_slow_mean(self.predictor.dynamics, inner_state)
         if nested := _history.all_of(inner_state, PDTState):
             raise ValueError(
                 "`inner` must not hold another `pdt`: their predictions would build on each other's jumps. "

@@ -29,6 +29,7 @@ from experiments.training.arms import (
     Lawa,
     Lookahead,
     Predictive,
+    PredictiveAround,
     Recipe,
     ScheduleFree,
     Shaped,
@@ -394,12 +395,14 @@ def test_other_shapes_of_the_schedule_keep_its_peak_and_its_warm_up():
     assert float(update[0]) == pytest.approx(-0.2)
 
 
-@pytest.mark.parametrize("arm", [a for a in setups.FINAL if a.name != BASELINE], ids=lambda a: a.name)
+@pytest.mark.parametrize(
+    "arm", [a for a in (*setups.FINAL, *setups.AROUND) if a.name != BASELINE], ids=lambda a: a.name
+)
 def test_every_final_arm_trains(arm):
     of = config(arm, epochs=7) if arm.fits("momentum") else config(arm, epochs=7, optimizer="adamw")
     epochs = list(trainer.train(of, TINY.load()))
     assert epochs[-1]["validation_loss"] < 0.95 * epochs[0]["validation_loss"]
-    assert any(e["predicted"] for e in epochs) == isinstance(arm, Predictive)
+    assert any(e["predicted"] for e in epochs) == isinstance(arm, (Predictive, PredictiveAround))
 
 
 def aware(recipe: Recipe, factor: int = 10):
@@ -617,6 +620,18 @@ def test_tune_then_a_view_and_every_run_is_trained_once(tiny_pair, tmp_path, mon
     assert run_view("tune", tmp_path, "--seeds", "1", "--arms", "ema") == run_view("tuned", *final) == 0
     assert len(trained) == count
     assert (folder / "table.md").read_text() == table
+
+
+def test_tuning_a_peer_alone_keeps_the_rate_that_the_baseline_has(tiny_pair, tmp_path):
+    rates = tmp_path / "tuned" / "rates.json"
+    rates.parent.mkdir()
+    rates.write_text(json.dumps({tiny_pair.name: {"learning_rate": 1.6}}))
+    assert run_view("tune", tmp_path, "--seeds", "1", "--arms", "ema") == 0
+    entry = json.loads(rates.read_text())[tiny_pair.name]
+    assert entry["learning_rate"] == 1.6
+    assert entry["arms"]["ema"]["runs"] >= 4
+    trained = records.read_all(tmp_path / "tuned" / "records" / tiny_pair.name)
+    assert {run.rule for run in trained} == {"ema"}
 
 
 def test_ctrl_c_keeps_finished_runs(tiny_pair, tmp_path, monkeypatch, capsys):

@@ -152,13 +152,12 @@ def test_verdicts_on_a_whole_run_on_a_gpu():
 
 
 def test_verdicts_on_speed():
-    """A goal of 1.8 for the boundary of `drift`, met in two of three runs at 57 M, and the default's is shorter."""
-    *earlier, last = (
-        read(name)["trees"] for name in ("earlier/boundary-1", "earlier/boundary-2", "boundary")
-    )
-    ratios = [run["57M"]["boundary_to_references"] for run in earlier]
-    assert sum(ratio <= 1.8 for ratio in (*ratios, last["57M"]["boundary_drift_to_references"])) == 2
-    assert last["57M"]["boundary"]["median_ms"] < last["57M"]["boundary-drift"]["median_ms"]
+    """The goal of 1.8, met at the smallest size alone and missed by little; and that of 13 GB for 632 million weights."""
+    trees = {name: tree for name, tree in read("boundary")["trees"].items() if not name.startswith("small")}
+    smallest, *others = (tree["boundary_to_references"] for tree in trees.values())
+    assert smallest <= 1.8 < min(others)
+    assert max(others) < 2
+    assert read("huge")["peak_resident_gb"] <= 13
 
 
 def test_verdicts_on_scaling():

@@ -115,10 +115,11 @@ Loss = Callable[[Any], jax.Array]
 
 
 @pytest.fixture(autouse=True)
-def _old_names() -> Iterator[None]:
-    """`optimistic_adam` warns that `optimistic_adam_v2` takes its place."""
+def _known_warnings() -> Iterator[None]:
+    """`optimistic_adam` warns that `optimistic_adam_v2` takes its place, and `pdt` of optimizers with a slow mean."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
+        warnings.filterwarnings("ignore", "`inner` keeps a slow mean of its own")
         yield
 
 

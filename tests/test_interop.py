@@ -42,6 +42,7 @@ OPTIMIZERS: dict[str, optax.GradientTransformation] = {
         optax.sgd(0.1), 0.1
     ),  # weights in its state, extra arguments
 }
+pytestmark = pytest.mark.filterwarnings("ignore:`inner` keeps a slow mean of its own")
 assert_close: Any = functools.partial(chex.assert_trees_all_close, rtol=1e-5, atol=1e-6)
 
 

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import optax.contrib
 import orbax.checkpoint as ocp
 import pytest
 from flax import nnx, serialization
@@ -709,6 +710,22 @@ def test_a_rate_that_falls_on_a_plateau(guard: Any) -> None:
             params, state = epoch(params, state)
     assert state.history.clock.predictions_made == 3
     assert optax.tree.get(state.inner_state, "scale") < 0.1
+
+
+@pytest.mark.parametrize(
+    ("name", "inner"),
+    [
+        ("ScheduleFreeState", optax.contrib.schedule_free_sgd(0.1)),
+        ("ScaleByAdemamixState", optax.chain(optax.clip(1.0), optax.contrib.ademamix(0.1))),
+    ],
+)
+def test_an_optimizer_with_a_slow_mean_of_its_own(name: str, inner: Any) -> None:
+    """Warned of where the user's line is; other dynamics, and a mean of gradients as in Adam, are not."""
+    with pytest.warns(UserWarning, match=name) as caught:
+        pdt_optax.pdt(inner).init(weights())
+    assert caught[0].filename == __file__
+    pdt_optax.pdt(inner, **pdt_optax.presets.drift).init(weights())
+    pdt_optax.pdt(optax.adam(0.1)).init(weights())
 
 
 @pytest.mark.parametrize("every", [None, 2])

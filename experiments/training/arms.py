@@ -133,13 +133,45 @@ class Predictive(Arm):
 
 def around(recipe: Recipe, settings: Mapping[str, Any]) -> Method:
     """PDT around the optimizer: its updates deliver the predictions."""
-    tx = pdt_optax.pdt(recipe.inner(), **settings)
+    return _around(pdt_optax.pdt(recipe.inner(), **settings), recipe.schedule)
 
+
+def _around(tx: pdt_optax.PDT, schedule: Schedule) -> Method:
     def end_epoch(params: Any, opt_state: Any, kept: Any, value: jax.Array) -> tuple[Any, ...]:
         params, opt_state, report = tx.end_epoch(params, opt_state, value=value, donate=True)
         return params, opt_state, kept, report
 
-    return Method(tx, recipe.schedule, end_epoch=end_epoch, made=tx)
+    return Method(tx, schedule, end_epoch=end_epoch, made=tx)
+
+
+@dataclasses.dataclass(frozen=True)
+class PredictiveAround(Arm):
+    """PDT around an arm that changes the optimizer: its updates deliver the predictions.
+
+    Attributes:
+      of: that arm; all that it does, it does in its updates.
+      given: the settings of `pdt_optax.pdt` as pairs.
+    """
+
+    of: Arm
+    given: tuple[tuple[str, Any], ...]
+
+    def fits(self, optimizer: str) -> bool:
+        return self.of.fits(optimizer)
+
+    def settings(self, recipe: Recipe) -> dict[str, Any]:
+        return {"of": self.of.name, **self.of.settings(recipe), **dict(self.given)}
+
+    def method(self, recipe: Recipe) -> Method:
+        inner = self.of.method(recipe)
+        if inner.begin or inner.end_epoch:
+            raise ValueError(f"The arm inside must do all in its updates. {self.of.name} does more.")
+        tx = pdt_optax.pdt(inner.tx, **dict(self.given))
+        method = _around(tx, inner.schedule)
+        if inner.evaluated is None:
+            return method
+        chosen = inner.evaluated
+        return method._replace(evaluated=lambda params, state, kept: chosen(params, state.inner_state, kept))
 
 
 def predictive(name: str, **settings: Any) -> Predictive:

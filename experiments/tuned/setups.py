@@ -14,6 +14,7 @@ from experiments.training.arms import (
     Lawa,
     Lookahead,
     Predictive,
+    PredictiveAround,
     Recipe,
     ScheduleFree,
     Shaped,
@@ -234,6 +235,13 @@ ABLATION = (
     _default("slow-agree", accept=AGREE),
 )
 
+# The default around optimizers with a slow memory of their own, at their rates.
+AROUND = tuple(
+    PredictiveAround(f"{peer.name}-slow", peer, tuple(pdt_optax.presets.recommended.items()))
+    for peer in PEERS
+    if peer.name in ("schedule-free", "ademamix")
+)
+
 # A single jump: when, and how far.
 JUMPS = {
     (start, horizon): _try(
@@ -268,5 +276,6 @@ STORAGE = (
 )
 
 ARMS: dict[str, Arm] = {
-    arm.name: arm for arm in (*FINAL, *SCREEN, *ABLATION, *RUNAWAY, *JUMPS.values(), *STATISTICS, *STORAGE)
+    arm.name: arm
+    for arm in (*FINAL, *SCREEN, *ABLATION, *AROUND, *RUNAWAY, *JUMPS.values(), *STATISTICS, *STORAGE)
 }

@@ -40,6 +40,8 @@ class Score(NamedTuple):
       overhead: what the arm does at the ends of epochs, over its training steps, in seconds.
       rise: the greatest train loss of an epoch after a jump, over that of the epoch before; NaN without jumps.
       dip: the mean change of validation accuracy from an epoch's end to the next one's, where that is a jump.
+      persistence, pull: the means of the persistence, and of the gain of what is
+        delivered, over the epochs after a prediction; NaN without them.
     """
 
     seeds: int
@@ -64,6 +66,8 @@ class Score(NamedTuple):
     overhead: float
     rise: float
     dip: float
+    persistence: float
+    pull: float
 
 
 def _at_jumps(runs: Sequence[Run]) -> tuple[float, float]:
@@ -72,6 +76,13 @@ def _at_jumps(runs: Sequence[Run]) -> tuple[float, float]:
     rises = [b["train_loss"] / a["train_loss"] for a, b in steps if a["predicted"]]
     dips = [b["validation_accuracy"] - a["validation_accuracy"] for a, b in steps if b["predicted"]]
     return float(np.max(rises)) if rises else math.nan, float(np.mean(dips)) if dips else math.nan
+
+
+def _after_predictions(runs: Sequence[Run], field: str) -> float:
+    """The mean over the epochs after a prediction; NaN where it is not recorded."""
+    steps = [step for run in runs for step in itertools.pairwise(run.epochs)]
+    found = [b.get(field, math.nan) for a, b in steps if a["predicted"]]
+    return float(np.mean(found)) if found else math.nan
 
 
 def score(runs: Runs, baselines: Runs) -> Score | None:
@@ -117,6 +128,8 @@ def score(runs: Runs, baselines: Runs) -> Score | None:
         overhead=float(np.mean([metrics.overhead(r) for r in chosen])),
         rise=rise,
         dip=dip,
+        persistence=_after_predictions(chosen, "persistence"),
+        pull=_after_predictions(chosen, "gain"),
     )
 
 

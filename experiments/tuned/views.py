@@ -22,6 +22,8 @@ from experiments.views.view import Asked, Finds, Need, Shown, View, find, placed
 
 WIDEST_GRID = 16
 FOLDER = "tuned"
+# Arms that do not run at the baseline's rate, and whose rate they run at.
+_RATED: dict[Arm, Arm] = {**{arm: arm for arm in setups.PEERS}, **{arm: arm.of for arm in setups.AROUND}}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -50,7 +52,7 @@ class TunedView(View):
         # The runs of a seed follow each other: their seconds are compared, and machines' speeds drift.
         for pair in pairs:
             tuned = rates[pair.name]
-            own = {arm.name: tuned.get(arm.name) for arm in setups.PEERS} if self.final else {}
+            own = {arm.name: tuned.get(peer.name) for arm, peer in _RATED.items()} if self.final else {}
             for seed in dict.fromkeys(asked.seeds or self.seeds):
                 for arm in self._arms(asked):
                     rate = own.get(arm.name, tuned[BASELINE])
@@ -67,13 +69,14 @@ class TunedView(View):
         pairs, arms = pairs_of(asked.workloads or self.workloads), self._arms(asked)
         rates = tuned_rates(asked.results, pairs)
         missing = [
-            (pair.name, arm.name)
+            (pair.name, _RATED[arm].name)
             for pair in pairs
             for arm in arms
-            if arm in setups.PEERS and arm.fits(pair.optimizer) and arm.name not in rates[pair.name]
+            if arm in _RATED and arm.fits(pair.optimizer) and _RATED[arm].name not in rates[pair.name]
         ]
         if self.final and missing:
-            listed, of = ", ".join(" ".join(key) for key in missing), dict.fromkeys
+            of = dict.fromkeys
+            listed = ", ".join(" ".join(key) for key in of(missing))
             raise ValueError(
                 f"There is no tuned learning rate for {listed} in {_rates(asked.results[0])}: run `python -m "
                 f"experiments.run tune --workloads {' '.join(of(p for p, _ in missing))} --arms "
@@ -94,10 +97,9 @@ class Tuning(View):
 
     def needs(self, asked: Asked) -> list[Need]:
         seed = _tuning_seeds(asked)[0]
-        known = _tuned(asked.results)
         pairs = pairs_of(asked.workloads)
-        rates = tuned_rates(asked.results, [pair for pair in pairs if pair.name in known])
-        searches = [Search(pair, Arm(BASELINE), pair.rates) for pair in pairs]
+        rates = _known(asked, pairs)
+        searches = _baselines(pairs, asked, rates)
         searches += _peers([pair for pair in pairs if pair.name in rates], asked, rates)
         return [need(of.pair, of.arm, rate, seed) for of in searches for rate in sorted(of.grid)]
 
@@ -154,7 +156,10 @@ Losses = dict[float, dict[int, float]]  # rate -> seed -> the loss that a run en
 
 
 def tune(asked: Asked, how: sweep.How, console: Console) -> None:
-    """Finds the learning rates of the baseline, then of the peers that are asked for, and writes them to rates.json."""
+    """Finds the learning rates of the baseline, then of the peers that are asked for, and writes them to rates.json.
+
+    Where peers alone are asked for, the baseline keeps the rate that it has.
+    """
     peers = [arm.name for arm in setups.PEERS]
     others = [name for name in asked.arms or () if name not in (BASELINE, *peers)]
     if others:
@@ -164,10 +169,22 @@ def tune(asked: Asked, how: sweep.How, console: Console) -> None:
         )
     _read_rates(asked.results[0])  # a broken file is better known before than after
     pairs = pairs_of(asked.workloads)
-    best = _search([Search(pair, Arm(BASELINE), pair.rates) for pair in pairs], asked, how, console)
-    _search(
-        _peers(pairs, asked, {pair: {BASELINE: rate} for pair, rate in best.items()}), asked, how, console
-    )
+    known = _known(asked, pairs)
+    best = _search(_baselines(pairs, asked, known), asked, how, console)
+    found = {pair: {BASELINE: rate} for pair, rate in best.items()}
+    _search(_peers(pairs, asked, {**known, **found}), asked, how, console)
+
+
+def _known(asked: Asked, pairs: Sequence[Pair]) -> Rates:
+    """The rates of those pairs that are tuned."""
+    known = _tuned(asked.results)
+    return tuned_rates(asked.results, [pair for pair in pairs if pair.name in known])
+
+
+def _baselines(pairs: Sequence[Pair], asked: Asked, known: Rates) -> list[Search]:
+    """The baseline's searches: of all pairs, or, where peers alone are asked for, of those without a rate."""
+    due = [p for p in pairs if p.name not in known or asked.arms is None or BASELINE in asked.arms]
+    return [Search(pair, Arm(BASELINE), pair.rates) for pair in due]
 
 
 def _peers(pairs: Sequence[Pair], asked: Asked, rates: Rates) -> list[Search]:
@@ -200,7 +217,7 @@ def _search(searches: Sequence[Search], asked: Asked, how: sweep.How, console: C
             if rate is not None:
                 del losses[search]
                 best[search.pair.name] = rate
-                _write_rate(asked.results[0], search, _tuning_result(search, known, rate, asked))
+                _write_rate(asked.results, search, _tuning_result(search, known, rate, asked))
                 console.print(
                     f"{search.pair.name} {search.arm.name}: learning rate {rate:g}", highlight=False
                 )
@@ -301,20 +318,20 @@ def _read_rates(results: Path) -> dict[str, Any]:
     return command.read_json(path) if path.exists() else {}
 
 
-def _write_rate(results: Path, search: Search, result: dict[str, Any]) -> None:
+def _write_rate(results: Sequence[Path], search: Search, result: dict[str, Any]) -> None:
     """An entry for each pair, of the baseline, and under its `arms` one for each other."""
-    tuned = _read_rates(results)
-    entry = tuned.get(search.pair.name)
+    tuned, pair = _read_rates(results[0]), search.pair.name
+    entry = tuned.get(pair) or _tuned(results).get(pair)
     arms = _arms_in(entry)
     if search.arm.name == BASELINE:
         entry = result | ({"arms": arms} if arms else {})
     else:
-        assert isinstance(entry, dict)  # of the baseline, which is looked for first
+        assert isinstance(entry, dict)  # of the baseline, whose rate is known first
         entry = entry | {"arms": dict(sorted((arms | {search.arm.name: result}).items()))}
-    tuned[search.pair.name] = entry
+    tuned[pair] = entry
     if devices.is_first():
-        _rates(results).parent.mkdir(parents=True, exist_ok=True)
-        _rates(results).write_text(json.dumps(dict(sorted(tuned.items())), indent=2) + "\n")
+        _rates(results[0]).parent.mkdir(parents=True, exist_ok=True)
+        _rates(results[0]).write_text(json.dumps(dict(sorted(tuned.items())), indent=2) + "\n")
 
 
 def _tuned(results: Sequence[Path]) -> dict[str, Any]:
@@ -458,6 +475,15 @@ VIEWS: dict[str, TunedView] = {
             arms=setups.ABLATION,
             seeds=setups.TUNING_SEEDS,
             workloads=("mlp-lamb", "char_gru-clipped_adam"),
+            final=True,
+        ),
+        _view(
+            name="around",
+            title="The default around optimizers with a slow memory of their own",
+            claim="Do not: what the default reads as persistence is that memory.",
+            arms=(*(arm.of for arm in setups.AROUND), *setups.AROUND),
+            seeds=_FIRST,
+            workloads=("mlp-sgd", "resnet-adamw", "char_lm-adamw", "vit-adamw", "autoencoder-adam"),
             final=True,
         ),
         _view(

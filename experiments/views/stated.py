@@ -42,6 +42,7 @@ def figures(folder: Path = RESULTS) -> Figures:
         **_default(scores("tuned", folder)),
         **_final(scores("tuned", folder)),
         **_ablation(scores("ablation", folder)),
+        **_around(scores("around", folder)),
         **_screen(scores("screen", folder)),
         **_jumps(scores("jumps", folder)),
         **_guard(scores("guard", folder)),
@@ -97,6 +98,7 @@ def _default(scores: Scores) -> Figures:
         "tuned.summary": brief(scores, setups.README_ARMS),
         "tuned.readme": _readme(scores),
         "tuned.pairs": markdown([head, *rows]),
+        "tuned.path": _path(arm),
         "tuned.geomean": mean("recommended"),
         "tuned.median": f"{statistics.median(values('recommended')):.2f}",
         "tuned.worst": f"{min(values('recommended')):.2f}",
@@ -107,6 +109,16 @@ def _default(scores: Scores) -> Figures:
         "tuned.released-worst": f"{min(values('released')):.2f}",
         "tuned.points": f"{points(min(gains))} to {points(max(gains))}",
     }
+
+
+def _path(default: dict[str, Score]) -> str:
+    """How much of the mean motion the optimizer goes on doing while the default delivers it, least first."""
+    head = ("pair", "persistence", "gain of the mean", "effective schedule")
+    rows = [
+        (f"`{pair}`", f"{s.persistence:.2f}", f"{s.pull:.2f}", interval(s.effective))
+        for pair, s in sorted(default.items(), key=lambda item: item[1].persistence)
+    ]
+    return markdown([head, *rows])
 
 
 def _readme(scores: Scores) -> str:
@@ -178,6 +190,18 @@ def _ablation(scores: Scores) -> Figures:
         for arm, change in CHANGED.items()
     ]
     return {"ablation.table": markdown([("changed", *(f"`{pair}`" for pair in scores)), *rows])}
+
+
+def _around(scores: Scores) -> Figures:
+    """Effective schedules, at evaluated weights, of the default around peers, and of these alone."""
+
+    def cells(pair: str) -> list[str]:
+        of = scores[pair]
+        names = [name for arm in setups.AROUND for name in (arm.of.name, arm.name)]
+        return [interval(of[name].effective_probe) if name in of else "-" for name in names]
+
+    head = ["pair", *(name for arm in setups.AROUND for name in (arm.of.name, "with the default"))]
+    return {"around.table": markdown([head, *([f"`{pair}`", *cells(pair)] for pair in scores)])}
 
 
 def _inspect() -> Figures:

@@ -395,6 +395,7 @@ def test_other_shapes_of_the_schedule_keep_its_peak_and_its_warm_up():
     assert float(update[0]) == pytest.approx(-0.2)
 
 
+@pytest.mark.filterwarnings("ignore:`inner` keeps a slow mean of its own")
 @pytest.mark.parametrize(
     "arm", [a for a in (*setups.FINAL, *setups.AROUND) if a.name != BASELINE], ids=lambda a: a.name
 )

@@ -150,6 +150,12 @@ def test_the_readme_is_short_and_says_when_nothing_is_predicted() -> None:
     assert "Nothing is predicted in the first five epochs" in " ".join(prose.split())
 
 
+def test_every_page_of_the_site_is_once_in_its_navigation() -> None:
+    pages = re.findall(r": (\S+\.md)$", (ROOT / "mkdocs.yml").read_text(), re.MULTILINE)
+    notebooks = [f"notebooks/{path.stem}.md" for path in (ROOT / "notebooks").glob("*.ipynb")]
+    assert sorted(pages) == sorted([path.name for path in (ROOT / "docs").glob("*.md")] + notebooks)
+
+
 def test_the_citation_is_that_of_the_readme() -> None:
     cited, readme = (ROOT / "CITATION.cff").read_text(), (ROOT / "README.md").read_text()
     url = re.search(r"url += \{(.*)\}", readme)

@@ -66,7 +66,10 @@ def end(
         extrapolated &= not settings.dry_run
         delivered = jnp.where(extrapolated, now.delivery.share(updates_seen), 1)
         report = report._replace(gradual=jnp.array(True), delivered_share=delivered)
-    return after, report._replace(value_missing=missing, continued=continued)
+    epoch = now.clock.snapshots_seen - 1  # counted from 0; the snapshot of `init` came before it
+    return after, report._replace(
+        epoch=epoch, updates=updates_seen, value_missing=missing, continued=continued
+    )
 
 
 def _taken_back(now: Moment, value: Value, plan: Plan) -> tuple[Moment, PDTReport]:
@@ -126,7 +129,7 @@ def _predict_if_due(
 ) -> tuple[Moment, PDTReport]:
     """The moment after this epoch, its weights those that are predicted, and its report."""
     settings, clock, trained = plan.settings, now.clock, plan.chosen(now.weights)
-    epoch = clock.snapshots_seen - 1  # counted from 0; the snapshot of `init` came before it
+    epoch = clock.snapshots_seen - 1
     jumped = (clock.predictions_made > 0) & (clock.plain_epochs == 0)
     pace = _next_pace(clock, value, jumped, settings)
     rested = (clock.predictions_made == 0) | (clock.plain_epochs >= pace.interval_now)

@@ -17,7 +17,7 @@ from pdt_optax._slow import Pull, slow_drift
 from pdt_optax.schedule import Pace
 
 # Of what a `History` holds and means; it grows when a saved one could be misread.
-VERSION = 4
+VERSION = 5
 
 Kind = TypeVar("Kind")
 
@@ -148,8 +148,9 @@ def find(tree: object, kind: type[Kind]) -> Kind:
         way_out = (
             "Hand over the part that belongs to this wrapper, such as opt_state.inner_states['name'] of a partition."
             if found
-            else "Restore a saved one into the shapes of a new one, jax.eval_shape(tx.init, params); the state of an "
-            "optimizer alone is taken up by tx.init(params)._replace(inner_state=state)."
+            else "Is the optimizer wrapped, and do the parameters come before the state? Restore a saved state into the "
+            "shapes of a new one, jax.eval_shape(tx.init, params); the state of an optimizer alone is taken up by "
+            "tx.init(params)._replace(inner_state=state)."
         )
         raise ValueError(
             "The state must hold exactly one history of snapshots: that of a `Predictor`, or the state of one "

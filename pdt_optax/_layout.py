@@ -124,13 +124,33 @@ def _refuse_statistics(params: object) -> None:
             )
 
 
-def refuse_train_state(tree: object, call: str) -> None:
-    """Raises TypeError for a whole TrainState in place of one of its parts: what comes back would not be in it."""
-    if hasattr(tree, "params") and hasattr(tree, "opt_state"):
+def refuse_whole(tree: object, call: str) -> None:
+    """Raises TypeError for a whole TrainState or nnx Optimizer in place of a part of it: what comes back would not be in it."""
+    if not hasattr(tree, "opt_state"):
+        return
+    if hasattr(tree, "params"):
         raise TypeError(
             f"Pass the parts of the state, and put back both: params, opt_state, report = {call}; "
             f"state = state.replace(params=params, opt_state=opt_state). Got a whole {type(tree).__name__}."
         )
+    if _is_nnx(tree):
+        raise TypeError(
+            "Pass the optimizer's state, and put back what comes: params, optimizer.opt_state, report = "
+            f"tx.end_epoch(nnx.state(model, nnx.Param), optimizer.opt_state). Got a whole {type(tree).__name__}."
+        )
+
+
+def refuse_model(params: object, like: object) -> None:
+    """Raises TypeError for an nnx model where `init` saw its state: `nnx.update` would not take what comes back."""
+    if _is_nnx(params) and hasattr(params, "eval") and not isinstance(like, type(params)):
+        raise TypeError(
+            "`params` must be what `init` saw, the state of a model: nnx.state(model, nnx.Param). Put back what comes by "
+            f"nnx.update(model, params). Got a whole {type(params).__name__}."
+        )
+
+
+def _is_nnx(x: object) -> bool:
+    return any(kind.__module__.startswith("flax.nnx.") for kind in type(x).__mro__)
 
 
 def refuse_tied(tree: object) -> None:

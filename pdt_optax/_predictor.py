@@ -163,7 +163,7 @@ class Predictor(Settings):
                 "`history` must be what `predictor.init(params)` or the last `end_epoch` returned. "
                 f"Got {type(history).__name__}."
             )
-        _layout.refuse_train_state(params, "predictor.end_epoch(state.params, history)")
+        _layout.refuse_whole(params, "predictor.end_epoch(state.params, history)")
         self._check_opt_state(opt_state, "end_epoch(params, history, opt_state=opt_state)")
         if self.needs_value and value is None:
             raise ValueError(self.value_rule("predictor.end_epoch(params, history, value=loss)"))
@@ -235,6 +235,7 @@ def end_with(
     whole: bool = True,
 ) -> tuple[optax.Params, History, Tree, PDTReport]:
     """`Predictor.end_epoch`, its arguments checked, and the optimizer's state."""
+    _layout.refuse_model(params, history.weights)
     if donate:
         _layout.refuse_tied(params)
     now, plan = at_boundary(predictor, params, history, opt_state, whole=whole)

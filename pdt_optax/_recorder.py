@@ -15,7 +15,7 @@ from pdt_optax import _history, _layout
 from pdt_optax._report import PDTReport
 from pdt_optax.schedule import count
 
-_FORMAT = "pdt_optax.Recorder 4"
+_FORMAT = "pdt_optax.Recorder 5"
 
 
 class Recorder:
@@ -161,7 +161,22 @@ class Recorder:
                     f"{share:.0%} of the weights were never moved, in {len(names)} of {len(still)} leaves: {shown}. If "
                     "they are frozen, leave them out by `exclude`, which saves their snapshots."
                 )
+        again = np.append(False, (np.diff(r.epoch) == 0) & ~r.rolled_back[:-1])
+        seen = r.updates.any()
         counted = (
+            (
+                again,
+                "had the number of the one before: put back the state that `end_epoch` returns, as in "
+                "`optimizer.opt_state = opt_state` with Flax nnx; with `every`, record once an epoch",
+            ),
+            (
+                seen & (r.updates == 0) & ~again,
+                "had no update: call `end_epoch` once an epoch",
+            ),
+            (
+                r.updates == 1,
+                "had a single update: if that is a batch, call `end_epoch` after the last batch of an epoch",
+            ),
             (
                 r.value_missing,
                 "had no value, so that neither the guard nor the schedule judged them: pass `value`",

@@ -26,6 +26,9 @@ class PDTReport(NamedTuple):
     """What happened at an epoch's end; the same structure whether or not it predicted.
 
     Attributes:
+      epoch: (), int32; its number, from 0. An epoch that the guard took back does not
+        count. Where it stands still, the state that `end_epoch` returned was not put back.
+      updates: (), int32; how many updates the epoch had; 0 beside an optimizer, where none are seen.
       predicted: (), bool; a prediction was made and its accepted weights moved, or
         with `gradual` will be moved by the coming updates (with `dry_run`: would).
       finite: (), bool; False if a prediction was due but dropped, because it or
@@ -60,6 +63,8 @@ class PDTReport(NamedTuple):
         and the rest was dropped. 1 where there was nothing to deliver.
     """
 
+    epoch: jax.Array
+    updates: jax.Array
     predicted: jax.Array
     finite: jax.Array
     horizon: jax.Array
@@ -85,6 +90,8 @@ def no_report(spectrum: int, leaves: int, value: Value | None = None) -> PDTRepo
     """The report of an epoch without a prediction."""
     value = Value.none() if value is None else value
     return PDTReport(
+        epoch=jnp.zeros((), jnp.int32),
+        updates=jnp.zeros((), jnp.int32),
         predicted=jnp.array(False),
         finite=jnp.array(True),
         horizon=jnp.zeros((), jnp.int32),

@@ -1,9 +1,10 @@
 """The settings of a predictor: checked once, here; hashable, so that equal ones share compiled code."""
 
 import dataclasses
+import difflib
 import functools
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal
 
 from pdt_optax import _layout, presets
@@ -21,6 +22,15 @@ Deliver = Literal["auto", "jump", "gradual"]
 DESCRIBED = ("dynamics", "accept", "schedule", "guard", "own_motion")
 
 _USUAL: Any = None  # what the preset of the same kind of model has
+
+
+def check_names(given: Iterable[str], known: Sequence[str]) -> None:
+    """Raises TypeError for the name of a setting that there is not."""
+    for name in given:
+        if name not in known:
+            close = [repr(x) for x in difflib.get_close_matches(name, known, 1)]
+            way_out = f"Did you mean {close[0]}?" if close else f"There are {', '.join(known)}."
+            raise TypeError(f"There is no setting {name!r}. {way_out}")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

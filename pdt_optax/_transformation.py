@@ -19,7 +19,7 @@ from pdt_optax._inner import check_cached, warn_of_slow_mean, with_extra_args
 from pdt_optax._layout import Tree
 from pdt_optax._predictor import Predictor, as_value, at_boundary, end_with, scalar
 from pdt_optax._report import PDTReport, no_report
-from pdt_optax._settings import Deliver
+from pdt_optax._settings import Deliver, check_names
 from pdt_optax.schedule import count
 
 
@@ -124,6 +124,7 @@ def pdt(
         raise TypeError(
             f"`inner` must be an optax gradient transformation, such as optax.adamw(1e-3). Got {inner!r}.{hint}"
         )
+    check_names(settings, [*inspect.signature(pdt).parameters][1:])
     # A `Predictor` alone sees no updates, and refuses "gradual".
     predictor = Predictor(deliver="auto" if deliver == "gradual" else deliver, **settings)
     if every is not None:
@@ -319,7 +320,7 @@ def end_epoch(
     """
     wrapper = wrapper_of(pdt_tx)
     for tree in (params, opt_state):
-        _layout.refuse_train_state(tree, "tx.end_epoch(state.params, state.opt_state)")
+        _layout.refuse_whole(tree, "tx.end_epoch(state.params, state.opt_state)")
     if wrapper.every is not None:
         raise ValueError(
             "`end_epoch` is not for a wrapper that ends its epochs inside `update`: drop the call, or "

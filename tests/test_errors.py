@@ -480,14 +480,14 @@ TWICE = optax.chain(OUTSIDE, OUTSIDE)
             ValueError,
             lambda: pdt_optax.pdt(INNER, **SMALL).end_epoch(PARAMS, NEWER),
             VERSION_RULE,
-            "Expected version 4, got 99.",
+            "Expected version 5, got 99.",
             id="the state of another version",
         ),
         case(
             ValueError,
             lambda: pdt_optax.check_saved(OUTSIDE, {"opt_state": NEWER._asdict()}),
             VERSION_RULE,
-            "Expected version 4, got 99.",
+            "Expected version 5, got 99.",
             id="a saved state of another version",
         ),
         case(

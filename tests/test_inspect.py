@@ -456,7 +456,7 @@ def test_verdicts():
     for speed, verdict in (
         (0.4, "PDT is likely to help this run: plain training would take about"),
         (0.2, "PDT may help this run: plain training would take about"),
-        (3.0, "PDT is likely to help this run, whose path is straighter than that of any"),
+        (3.0, "What PDT is worth here cannot be told: the path is straighter than that of any of nine"),
     ):
         found = report([{"w": row + np.float32(speed * i)} for i, row in enumerate(noise)])
         assert found.verdict.startswith(verdict), (speed, _measure.settled(found.reports.alignment))

@@ -182,7 +182,7 @@ class Boom:
 def write_others(path, recorded: dict[str, Any]) -> None:
     np.savez(path / "other.npz", x=np.ones(3))
     missing = {k: v for k, v in recorded.items() if k != "report/predicted"}
-    assert recorded["format"] == "pdt_optax.Recorder 4"
+    assert recorded["format"] == "pdt_optax.Recorder 5"
     older = {k: v for k, v in recorded.items() if "persistence" not in k}
     older |= {"format": np.array("pdt_optax.Recorder 2")}
     newer = recorded | {"format": np.array("pdt_optax.Recorder 99")}

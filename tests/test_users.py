@@ -568,8 +568,11 @@ def test_statistics_and_keys_of_an_nnx_model_are_no_parameters() -> None:
             tx.init(whole)
         short(e)
     state = tx.init(nnx.state(model, nnx.Param))
-    with pytest.raises(ValueError, match=r"Unknown.*nnx\.state\(model, nnx\.Param\)") as told:
+    with pytest.raises(TypeError, match=r"nnx\.state\(model, nnx\.Param\).*Got a whole Model") as e:
         tx.end_epoch(model, state)
+    short(e)
+    with pytest.raises(ValueError, match=r"Unknown.*nnx\.state\(model, nnx\.Param\)") as told:
+        tx.end_epoch(nnx.state(model), state)
     short(told)
     with pytest.raises(ValueError, match="stacked for `pmap` or `vmap`") as told:
         tx.end_epoch(jax.tree.map(lambda x: jnp.stack([x, x]), nnx.state(model, nnx.Param)), state)
@@ -597,6 +600,72 @@ def test_hints_say_what_the_reports_say() -> None:
         "1 of 1 epochs did not begin at",
         "1 of 1 epochs were shorter tha",
     ]
+
+
+@pytest.mark.parametrize(
+    ("mistake", "hints"),
+    [
+        (None, []),
+        ("state not put back", ["4 of 5 epochs had the number of the one before"]),
+        ("ended at each batch", ["5 of 5 epochs had a single update"]),
+        ("ended twice", ["5 of 10 epochs had no update"]),
+    ],
+)
+def test_hints_tell_of_epochs_that_are_ended_wrongly(mistake: str | None, hints: list[str]) -> None:
+    tx, recorder = pdt_optax.pdt(optax.sgd(0.1), start=9), pdt_optax.Recorder()
+    params: Any = jnp.ones(3)
+    state: Any = tx.init(params)
+    for _ in range(5):
+        for _ in range(1 if mistake == "ended at each batch" else 3):
+            updates, state = tx.update(params, state, params)
+            params = optax.apply_updates(params, updates)
+        for _ in range(2 if mistake == "ended twice" else 1):
+            params, ended, report = tx.end_epoch(params, state)
+            recorder.add(report, ended)
+            state = state if mistake == "state not put back" else ended
+    assert [hint.split(":")[0] for hint in recorder.hints()] == hints
+
+
+def test_epochs_are_numbered_and_one_taken_back_is_counted_again() -> None:
+    tx, recorder = pdt(optax.sgd(0.1), start=1, guard=pdt_optax.rollback()), pdt_optax.Recorder()
+    params: Any = jnp.ones(3)
+    state: Any = tx.init(params)
+    for value in (1.0, 0.9, 9.0, 0.8):
+        for _ in range(2):
+            updates, state = tx.update(params, state, params)
+            params = optax.apply_updates(params, updates)
+        params, state, report = tx.end_epoch(params, state, value=value)
+        recorder.add(report, state)
+    assert recorder.reports.rolled_back.tolist() == [False, False, True, False]
+    assert recorder.reports.epoch.tolist() == [0, 1, 2, 2]
+    assert recorder.reports.updates.tolist() == [2, 2, 2, 2]
+    assert recorder.hints() == []
+
+
+def test_nnx_objects_in_place_of_their_parts() -> None:
+    model: Any = nnx.Linear(3, 2, rngs=nnx.Rngs(0))
+    tx: Any = pdt_optax.pdt(optax.sgd(0.1))
+    optimizer = nnx.Optimizer(model, tx, wrt=nnx.Param)
+    predictor, params = pdt_optax.Predictor(), nnx.state(model, nnx.Param)
+    for call in (
+        lambda: tx.end_epoch(model, optimizer.opt_state),
+        lambda: predictor.end_epoch(model, predictor.init(params)),
+    ):
+        with pytest.raises(TypeError, match=r"nnx\.update\(model, params\).*Got a whole Linear") as e:
+            call()
+        short(e)
+    with pytest.raises(TypeError, match=r"optimizer\.opt_state, report = .*Got a whole Optimizer") as e:
+        tx.end_epoch(params, optimizer)
+    short(e)
+    # A model that `init` saw as it is comes back as it is.
+    assert isinstance(predictor.end_epoch(model, predictor.init(model))[0], nnx.Linear)
+
+
+def test_a_setting_that_there_is_not() -> None:
+    with pytest.raises(TypeError, match=r"There is no setting 'evry'\. Did you mean 'every'\?"):
+        pdt(optax.sgd(0.1), evry=3)
+    with pytest.raises(TypeError, match=r"There is no setting 'x'\. There are every, "):
+        pdt(optax.sgd(0.1), x=3)
 
 
 def test_reverse_mode_ends_where_a_window_is_looked_at() -> None:

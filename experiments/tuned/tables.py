@@ -427,7 +427,7 @@ def _plain_ticks(axis: Any, limits: tuple[float, float]) -> None:
     axis.set_minor_locator(NullLocator())
 
 
-def worth_picture(arms: Mapping[str, Runs], default: str, path: Path) -> None:
+def worth_picture(pair: str, arms: Mapping[str, Runs], default: str, path: Path) -> None:
     """Train loss of the default, of the baseline, and of the baseline on the longer schedule that ends as the default does."""
     runs, baselines = arms[default].get(1.0, ()), arms[BASELINE]
     worth = metrics.effective_schedule(runs, baselines).value
@@ -452,7 +452,9 @@ def worth_picture(arms: Mapping[str, Runs], default: str, path: Path) -> None:
         ends.append(end)
     axis.axhline(ends[-1], color=blue, lw=0.8, ls=":", zorder=0)
     axis.set(xlabel="epoch", ylabel="train loss", yscale="log", ylim=(0.75 * min(ends), 4 * min(ends)))
-    axis.set_title(f"{length} epochs with pdt_optax are worth {worth * length:.0f} without", loc="left")
+    axis.set_title(
+        f"{length} epochs with pdt_optax are worth {worth * length:.0f} without ({pair})", loc="left"
+    )
     _plain_ticks(axis.yaxis, axis.get_ylim())
     axis.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=110)

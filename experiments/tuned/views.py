@@ -425,7 +425,7 @@ def _tuned_pictures(pairs: tables.Pairs, folder: Path) -> Mapping[str, str]:
     drawn = _curves(pairs, folder)
     shown = pairs.get(setups.SHOWN, {})
     if {BASELINE, "recommended"} <= shown.keys():
-        tables.worth_picture(shown, "recommended", folder / "worth.png")
+        tables.worth_picture(setups.SHOWN, shown, "recommended", folder / "worth.png")
         drawn = {
             "worth.png": f"{setups.SHOWN}: the default, and the longer schedule that ends where it ends",
             **drawn,

@@ -15,6 +15,14 @@ from experiments.training.records import Run
 from experiments.views import metrics
 from experiments.views.metrics import Crossing, time_ratio, to_best
 
+MEANING = {
+    BASELINE: "the optimizer alone",
+    "recommended": "the default of `pdt`",
+    "drift": "the former default",
+    "released": "the rule of the authors' released code",
+    "paper": "the paper's Algorithm 1",
+}
+
 
 class Result(NamedTuple):
     """One run against the baseline of the same seed; ratios are `metrics.time_ratio`."""
@@ -137,6 +145,8 @@ def terminal_table(runs: Sequence[Run]) -> Table:
             r.pdt_seconds.replace(" ±", "\n±"),
         )
         table.add_section()
+    meant = dict.fromkeys(run.rule for run in runs if run.rule in MEANING)
+    table.caption = "; ".join(f"{rule}: {MEANING[rule]}" for rule in meant)
     return table
 
 

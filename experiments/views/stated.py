@@ -128,9 +128,9 @@ def _readme(scores: Scores) -> str:
     """
     arms = {
         "recommended": "`pdt(inner)`, the default",
-        **{name: f"best peer, `{name}`" for name in _best_peer(scores)},
-        "random-order": "control: the displacements in random order",
-        "random-mask": "control: the former default, random weights",
+        **{name: f"best alternative, `{name}`" for name in _best_peer(scores)},
+        "random-order": "control: past motions in random order",
+        "random-mask": "control: the former default on weights drawn at random",
     }
     rows, columns = (
         [],
@@ -217,9 +217,16 @@ def _inspect() -> Figures:
         for p in sorted(inspect.pairs(), key=lambda pair: pair.alignment)
     ]
     told = inspect.left_out()
+    bands = {
+        "below 0.05": [p.effective for p in inspect.pairs() if p.persistence < 0.05],
+        "up to 0.25": [p.effective for p in inspect.pairs() if 0.05 <= p.persistence < 0.25],
+        "above": [p.effective for p in inspect.pairs() if p.persistence >= 0.25],
+    }
+    worth = [f"{min(of):.2f} to {max(of):.2f} where that was {band}" for band, of in bands.items()]
     off = [max(pair.effective / e.value, e.value / pair.effective) for pair, e in told]
     missed = [f"`{pair.name}`" for pair, e in told if not e.low <= pair.effective <= e.high]
     return {
+        "inspect.bands": f"{listed(worth)}.",
         "inspect.pairs": markdown([head, *rows]),
         "inspect.left-out": f"the value was off by a factor of {statistics.median(off):.2f} in the median and "
         f"{max(off):.2f} at most, and {len(told) - len(missed)} of {len(told)} lay in their interval"

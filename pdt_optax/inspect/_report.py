@@ -176,7 +176,8 @@ def _of_record(recorder: Recorder, first: int | None, last: int | None) -> Repor
     notes: list[str] = []
     if not _delivered(reports):
         notes.append(
-            "Taken for a dry run. If predictions were delivered, the path of plain training is straighter."
+            "Taken for a dry run, since nothing shows that predictions were delivered. If they were, the path of plain "
+            "training is straighter."
         )
     errors, modes = {}, None
     if weights:
@@ -221,7 +222,10 @@ def _judged(source: str, steps: tuple[int, ...], notes: list[str], found: Measur
 
 def _verdict(worth: Expected | None, alignment: float, motions: int, delivered: bool) -> tuple[str, str]:
     tune = "Tune the plain optimizer's learning rate first: at one that is too low every path is straight."
-    wrap = "Then wrap it, `tx = pdt_optax.pdt(optimizer)`, and compare both at that rate."
+    wrap = (
+        "Then wrap it, `tx = pdt_optax.pdt(optimizer)`, and compare it at that rate with a plain run, and with a plain "
+        "run that is a quarter longer."
+    )
     if delivered:
         return (
             "This run delivered its predictions, so its path does not tell what plain training would do.",
@@ -235,24 +239,22 @@ def _verdict(worth: Expected | None, alignment: float, motions: int, delivered: 
             "Save the weights at the end of every epoch, or every few hundred steps if there are few epochs, and look "
             "again.",
         )
-    low, high = worth.nearest
     if math.isnan(worth.value):
-        straight = alignment > max(pair.alignment for pair in pairs())
-        told = f"The nearest three of them were worth {low:.2f} to {high:.2f} times their epochs"
-        if straight:
+        if alignment > max(pair.alignment for pair in pairs()):
             return (
-                "PDT is likely to help this run, whose path is straighter than that of any of nine tuned tasks; how "
-                f"much, they cannot tell. {told}.",
+                "What PDT is worth here cannot be told: the path is straighter than that of any of nine tuned tasks. Most "
+                "such paths are those of a learning rate that is too low, or of a loss that is near zero already.",
                 f"{tune} {wrap}",
             )
+        low, high = worth.nearest
         return (
             "PDT has little to work with here: the path keeps its direction less than that of any of nine tuned tasks. "
-            f"{told}.",
+            f"On the nearest three of them it was worth {low:.2f} to {high:.2f} times their epochs.",
             f"{tune} If the path stays like this, expect little.",
         )
     told = (
         f"plain training would take about {worth.value:.2f} times the epochs ({worth.low:.2f} to {worth.high:.2f}) to "
-        "end where the default ends, going by nine tuned tasks"
+        "end where the default ends, going by nine tuned tasks of 40 epochs"
     )
     certain = "is likely to" if worth.low > 1 else "may"
     return f"PDT {certain} help this run: {told}.", f"{tune} {wrap}"

@@ -68,7 +68,7 @@ def end(
         report = report._replace(gradual=jnp.array(True), delivered_share=delivered)
     epoch = now.clock.snapshots_seen - 1  # counted from 0; the snapshot of `init` came before it
     return after, report._replace(
-        epoch=epoch, updates=updates_seen, value_missing=missing, continued=continued
+        epoch=epoch, update_count=updates_seen, value_missing=missing, continued=continued
     )
 
 

@@ -162,7 +162,7 @@ class Recorder:
                     "they are frozen, leave them out by `exclude`, which saves their snapshots."
                 )
         again = np.append(False, (np.diff(r.epoch) == 0) & ~r.rolled_back[:-1])
-        seen = r.updates.any()
+        seen = r.update_count.any()
         counted = (
             (
                 again,
@@ -170,11 +170,11 @@ class Recorder:
                 "`optimizer.opt_state = opt_state` with Flax nnx; with `every`, record once an epoch",
             ),
             (
-                seen & (r.updates == 0) & ~again,
+                seen & (r.update_count == 0) & ~again,
                 "had no update: call `end_epoch` once an epoch",
             ),
             (
-                r.updates == 1,
+                r.update_count == 1,
                 "had a single update: if that is a batch, call `end_epoch` after the last batch of an epoch",
             ),
             (

@@ -28,7 +28,7 @@ class PDTReport(NamedTuple):
     Attributes:
       epoch: (), int32; its number, from 0. An epoch that the guard took back does not
         count. Where it stands still, the state that `end_epoch` returned was not put back.
-      updates: (), int32; how many updates the epoch had; 0 beside an optimizer, where none are seen.
+      update_count: (), int32; how many updates the epoch had; 0 beside an optimizer, where none are seen.
       predicted: (), bool; a prediction was made and its accepted weights moved, or
         with `gradual` will be moved by the coming updates (with `dry_run`: would).
       finite: (), bool; False if a prediction was due but dropped, because it or
@@ -64,7 +64,7 @@ class PDTReport(NamedTuple):
     """
 
     epoch: jax.Array
-    updates: jax.Array
+    update_count: jax.Array
     predicted: jax.Array
     finite: jax.Array
     horizon: jax.Array
@@ -91,7 +91,7 @@ def no_report(spectrum: int, leaves: int, value: Value | None = None) -> PDTRepo
     value = Value.none() if value is None else value
     return PDTReport(
         epoch=jnp.zeros((), jnp.int32),
-        updates=jnp.zeros((), jnp.int32),
+        update_count=jnp.zeros((), jnp.int32),
         predicted=jnp.array(False),
         finite=jnp.array(True),
         horizon=jnp.zeros((), jnp.int32),

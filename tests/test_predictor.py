@@ -104,8 +104,10 @@ def test_beside_an_optimizer_and_around_it_are_the_same(name: str) -> None:
     """
     spoil = 6 if "guarded" in name else None
     got, want = (f(10, spoil, donate=True, **SETTINGS[name]) for f in (beside, around))
-    assert {(int(a[3].updates), int(b[3].updates)) for a, b in zip(got, want, strict=True)} == {(0, 3)}
-    want = [(*rest, report._replace(updates=got[0][3].updates)) for *rest, report in want]
+    assert {(int(a[3].update_count), int(b[3].update_count)) for a, b in zip(got, want, strict=True)} == {
+        (0, 3)
+    }
+    want = [(*rest, report._replace(update_count=got[0][3].update_count)) for *rest, report in want]
     chex.assert_trees_all_equal(got, want)
     assert sum(bool(report.predicted) for *_, report in got) >= 2
     assert sum(bool(report.rolled_back) for *_, report in got) == ("guarded" in name)

@@ -638,7 +638,7 @@ def test_epochs_are_numbered_and_one_taken_back_is_counted_again() -> None:
         recorder.add(report, state)
     assert recorder.reports.rolled_back.tolist() == [False, False, True, False]
     assert recorder.reports.epoch.tolist() == [0, 1, 2, 2]
-    assert recorder.reports.updates.tolist() == [2, 2, 2, 2]
+    assert recorder.reports.update_count.tolist() == [2, 2, 2, 2]
     assert recorder.hints() == []
 
 

@@ -113,6 +113,40 @@ def test_verdicts_on_what_works():
         "mlp-lamb",
         "autoencoder-adam",
     }
+    # Peers, by the final train loss, and where they evaluate other weights, by theirs.
+    ahead = {
+        arm.name: [
+            pair
+            for pair, of in scores.items()
+            if arm.name in of and of[arm.name].effective.value > worth[pair]
+        ]
+        for arm in setups.PEERS
+    }
+    assert ahead["snoo"] == []
+    assert ahead["linear"] == ["char_gru-clipped_adam"]
+    assert min(of["linear"].effective.value for of in scores.values()) > 1
+    assert len(ahead["ademamix"]) == 2
+    probe = {
+        name: [of[name].effective_probe.value for of in scores.values()]
+        for name in ("recommended", "schedule-free", "trapezoid", "snoo")
+    }
+    assert sum(a > b for a, b in zip(probe["schedule-free"], probe["recommended"], strict=True)) == 7
+    assert min(probe["recommended"]) > max(min(of) for name, of in probe.items() if name != "recommended")
+    median = {name: statistics.median(of) for name, of in probe.items()}
+    assert sorted(median, key=lambda name: median[name]) == [
+        "snoo",
+        "trapezoid",
+        "recommended",
+        "schedule-free",
+    ]
+    assert min(probe["trapezoid"]) < 1
+    around = tuned.scores("around", RESULTS)
+    for of in around.values():
+        for arm in setups.AROUND:
+            assert (
+                arm.name not in of
+                or of[arm.name].effective_probe.value < of[arm.of.name].effective_probe.value
+            )
     assert {pair for pair, scored in scores.items() if "random-mask" in scored} == {
         *setups.SIX,
         "char_gru-clipped_adam",

@@ -56,7 +56,7 @@ def shown(out: Path) -> str:
     before, after = (metrics.last(run, "train_loss") for run in (without, with_it))
     crossed = metrics.to_best(with_it, without, "train_loss").epochs
     epochs = len(without.epochs)
-    sooner = f", which it reached after {crossed:.0f}" if math.isfinite(crossed) else ""
+    sooner = f"; pdt_optax had reached that after {crossed:.0f}" if math.isfinite(crossed) else ""
     said = f"After {epochs} epochs the train loss is {after:.2g} with pdt_optax and {before:.2g} without{sooner}."
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()

@@ -262,8 +262,8 @@ def _where(like: object, tree: object, name: str) -> tuple[int, ...]:
             + _first("Missing", missing, len(jax.tree.leaves(like)))
             + _first("Unknown", extra, len(jax.tree.leaves(tree)))
             + (
-                " Pass the parameters alone: nnx.state(model, nnx.Param) with Flax nnx, eqx.filter(model, eqx.is_array) "
-                "with Equinox."
+                " Pass the parameters alone: variables['params'] with Flax linen, nnx.state(model, nnx.Param) with Flax nnx, "
+                "eqx.filter(model, eqx.is_inexact_array) with Equinox."
                 if extra and name == "params"
                 else ""
             )

@@ -268,8 +268,8 @@ def wrapper_of(pdt_tx: object) -> _Wrapper:
     wrapper = getattr(getattr(pdt_tx, "update", None), "__self__", None)
     if not isinstance(wrapper, _Wrapper):
         raise TypeError(
-            "`pdt_tx` must be what `pdt_optax.pdt(...)` returned; a chain around it does not know how to "
-            f"end an epoch. Got {pdt_tx!r}."
+            "`pdt_tx` must be what `pdt_optax.pdt(...)` returned; a chain around it does not know how to end an epoch: "
+            f"pdt_optax.end_epoch(inner, params, opt_state), with what `pdt` returned as `inner`. Got {pdt_tx!r}."
         )
     return wrapper
 

@@ -57,7 +57,7 @@ def test_what_was_trained_is_drawn_and_said(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(records, "read_all", lambda folder: runs)
     said = demo.shown(tmp_path)
     assert said.startswith(
-        "After 3 epochs the train loss is 0.5 with pdt_optax and 1 without, which it reached after 2. "
+        "After 3 epochs the train loss is 0.5 with pdt_optax and 1 without; pdt_optax had reached that after 2. "
     )
     assert (tmp_path / "demo.png").stat().st_size > 10_000
 

@@ -146,7 +146,10 @@ def terminal_table(runs: Sequence[Run]) -> Table:
         )
         table.add_section()
     meant = dict.fromkeys(run.rule for run in runs if run.rule in MEANING)
-    table.caption = "; ".join(f"{rule}: {MEANING[rule]}" for rule in meant)
+    table.caption = (
+        "; ".join(f"{rule}: {MEANING[rule]}" for rule in meant)
+        + "\nsaved: of the epochs, the rule's own longer by its overhead; seconds tell what else the machine did, too"
+    )
     return table
 
 
@@ -181,7 +184,8 @@ def picture(runs: Sequence[Run], path: Path, title: str) -> None:
     )
     for axis, (field, label) in zip(axes, panels, strict=True):
         for i, rule in enumerate(dict.fromkeys(run.rule for run in runs)):
-            curve(axis, [r for r in runs if r.rule == rule and r.epochs], field, rule, f"C{i}")
+            color = "0.4" if rule == BASELINE else f"C{i - 1}"
+            curve(axis, [r for r in runs if r.rule == rule and r.epochs], field, rule, color)
         axis.set(xlabel="epoch", ylabel=label)
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         axis.grid(alpha=0.3)

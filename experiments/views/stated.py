@@ -100,6 +100,7 @@ def _default(scores: Scores) -> Figures:
         "tuned.pairs": markdown([head, *rows]),
         "tuned.path": _path(arm),
         "tuned.geomean": mean("recommended"),
+        "tuned.geomean-evaluated": f"{statistics.geometric_mean([s.effective_probe.value for s in arm.values()]):.2f}",
         "tuned.median": f"{statistics.median(values('recommended')):.2f}",
         "tuned.worst": f"{min(values('recommended')):.2f}",
         "tuned.diverged": f"Of {runs} runs {diverged or 'none'} diverged.",
@@ -129,8 +130,8 @@ def _readme(scores: Scores) -> str:
     arms = {
         "recommended": "`pdt(inner)`, the default",
         **{name: f"best alternative, `{name}`" for name in _best_peer(scores)},
-        "random-order": "control: past motions in random order",
-        "random-mask": "control: the former default on weights drawn at random",
+        "random-order": "control: past motions at random, not the recent ones",
+        "random-mask": "control: the former default on a random part of the weights",
     }
     rows, columns = (
         [],

@@ -175,10 +175,7 @@ def _of_record(recorder: Recorder, first: int | None, last: int | None) -> Repor
     weights = [tree for tree, used in zip(recorder.history(), chosen, strict=False) if used]
     notes: list[str] = []
     if not _delivered(reports):
-        notes.append(
-            "Taken for a dry run, since nothing shows that predictions were delivered. If they were, the path of plain "
-            "training is straighter."
-        )
+        notes.append("Read as a dry run: these reports look like one.")
     errors, modes = {}, None
     if weights:
         found = measure(weights)

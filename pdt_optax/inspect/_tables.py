@@ -51,8 +51,8 @@ def _over_time(report: "Report") -> Table:
     return Table(
         "Does the path go on?",
         "Persistence: how much of its past mean motion the optimizer goes on doing; above 0 there is something to "
-        "predict. Cosine: whether it keeps its direction, from -1 to 1; above 0.15 the default's gain grows, which is how "
-        "many times the mean motion it adds. "
+        "predict. Cosine: whether it keeps its direction, from -1 to 1; above 0.15 the default's gain grows. "
+        "Gain: how many times the mean motion the default adds. "
         + (
             "Error of a forecast one step ahead: 0 is perfect, 1 is as good as nothing moves. "
             if errors

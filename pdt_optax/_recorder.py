@@ -161,6 +161,11 @@ class Recorder:
                     f"{share:.0%} of the weights were never moved, in {len(names)} of {len(still)} leaves: {shown}. If "
                     "they are frozen, leave them out by `exclude`, which saves their snapshots."
                 )
+        else:
+            found.append(
+                f"Nothing was predicted in {len(self)} epochs. By default the first six fill the memory (`start`); a "
+                "window of snapshots has to fill, too."
+            )
         again = np.append(False, (np.diff(r.epoch) == 0) & ~r.rolled_back[:-1])
         seen = r.update_count.any()
         counted = (

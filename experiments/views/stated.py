@@ -78,6 +78,7 @@ def _default(scores: Scores) -> Figures:
 
     arm = found["recommended"]
     gains = [score.gain for score in arm.values()]
+    probe = [score.effective_probe.value for score in arm.values()]
     diverged, runs = sum(s.diverged for s in arm.values()), sum(s.seeds for s in arm.values())
     head = (
         "pair",
@@ -100,7 +101,9 @@ def _default(scores: Scores) -> Figures:
         "tuned.pairs": markdown([head, *rows]),
         "tuned.path": _path(arm),
         "tuned.geomean": mean("recommended"),
-        "tuned.geomean-evaluated": f"{statistics.geometric_mean([s.effective_probe.value for s in arm.values()]):.2f}",
+        "tuned.geomean-evaluated": f"{statistics.geometric_mean(probe):.2f}",
+        "tuned.median-evaluated": f"{statistics.median(probe):.2f}",
+        "tuned.worst-evaluated": f"{min(probe):.2f}",
         "tuned.median": f"{statistics.median(values('recommended')):.2f}",
         "tuned.worst": f"{min(values('recommended')):.2f}",
         "tuned.diverged": f"Of {runs} runs {diverged or 'none'} diverged.",
@@ -142,8 +145,9 @@ def _readme(scores: Scores) -> str:
         if not found:
             continue
         median, worst = summary_rows({pair: {arm: score} for pair, score in found.items()})
+        diverged = f"{median[-1]} of {sum(score.seeds for score in found.values())}"
         of = "" if len(found) == len(scores) else f" ({len(found)} tasks)"
-        rows.append((label + of, *(line[i] for i in columns for line in (median, worst)), median[-1]))
+        rows.append((label + of, *(line[i] for i in columns for line in (median, worst)), diverged))
     head = (
         "",
         "effective schedule, median task",
@@ -152,7 +156,7 @@ def _readme(scores: Scores) -> str:
         "worst task",
         "runs that diverged",
     )
-    return markdown([head, ("the optimizer alone", "1", "1", "0", "0", "0"), *rows])
+    return markdown([head, ("the optimizer alone", "1", "1", "0", "0", ""), *rows])
 
 
 def _best_peer(scores: Scores) -> list[str]:

@@ -16,7 +16,9 @@ try:
     from matplotlib.figure import Figure
     from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 except ImportError as e:
-    raise ImportError("The pictures of a report need matplotlib: pip install 'pdt-optax[inspect]'.") from e
+    raise ImportError(
+        "The pictures of a report need matplotlib: pip install 'pdt-optax[inspect]', in a checkout '.[inspect]'."
+    ) from e
 from pdt_optax import plot
 from pdt_optax.plot._common import BLUE, GREY, LINES, VERMILION, colorbar
 

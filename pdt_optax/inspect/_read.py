@@ -219,7 +219,9 @@ def _orbax(folder: Path, steps: Mapping[int, Mapping[str, Path]], params: str | 
         import orbax.checkpoint as ocp
         from etils import epath
     except ImportError as e:
-        raise ImportError("To read checkpoints takes Orbax: pip install 'pdt-optax[inspect]'.") from e
+        raise ImportError(
+            "To read checkpoints takes Orbax: pip install 'pdt-optax[inspect]', in a checkout '.[inspect]'."
+        ) from e
     handler = ocp.PyTreeCheckpointHandler()
 
     def attempt(step: int, read: Callable[..., Any], path: Path, **options: Any) -> Any:

@@ -9,7 +9,9 @@ try:
     from rich.table import Table
     from rich.text import Text
 except ImportError as e:
-    raise ImportError("The tables of a report need rich: pip install 'pdt-optax[inspect]'.") from e
+    raise ImportError(
+        "The tables of a report need rich: pip install 'pdt-optax[inspect]', in a checkout '.[inspect]'."
+    ) from e
 
 from pdt_optax.inspect._tables import tables
 

@@ -14,7 +14,9 @@ try:
     from matplotlib.axes import Axes
     from matplotlib.ticker import MaxNLocator
 except ImportError as e:
-    raise ImportError("`pdt_optax.plot` needs matplotlib: pip install 'pdt-optax[plot]'.") from e
+    raise ImportError(
+        "`pdt_optax.plot` needs matplotlib: pip install 'pdt-optax[plot]', in a checkout '.[plot]'."
+    ) from e
 
 Weights = Sequence[optax.Params]
 

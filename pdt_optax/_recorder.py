@@ -133,7 +133,7 @@ class Recorder:
         return jax.tree.map(lambda *x: np.stack(x), *(report for report, _ in self._rows))
 
     def hints(self) -> list[str]:
-        """What the reports say that you may want to change, in sentences. Waits for the device.
+        """What the reports say that you may want to change, in sentences; empty if nothing. Waits for the device.
 
         Raises:
           ValueError: if nothing was recorded.

@@ -134,7 +134,7 @@ def _readme(scores: Scores) -> str:
         "recommended": "`pdt(inner)`, the default",
         **{name: f"best alternative, `{name}`" for name in _best_peer(scores)},
         "random-order": "control: past motions at random, not the recent ones",
-        "random-mask": "control: the former default on a random part of the weights",
+        "random-mask": "control: an older rule, `presets.drift`, on random weights alone",
     }
     rows, columns = (
         [],

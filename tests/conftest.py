@@ -3,6 +3,7 @@
 The environment is set before anything imports jax, and every process that a test starts inherits it.
 """
 
+import itertools
 import os
 from importlib.metadata import version
 from pathlib import Path
@@ -21,6 +22,19 @@ os.environ.setdefault(
     "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true "
     "--xla_cpu_use_fusion_emitters=false",
 )
+
+
+# Every compiled program maps memory, and a process of Linux has 65,530 maps: past them XLA crashes.
+_MAPS, _MOST, _EVERY = Path("/proc/self/maps"), 30_000, 8
+_ended = itertools.count(1)
+
+
+def pytest_runtest_teardown() -> None:
+    """Forgets what was compiled before there are too many programs; the cache has them still."""
+    if next(_ended) % _EVERY == 0 and _MAPS.exists() and _MAPS.read_bytes().count(b"\n") > _MOST:
+        import jax  # after the environment is set
+
+        jax.clear_caches()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

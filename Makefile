@@ -38,8 +38,8 @@ test-all: $(VENV)/.test $(VENV)/.browser lint
 	$(VENV)/bin/python docs/browser.py runs/browser.png
 
 # Where compiling is most of it.
-QUICK = --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true
-smoke: export XLA_FLAGS = $(QUICK) --xla_cpu_use_fusion_emitters=false
+QUICK = --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true --xla_cpu_use_fusion_emitters=false
+smoke: export XLA_FLAGS = $(QUICK)
 smoke: $(VENV)/.experiments
 	$(COMPILED) $(VENV)/bin/python -m experiments.run all --scale smoke --fresh
 

@@ -163,7 +163,7 @@ class Recorder:
                 )
         else:
             found.append(
-                f"Nothing was predicted in {len(self)} epochs. By default the first six fill the memory (`start`); a "
+                f"Nothing was predicted in {len(self)} epochs. By default the first five fill the memory (`start`); a "
                 "window of snapshots has to fill, too."
             )
         again = np.append(False, (np.diff(r.epoch) == 0) & ~r.rolled_back[:-1])

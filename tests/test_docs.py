@@ -41,6 +41,23 @@ def test_the_readmes_example_prints_what_it_says(capsys: pytest.CaptureFixture[s
         assert float(found[1]) == pytest.approx(float(loss), rel=0.15)
 
 
+@pytest.mark.slow
+def test_the_readmes_rate_is_adams_best_of_six_and_a_constant_one_can_harm(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (block,) = BLOCK.findall((ROOT / "README.md").read_text())
+
+    def ends(rate: str, alone: bool) -> float:
+        code = re.sub(r"^rate = .*$", f"rate = {rate}", block, flags=re.MULTILINE)
+        exec(compile(code.replace("adam(rate))", f"adam(rate), dry_run={alone})"), "README", "exec"), {})
+        return float(capsys.readouterr().out.splitlines()[-1].split("loss ")[1].split(",")[0])
+
+    rates = [0.016 * 2.0**power for power in range(-4, 2)]
+    losses = [ends(f"optax.cosine_decay_schedule({rate}, 15 * 28)", True) for rate in rates]
+    assert losses.index(min(losses)) == rates.index(0.016)
+    assert ends("0.008", False) > ends("0.008", True)
+
+
 def messages() -> str:
     """All strings in the library's source, placeholders left out."""
     trees = (ast.parse(path.read_text()) for path in (ROOT / "pdt_optax").rglob("*.py"))

@@ -42,20 +42,20 @@ def test_the_readmes_example_prints_what_it_says(capsys: pytest.CaptureFixture[s
 
 
 @pytest.mark.slow
-def test_the_readmes_rate_is_adams_best_of_six_and_a_constant_one_can_harm(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+def test_the_readmes_rate_is_adams_best_of_six(capsys: pytest.CaptureFixture[str]) -> None:
     (block,) = BLOCK.findall((ROOT / "README.md").read_text())
 
-    def ends(rate: str, alone: bool) -> float:
-        code = re.sub(r"^rate = .*$", f"rate = {rate}", block, flags=re.MULTILINE)
-        exec(compile(code.replace("adam(rate))", f"adam(rate), dry_run={alone})"), "README", "exec"), {})
+    def ends(rate: float) -> float:
+        code = block.replace("schedule(0.016,", f"schedule({rate},").replace(
+            "adam(rate))", "adam(rate), dry_run=True)"
+        )
+        exec(compile(code, "README", "exec"), {})
         return float(capsys.readouterr().out.splitlines()[-1].split("loss ")[1].split(",")[0])
 
     rates = [0.016 * 2.0**power for power in range(-4, 2)]
-    losses = [ends(f"optax.cosine_decay_schedule({rate}, 15 * 28)", True) for rate in rates]
+    losses = [ends(rate) for rate in rates]
+    assert len(set(losses)) == 6
     assert losses.index(min(losses)) == rates.index(0.016)
-    assert ends("0.008", False) > ends("0.008", True)
 
 
 def messages() -> str:

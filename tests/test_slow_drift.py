@@ -390,9 +390,13 @@ def test_a_predictor_sees_no_updates() -> None:
         pdt(optax.sgd(0.1), deliver="slowly")
 
 
-@pytest.mark.parametrize("settings", [{"memory": 0}, {"gain": 4.0}, {"gain": 0}, {"memory": True}])
-def test_numbers_out_of_range(settings: Any) -> None:
-    with pytest.raises(ValueError, match=f"`{next(iter(settings))}` must be"):
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [("memory", 0), ("memory", True), ("memory", jnp.inf), ("gain", 0), ("gain", 4.0), ("most_gain", jnp.inf)],
+)
+def test_numbers_out_of_range(setting: str, value: Any) -> None:
+    settings: Any = {setting: value}
+    with pytest.raises(ValueError, match=rf"`(memory|gain)` must be .* Got .*{setting}={value!r}"):
         pdt_optax.slow_drift(**settings)
 
 
@@ -435,6 +439,23 @@ def test_around_multisteps_and_inside_it() -> None:
         assert report.delivered_share == 1
         delivery = pdt_optax._history.find(state, pdt_optax.History).delivery
         assert delivery.parts == calls
+
+
+@pytest.mark.parametrize("dry_run", [False, True])
+def test_nothing_is_added_where_there_is_nothing_to_deliver(dry_run: bool) -> None:
+    """Not zero either: in a step that is compiled as a whole, adding it may round otherwise than the optimizer alone."""
+    tx = pdt(optax.sgd(0.1), dry_run=dry_run)
+    w: Any = jnp.array([4.0, -3.0])
+    state, predicted, parts = tx.init(w), [], []
+    for _ in range(8):
+        for _ in range(3):
+            updates, state = tx.update(0.1 * w, state, w)
+            w = optax.apply_updates(w, updates)
+        w, state, report = tx.end_epoch(w, state)
+        predicted.append(bool(report.predicted))
+        parts.append(int(state.history.delivery.parts))
+    assert predicted == [False] * 5 + [True] * 3
+    assert parts == [0] * 5 + [0 if dry_run else 3] * 3
 
 
 def test_own_motion_is_what_it_is_a_mean_of() -> None:

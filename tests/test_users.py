@@ -4,6 +4,7 @@ import functools
 from typing import Any
 
 import equinox as eqx
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -433,7 +434,8 @@ def test_a_projection_that_breaks_finite_weights_is_not_followed() -> None:
         np.testing.assert_array_equal(now, params)
     assert [bool(r.predicted) for r in reports] == [False] * 7
     assert [bool(r.finite) for r in reports] == [True] * 5 + [False] * 2
-    assert float(reports[-1].accepted_share) == 0
+    assert (int(reports[-1].horizon), float(reports[-1].accepted_share)) == (0, 0)
+    assert not reports[-1].accepted_share_per_leaf.any()
 
 
 def test_what_a_projection_must_be() -> None:
@@ -443,6 +445,9 @@ def test_what_a_projection_must_be() -> None:
     history = predictor.init(PARAMS)
     with pytest.raises(ValueError, match="`project` must return weights like those"):
         predictor.end_epoch(PARAMS, history)
+    predictor = pdt_optax.Predictor(project=lambda tree: jax.tree.map(lambda x: x.astype(jnp.bfloat16), tree))
+    with pytest.raises(ValueError, match="the same tree, shapes and types"):
+        predictor.end_epoch(PARAMS, predictor.init(PARAMS))
     tx = pdt(optax.sgd(0.1), project=optax.projections.projection_non_negative)
     with pytest.raises(ValueError, match="`update` needs `params` with `project`"):
         tx.update(PARAMS, tx.init(PARAMS))
@@ -462,6 +467,8 @@ def test_lbfgs_is_refused_unless_it_is_told_of_jumps() -> None:
     with pytest.raises(ValueError, match=r'`after_jump` must be .* deliver="jump"'):
         pdt(inner, deliver="gradual", after_jump=pdt_optax.forget_value)
     pdt(inner, dry_run=True).init(PARAMS)
+    remembers_none = optax.adam(0.1).init(PARAMS)
+    chex.assert_trees_all_equal(pdt_optax.forget_value(remembers_none), remembers_none)
 
 
 @pytest.mark.parametrize("every", [None, 1])

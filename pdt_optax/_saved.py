@@ -268,8 +268,11 @@ def adopt(made: PDT | Predictor, state: Tree, params: optax.Params) -> Tree:
         return fresh._replace(snapshots=snapshots, motion=motion, delivery=delivery, clock=clock)
 
     new = replaced(state, History, carried)
-    spectrum, leaves = predictor_of(made).spectrum, len(leaf_paths(new))
-    return replaced(new, PDTReport, lambda _: no_report(spectrum, leaves))
+    if isinstance(made, Predictor):
+        return new
+    wrapper = wrapper_of(made)
+    last = None if wrapper.every is None else no_report(wrapper.predictor.spectrum, len(leaf_paths(new)))
+    return replaced(new, PDTState, lambda old: old._replace(last_report=last))
 
 
 _SCHEDULE = DESCRIBED.index("schedule")

@@ -192,6 +192,8 @@ class _Wrapper:
                 "of a new one, jax.eval_shape(tx.init, params); the state of an optimizer alone is taken up by "
                 f"tx.init(params)._replace(inner_state=state). Got {type(state).__name__}."
             )
+        self.check_delivery(state.history.delivery)
+        self.check_report(state.last_report)
         updates, inner_state = self.inner.update(updates, state.inner_state, params, **extra)
         seen = state.this_epoch
         if state.history.delivery is not None:
@@ -209,7 +211,6 @@ class _Wrapper:
                 f"tx.update(grads, opt_state, params). Got params=None, every={self.every}."
             )
         history, last = state.history, state.last_report
-        self.check_report(last)
         assert last is not None
         # Wrappers that compute with states, as SAM does, make integers of bools.
         seen, last = _typed(seen, Epoch.start()), _typed(last, no_report(1, 1))
@@ -244,7 +245,8 @@ class _Wrapper:
         expected, got = ("gradual" if x else "jump" for x in (self.gradual, delivery is not None))
         if expected != got:
             raise ValueError(
-                "The state must come from the `init` of a wrapper like this one: `deliver` differs. "
+                "The state must come from the `init` of a wrapper like this one: `deliver` differs. A guard, `after_jump` "
+                f"and all presets but `recommended` make predictions jumps. {_TAKE_UP} "
                 f"Expected the state of deliver={expected!r}; got that of deliver={got!r}."
             )
 
@@ -254,8 +256,12 @@ class _Wrapper:
         if expected != got:
             raise ValueError(
                 "The state must come from the `init` of a wrapper like this one: it holds a report only where "
-                f"`every` is set. Expected the state of a wrapper {expected} `every`; got that of one {got} it."
+                f"`every` is set. {_TAKE_UP} "
+                f"Expected the state of a wrapper {expected} `every`; got that of one {got} it."
             )
+
+
+_TAKE_UP = "Take it up: opt_state = pdt_optax.adopt(tx, opt_state, params)."
 
 
 def _typed(tree: Tree, like: Tree) -> Tree:

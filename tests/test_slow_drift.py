@@ -392,7 +392,14 @@ def test_a_predictor_sees_no_updates() -> None:
 
 @pytest.mark.parametrize(
     ("setting", "value"),
-    [("memory", 0), ("memory", True), ("memory", jnp.inf), ("gain", 0), ("gain", 4.0), ("most_gain", jnp.inf)],
+    [
+        ("memory", 0),
+        ("memory", True),
+        ("memory", jnp.inf),
+        ("gain", 0),
+        ("gain", 4.0),
+        ("most_gain", jnp.inf),
+    ],
 )
 def test_numbers_out_of_range(setting: str, value: Any) -> None:
     settings: Any = {setting: value}
@@ -411,8 +418,13 @@ def test_the_state_of_another_kind_is_told() -> None:
     w = jnp.ones(2)
     jumps, parts = (pdt(optax.sgd(0.1), deliver=d) for d in ("jump", "gradual"))
     windowed = pdt(optax.sgd(0.1), **pdt_optax.presets.drift)
-    with pytest.raises(ValueError, match=r"`deliver` differs\. Expected the state of deliver='jump'"):
+    with pytest.raises(
+        ValueError,
+        match=r"`deliver` differs\. .*adopt\(tx, opt_state, params\)\. Expected the state of deliver='jump'",
+    ):
         jumps.end_epoch(w, parts.init(w))
+    with pytest.raises(ValueError, match=r"`deliver` differs\. A guard, .*make predictions jumps\."):
+        pdt(optax.sgd(0.1), guard=pdt_optax.rollback()).update(w, parts.init(w), w)
     with pytest.raises(ValueError, match="`deliver` differs"):
         pdt_optax.check_saved(jumps, parts.init(w))
     with pytest.raises(ValueError, match="same kind of `dynamics`"):

@@ -3,8 +3,8 @@
 import functools
 from typing import Any
 
-import equinox as eqx
 import chex
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -759,3 +759,18 @@ def test_a_state_that_ends_its_own_epochs_is_adopted_with_its_report() -> None:
         params = optax.apply_updates(params, updates)
     assert state.last_report.singular_values.shape == (2,)
     assert int(state.history.clock.predictions_made) >= 1
+
+
+@pytest.mark.parametrize("every", [None, 2])
+def test_another_way_to_end_epochs_is_adopted(every: int | None) -> None:
+    """What `update` refuses at once, and says how to take up."""
+    inner = optax.adam(0.1)
+    old, new = pdt(inner, every=2 if every is None else None), pdt(inner, every=every)
+    state = old.init(PARAMS)
+    with pytest.raises(ValueError, match=r"only where `every` is set\. Take it up: .*adopt\(tx, opt_state, params\)"):
+        new.update(PARAMS, state, PARAMS)
+    state = pdt_optax.adopt(new, state, PARAMS)
+    pdt_optax.check_saved(new, state)
+    chex.assert_trees_all_equal_shapes_and_dtypes(state, new.init(PARAMS))
+    _, state = new.update(PARAMS, state, PARAMS)
+    assert (state.last_report is None) == (every is None)

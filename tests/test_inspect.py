@@ -461,5 +461,13 @@ def test_verdicts():
         found = report([{"w": row + np.float32(speed * i)} for i, row in enumerate(noise)])
         assert found.verdict.startswith(verdict), (speed, _measure.settled(found.reports.alignment))
         assert found.advice.startswith("Tune the plain optimizer's learning rate first")
+    # The direction of the first of them, and steps that shrink.
+    motion = (random.normal(size=(40, 3000)) + 0.4) * np.minimum(1, 0.6 ** (np.arange(40) - 10.0))[:, None]
+    slows = report([{"w": row} for row in np.cumsum(motion, axis=0).astype(np.float32)])
+    assert slows.verdict.startswith(
+        "What PDT is worth here cannot be told: the optimizer keeps its direction, and moves"
+    )
+    assert slows.expected is not None
+    assert np.isnan(slows.expected.value)
     back = report([{"w": row + np.float32(10 * (-1) ** i)} for i, row in enumerate(noise)])
     assert back.verdict.startswith("PDT has little to work with here")

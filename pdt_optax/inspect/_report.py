@@ -14,7 +14,7 @@ from pdt_optax._recorder import Recorder
 from pdt_optax._report import PDTReport
 from pdt_optax.inspect._measure import SETTLED, Measured, evenly_spaced, gains, measure, settled
 from pdt_optax.inspect._read import Saved, read
-from pdt_optax.inspect._tuned import Expected, expected, pairs
+from pdt_optax.inspect._tuned import Expected, expected, pairs, slows
 
 FEWEST = 3  # steps: two motions, to compare one with the other
 ENOUGH = SETTLED + 4  # motions that a verdict takes
@@ -200,7 +200,10 @@ def _judged(source: str, steps: tuple[int, ...], notes: list[str], found: Measur
     alignment = settled(found.reports.alignment)
     delivered = _delivered(found.reports)
     worth = None if delivered or len(steps) <= ENOUGH else expected(alignment)
-    verdict, advice = _verdict(worth, alignment, len(steps) - 1, delivered)
+    slow = slows(settled(found.reports.persistence), alignment)
+    if worth is not None and slow:
+        worth = worth._replace(value=math.nan, low=math.nan, high=math.nan)
+    verdict, advice = _verdict(worth, alignment, slow, len(steps) - 1, delivered)
     reached = np.asarray(found.reports.gain) if delivered else gains(found.reports)
     return Report(
         source,
@@ -217,7 +220,9 @@ def _judged(source: str, steps: tuple[int, ...], notes: list[str], found: Measur
     )
 
 
-def _verdict(worth: Expected | None, alignment: float, motions: int, delivered: bool) -> tuple[str, str]:
+def _verdict(
+    worth: Expected | None, alignment: float, slow: bool, motions: int, delivered: bool
+) -> tuple[str, str]:
     tune = "Tune the plain optimizer's learning rate first: at one that is too low every path is straight."
     wrap = (
         "Then wrap it, `tx = pdt_optax.pdt(optimizer)`, and compare it at that rate with a plain run, and with a plain "
@@ -241,6 +246,13 @@ def _verdict(worth: Expected | None, alignment: float, motions: int, delivered: 
             return (
                 "What PDT is worth here cannot be told: the path is straighter than that of any of nine tuned tasks. Most "
                 "such paths are those of a learning rate that is too low, or of a loss that is near zero already.",
+                f"{tune} {wrap}",
+            )
+        if slow:
+            return (
+                "What PDT is worth here cannot be told: the optimizer keeps its direction, and moves far less than it did. No "
+                "tuned task ends like this. It is so where the loss is near zero already, and there the default can end "
+                "higher than the optimizer alone.",
                 f"{tune} {wrap}",
             )
         low, high = worth.nearest

@@ -13,6 +13,8 @@ from typing import NamedTuple
 import numpy as np
 import scipy.special  # which jax brings along
 
+STRAIGHT = 0.1  # the alignment above which persistence is compared with it
+
 
 class Pair(NamedTuple):
     """A task and its optimizer at the best learning rate; means over seeds.
@@ -37,7 +39,7 @@ class Expected(NamedTuple):
 
     Attributes:
       value: 1.25 says that plain training would take 1.25 times the epochs. NaN where no tuned task's path
-        is like this one.
+        is like this one: none is as straight, none turns as much, or none `slows`.
       low, high: between them lie 95 of 100 tasks, if they are like the tuned ones.
       nearest: what the three tasks with the most similar paths were worth, the least and the most.
     """
@@ -75,6 +77,17 @@ def expected(alignment: float, known: Sequence[Pair] | None = None) -> Expected:
     half = scipy.special.stdtrit(left, 0.975) * spread * math.sqrt(1 + 1 / len(x) + distance)
     low, value, high = (math.exp(level + slope * alignment + side * half) for side in (-1, 0, 1))
     return Expected(value, low, high, nearest)
+
+
+def slows(persistence: float, alignment: float) -> bool:
+    """Whether the optimizer keeps its direction and moves far less than it did, as on no tuned task.
+
+    Args:
+      persistence, alignment: of the path of plain training, from the seventh epoch on.
+    """
+    straight = [pair for pair in pairs() if pair.alignment > STRAIGHT]
+    least = min(pair.persistence / pair.alignment for pair in straight)
+    return alignment > STRAIGHT and persistence < least / 2 * alignment
 
 
 def left_out() -> list[tuple[Pair, Expected]]:

@@ -251,6 +251,43 @@ def test_another_kind_of_window_is_adopted(shorter: bool) -> None:
     )
 
 
+def test_all_that_both_settings_know_goes_on() -> None:
+    """With another memory nothing of the state is lost; with another dynamics the mean of the motion begins anew."""
+    old, new = pdt(optax.adam(0.1)), pdt(optax.adam(0.1), dynamics=pdt_optax.slow_drift(memory=0.5))
+    params: Any = {"a": jnp.array([4.0, -3.0]), "b": jnp.array([2.0])}
+    state: Any = old.init(params)
+    for _ in range(9):
+        for _ in range(2):
+            updates, state = old.update(jax.tree.map(lambda x: 0.1 * x, params), state, params)
+            params = optax.apply_updates(params, updates)
+        params, state, _ = old.end_epoch(params, state)
+    assert state.history.delivery.parts == 2
+    assert state.history.motion.pull.weight > 0
+    taken = pdt_optax.adopt(new, state, params)
+    own = taken.history.clock.settings
+    assert (own != state.history.clock.settings).sum() == 1
+    same = taken.history.clock._replace(settings=state.history.clock.settings)
+    chex.assert_trees_all_equal(taken._replace(history=taken.history._replace(clock=same)), state)
+
+    windowed = pdt(optax.adam(0.1), **pdt_optax.presets.drift)
+    with pytest.raises(ValueError, match="same kind of `dynamics`"):
+        windowed.end_epoch(params, state._replace(history=state.history._replace(delivery=None)))
+    taken = pdt_optax.adopt(windowed, state, params)
+    assert taken.history.motion is taken.history.delivery is None
+    chex.assert_trees_all_equal(taken.history.snapshots[-1], params)
+    back = pdt_optax.adopt(new, taken, params)
+    assert not any(x.any() for x in jax.tree.leaves((back.history.motion.mean, back.history.delivery)))
+
+
+def test_a_backup_is_adopted_with_its_guard() -> None:
+    """Beside an optimizer, where the history alone has the optimizer's state."""
+    old, new = (pdt_optax.Predictor(guard=pdt_optax.rollback(x)) for x in (0.0, 0.5))
+    params, opt_state = jnp.array([4.0, -3.0]), optax.adam(0.1).init(jnp.ones(2))
+    taken = pdt_optax.adopt(new, old.init(params, opt_state=opt_state), params)
+    chex.assert_trees_all_equal(taken.backup.optimizer_before, opt_state)
+    assert pdt_optax.adopt(pdt_optax.Predictor(), taken, params).backup is None
+
+
 def test_a_guard_is_adopted() -> None:
     params = jnp.array([4.0, -3.0])
     plain, guarded = (
@@ -767,7 +804,9 @@ def test_another_way_to_end_epochs_is_adopted(every: int | None) -> None:
     inner = optax.adam(0.1)
     old, new = pdt(inner, every=2 if every is None else None), pdt(inner, every=every)
     state = old.init(PARAMS)
-    with pytest.raises(ValueError, match=r"only where `every` is set\. Take it up: .*adopt\(tx, opt_state, params\)"):
+    with pytest.raises(
+        ValueError, match=r"only where `every` is set\. Take it up: .*adopt\(tx, opt_state, params\)"
+    ):
         new.update(PARAMS, state, PARAMS)
     state = pdt_optax.adopt(new, state, PARAMS)
     pdt_optax.check_saved(new, state)

@@ -453,6 +453,35 @@ def test_around_multisteps_and_inside_it() -> None:
         assert delivery.parts == calls
 
 
+@pytest.mark.parametrize("accept", [pdt_optax.everything(), pdt_optax.agree()], ids=str)
+def test_leaves_that_are_alike_are_computed_together(accept: Any) -> None:
+    """Three of one shape are one computation, and the same numbers as in three shapes, to the order of their sums."""
+    random = np.random.default_rng(0)
+    at, rows = random.normal(size=(4, 12)).astype(np.float32), []
+    for shapes in ([(12,)] * 3, [(12,), (3, 4), (2, 6)]):
+        predictor = pdt_optax.Predictor(accept=accept, start=3)
+        tree = {
+            str(i): jnp.asarray(x).reshape(shape)
+            for i, (x, shape) in enumerate(zip(at, shapes, strict=False))
+        }
+        tree["other"] = jnp.asarray(at[3])[:5]
+        history, report = predictor.init(tree), None
+        for epoch in range(6):
+            tree = {name: x * (0.9 - 0.01 * int(name == "1")) + 0.02 * epoch for name, x in tree.items()}
+            tree, history, report = predictor.end_epoch(tree, history)
+        assert report is not None
+        assert report.predicted
+        found = (
+            tree,
+            report.persistence_per_leaf,
+            report.accepted_share_per_leaf,
+            report.persistence,
+            report.gain,
+        )
+        rows.append(flat(found))
+    np.testing.assert_allclose(*rows, rtol=1e-5)
+
+
 @pytest.mark.parametrize("dry_run", [False, True])
 def test_nothing_is_added_where_there_is_nothing_to_deliver(dry_run: bool) -> None:
     """Not zero either: in a step that is compiled as a whole, adding it may round otherwise than the optimizer alone."""

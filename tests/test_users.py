@@ -284,6 +284,7 @@ def test_a_backup_is_adopted_with_its_guard() -> None:
     old, new = (pdt_optax.Predictor(guard=pdt_optax.rollback(x)) for x in (0.0, 0.5))
     params, opt_state = jnp.array([4.0, -3.0]), optax.adam(0.1).init(jnp.ones(2))
     taken = pdt_optax.adopt(new, old.init(params, opt_state=opt_state), params)
+    assert taken.backup is not None
     chex.assert_trees_all_equal(taken.backup.optimizer_before, opt_state)
     assert pdt_optax.adopt(pdt_optax.Predictor(), taken, params).backup is None
 

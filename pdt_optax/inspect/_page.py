@@ -42,8 +42,7 @@ def page(report: "Report") -> str:
     """The whole page."""
     told = html.escape
     parts = [
-        f"<h1>Would PDT help this run?</h1><p>{told(report.source)}: {len(report.steps)} steps, {report.steps[0]} to "
-        f"{report.steps[-1]}.</p>",
+        f"<h1>Would PDT help this run?</h1><p>{told(report.source)}: {report.span}.</p>",
         *(f'<p class="note">{told(note)}</p>' for note in report.notes),
         f'<div class="verdict"><p><b>{told(report.verdict)}</b></p><p>{told(report.advice)}</p></div>',
     ]

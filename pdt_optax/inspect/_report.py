@@ -5,7 +5,7 @@ import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -38,7 +38,8 @@ class Report:
       modes: of the last weights; None where there are too few.
       expected: what the default is worth, as nine tuned tasks have it; None where it is too early to tell, or the
         run delivered its predictions.
-      verdict, advice: a sentence each.
+      verdict, advice: in a few sentences.
+      unit: what is counted: the steps that checkpoints have, or a record's epochs.
     """
 
     source: str
@@ -52,11 +53,18 @@ class Report:
     expected: Expected | None
     verdict: str
     advice: str
+    unit: Literal["steps", "epochs"] = "steps"
 
     @property
     def settled_from(self) -> int:
         """The first motion that a prediction can be delivered to, or the first with a persistence if there are too few."""
         return SETTLED if len(self.steps) - 1 > SETTLED else 1
+
+    @property
+    def span(self) -> str:
+        """How much was looked at, in words."""
+        seen = self.steps[self.unit == "epochs" :]  # a record's epochs begin at weights that it does not have
+        return f"{len(seen)} {self.unit}, {seen[0]} to {seen[-1]}"
 
     def __str__(self) -> str:
         from pdt_optax.inspect._terminal import text
@@ -183,7 +191,8 @@ def _of_record(recorder: Recorder, first: int | None, last: int | None) -> Repor
         modes = found.modes
         notes.append("Forecasts and modes are of the weights that the Recorder kept.")
     steps = (int(epochs[chosen][0]) - 1, *map(int, epochs[chosen]))
-    return _judged("a Recorder's reports", steps, notes, Measured(reports, recorder.paths, errors, modes, 1))
+    found = Measured(reports, recorder.paths, errors, modes, 1)
+    return dataclasses.replace(_judged("a Recorder's reports", steps, notes, found), unit="epochs")
 
 
 def _span(steps: Sequence[int]) -> str:
@@ -224,8 +233,8 @@ def _verdict(
     worth: Expected | None, alignment: float, slow: bool, motions: int, delivered: bool
 ) -> tuple[str, str]:
     tune = "Tune the plain optimizer's learning rate first: at one that is too low every path is straight."
-    wrap = (
-        "Then wrap it, `tx = pdt_optax.pdt(optimizer)`, and compare it at that rate with a plain run, and with a plain "
+    compare = (
+        "wrap it, `tx = pdt_optax.pdt(optimizer)`, and compare it at that rate with a plain run, and with a plain "
         "run that is a quarter longer."
     )
     if delivered:
@@ -246,14 +255,15 @@ def _verdict(
             return (
                 "What PDT is worth here cannot be told: the path is straighter than that of any of nine tuned tasks. Most "
                 "such paths are those of a learning rate that is too low, or of a loss that is near zero already.",
-                f"{tune} {wrap}",
+                f"{tune} Then {compare}",
             )
         if slow:
             return (
                 "What PDT is worth here cannot be told: the optimizer keeps its direction, and moves far less than it did. No "
                 "tuned task ends like this. It is so where the loss is near zero already, and there the default can end "
                 "higher than the optimizer alone.",
-                f"{tune} {wrap}",
+                "Look at the train loss first. If it is near zero, it is not what limits this run, and a lower one buys "
+                f"little. If it still falls, {compare}",
             )
         low, high = worth.nearest
         return (
@@ -266,4 +276,4 @@ def _verdict(
         "end where the default ends, going by nine tuned tasks of 40 epochs"
     )
     certain = "is likely to" if worth.low > 1 else "may"
-    return f"PDT {certain} help this run: {told}.", f"{tune} {wrap}"
+    return f"PDT {certain} help this run: {told}.", f"{tune} Then {compare}"

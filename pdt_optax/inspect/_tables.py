@@ -44,7 +44,7 @@ def _over_time(report: "Report") -> Table:
     columns = [*path, report.gain]
     columns += [report.forecast_errors[model] for model in MODELS if model in report.forecast_errors]
     errors = [f"error of {model}" for model in MODELS if model in report.forecast_errors]
-    rows: list[tuple[str, ...]] = [("steps", "persistence", "cosine", "gain", *errors)]
+    rows: list[tuple[str, ...]] = [(report.unit, "persistence", "cosine", "gain", *errors)]
     for part in np.array_split(np.arange(len(steps)), min(4, len(steps))):
         name = f"{steps[part[0]]} to {steps[part[-1]]}" if len(part) > 1 else f"{steps[part[0]]}"
         rows.append((name, *(_number(_middle(np.asarray(column)[part])) for column in columns)))

@@ -22,9 +22,7 @@ if TYPE_CHECKING:
 def show(report: "Report", console: Console | None = None) -> None:
     """Prints it."""
     console = Console() if console is None else console
-    console.print(
-        Text(f"{report.source}: {len(report.steps)} steps, {report.steps[0]} to {report.steps[-1]}")
-    )
+    console.print(Text(f"{report.source}: {report.span}"))
     for note in report.notes:
         console.print(Text(note, style="yellow"))
     for table in tables(report):
@@ -33,7 +31,8 @@ def show(report: "Report", console: Console | None = None) -> None:
         drawn = Table(box=box.SIMPLE_HEAD)
         head, *rows = table.rows
         for i, name in enumerate(head):
-            drawn.add_column(name, justify="left" if i == 0 or name == "mostly in" else "right")
+            side = "left" if i == 0 or name == "mostly in" else "right"
+            drawn.add_column(name, justify=side, min_width=max(map(len, name.split())))
         for row in rows:
             drawn.add_row(*row)
         console.print(drawn)

@@ -729,3 +729,20 @@ def test_a_leaf_stays_what_it_was(other: Any, every: int | None, kept_out: bool)
     else:
         got = str(getattr(other, "dtype", repr(other)))
         check(ValueError, call, (SHAPE_RULE, "Expected float32[3] at 'b', got " + got))
+
+
+@pytest.mark.parametrize("count", [1, 3, 4, 5])
+def test_the_first_three_leaves_that_differ_are_named(count: int) -> None:
+    predictor = pdt_optax.Predictor()
+    held = {"w": jnp.ones(2)}
+    history = predictor.init(held)
+    unknown = {f"x{i}": jnp.ones(2) for i in range(count)}
+    named = ", ".join(f"'x{i}'" for i in range(min(count, 3)))
+    more = f" and {count - 3} more" if count > 3 else ""
+    with pytest.raises(ValueError) as caught:
+        predictor.end_epoch({**held, **unknown}, history)
+    assert f"at `init`. Unknown ({count} of {count + 1} leaves): {named}{more}. Pass" in str(caught.value)
+    history = predictor.init({**held, **unknown})
+    with pytest.raises(ValueError) as caught:
+        predictor.end_epoch(held, history)
+    assert str(caught.value).endswith(f"at `init`. Missing ({count} of {count + 1} leaves): {named}{more}.")

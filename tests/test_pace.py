@@ -150,6 +150,23 @@ def test_schedules_do_in_every_case_what_they_say():
             assert following(adaptive, True) == next_of_adaptive(horizon, 7, value, before)
 
 
+def test_a_jump_after_no_known_value_is_not_judged():
+    pace = pdt_optax.fixed(horizon=3).start()
+    for value in (1.0, float(np.finfo(np.float32).max), math.inf):
+        new = pdt_optax.adaptive().next(pace, jnp.float32(value), jnp.array(True))
+        assert (int(new.horizon_now), int(new.interval_now)) == (3, 1)
+
+
+@pytest.mark.parametrize(
+    ("horizon", "interval", "after"), [(1, 0, (1, 1)), (2, 1, (1, 2)), (3, 2, (1, 4)), (5, 3, (2, 6))]
+)
+def test_a_failed_jump_halves_the_horizon_and_doubles_the_interval(horizon, interval, after):
+    pace = pdt_optax.fixed(horizon=horizon, interval=interval).start()
+    new = pdt_optax.rollback().after(pace)
+    assert (int(new.horizon_now), int(new.interval_now)) == after
+    assert new[2:] == pace[2:]
+
+
 def test_a_pace_starts_as_given_and_knows_no_value():
     pace = pdt_optax.fixed(horizon=3, interval=4).start()
     assert [x.dtype for x in pace] == [jnp.int32, jnp.int32, jnp.float32, jnp.float32]

@@ -276,6 +276,21 @@ def test_memory_tells_the_mean_and_what_is_delivered(deliver: Any) -> None:
     assert held - 200 < got.device - got.boundary <= held  # but for the clock
 
 
+@pytest.mark.parametrize(
+    ("accept", "leaves", "boundary"),
+    [
+        (pdt_optax.everything(), 1, 0),
+        (pdt_optax.everything(), 2, 2 * 3 * 8),  # alike, they are laid together: weights, snapshot and mean
+        (pdt_optax.agree(), 1, 262 + 1048),  # a mask, and the mean, which that is computed from once more
+        (pdt_optax.agree(), 3, 266 + 1064 + 3 * 3 * 8),
+    ],
+)
+def test_memory_at_a_boundary_of_the_default(accept: Any, leaves: int, boundary: int) -> None:
+    bias = jax.ShapeDtypeStruct((2,), jnp.float32)
+    params = {"kernel": jax.ShapeDtypeStruct((26, 10), jnp.float32), **{f"b{i}": bias for i in range(leaves)}}
+    assert pdt_optax.memory(pdt_optax.pdt(optax.adam(1e-3), accept=accept), params).boundary == boundary
+
+
 @pytest.mark.parametrize("accept", [pdt_optax.shrink(), random_subset(0.5)])
 def test_small_leaves_that_are_alike_are_computed_together(accept: Any) -> None:
     """And give what each of them gives alone, to the last bit but one: quick compilation vectorises them differently."""

@@ -58,7 +58,7 @@ def test_a_variant_is_a_preset_with_one_part_changed():
         changed[name] = {part: value for part, value in of.items() if before.get(part) != value}
         assert before.keys() <= of.keys()
     assert {name: list(parts) for name, parts in changed.items()} == {
-        "drift-guarded": ["guard"],
+        "recommended-guarded": ["guard"],
         "paper-guarded": ["guard"],
         "paper-current": ["dynamics"],
         "paper-held": ["dynamics"],

@@ -37,10 +37,15 @@ class Judged(NamedTuple):
     gain: float
 
 
+def _pairs(runs: Sequence[Run], rule: str) -> list[tuple[Run, Run]]:
+    """Each run under a rule, and its baseline."""
+    baselines = {run.seed: run for run in runs if run.rule == BASELINE}
+    return [(run, baselines[run.seed]) for run in runs if run.rule == rule and run.seed in baselines]
+
+
 def judge(runs: Sequence[Run], rule: str) -> Judged | None:
     """A row under a rule; None if the rule or its baselines are not there."""
-    baselines = {run.seed: run for run in runs if run.rule == BASELINE}
-    pairs = [(run, baselines[run.seed]) for run in runs if run.rule == rule and run.seed in baselines]
+    pairs = _pairs(runs, rule)
     if not pairs:
         return None
     saved = 1 - float(np.mean([metrics.time_ratio(*pair, "train_loss") for pair in pairs]))
@@ -97,12 +102,37 @@ def _verdict(held: Mapping[str, bool], finds: Finds) -> str:
     return f"holds in {count} of {every} rows"
 
 
+SUMMARY_HEADER = (
+    "rule",
+    "rows that hold",
+    "runs that reach their baseline's best train loss",
+    "time saved, median run",
+    "final accuracy in points, median row",
+    "runs that diverged",
+)
+
+
+def summary(rows: Sequence[Found], rule: str) -> list[str]:
+    """A rule over all rows, as `SUMMARY_HEADER` says; a run that never gets there saves less than any other."""
+    judged = [j for found in rows if (j := judge(found.runs, rule))]
+    saved = [1 - metrics.time_ratio(*p, "train_loss") for found in rows for p in _pairs(found.runs, rule)]
+    failed = sum(failures(found, rule)[0] for found in rows)
+    median = float(np.quantile(saved, 0.5, method="lower"))
+    return [
+        f"`{rule}`",
+        f"{sum(j.holds for j in judged)} of {len(judged)}",
+        f"{sum(map(math.isfinite, saved))} of {len(saved)}",
+        f"{100 * median:.0f}%" if math.isfinite(median) else "-",
+        f"{round(100 * float(np.median([j.gain for j in judged])), 1) + 0.0:+.1f}",  # no minus before a zero
+        f"{failed}",
+    ]
+
+
 def final(found: Found, rule: str, field: str = "train_loss") -> float:
     return float(np.mean([run.epochs[-1][field] for run in found.of(rule)]))
 
 
 def failures(found: Found, rule: str) -> tuple[int, int]:
     """How many runs of an arm diverged, and how many there are."""
-    baselines = {run.seed: run for run in found.of(BASELINE)}
-    failed = [diverged(run, baselines[run.seed]) for run in found.of(rule) if run.seed in baselines]
+    failed = [diverged(*pair) for pair in _pairs(found.runs, rule)]
     return sum(failed), len(failed)

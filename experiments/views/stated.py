@@ -311,14 +311,19 @@ def _paper(folder: Path) -> Figures:
         judged = [j for f in found if (j := claims.judge(f.runs, rule))]
         return _range([j.saved for j in judged if math.isfinite(j.saved)])
 
+    compared = [find(VIEWS[table], Asked((folder,))) for table in ("table2", "table4", "table6")]
+    # Table 6's last row is Table 2's first.
+    rows = list({str(found.runs[0].fields): found for finds in compared for found in finds.values()}.values())
+    rules = dict.fromkeys(rule for found in rows for rule in found.rules if rule != BASELINE)
     runs_of = [records.read_all(folder / "small" / "records" / name) for name in paper_setups.setups("small")]
     seconds = [statistics.median(_seconds(run) for run in runs) for runs in runs_of if runs]
     return {
         "paper.claims": page.claims_table(
             folder, {name: view.folder("small") for name, view in VIEWS.items()}, "../experiments/results"
         ),
-        "paper.architectures": range_saved("table1", "drift"),
-        "paper.optimizers": range_saved("table2", "drift"),
+        "paper.variants": markdown([claims.SUMMARY_HEADER, *(claims.summary(rows, rule) for rule in rules)]),
+        "paper.architectures": range_saved("table1", "recommended"),
+        "paper.optimizers": range_saved("table2", "recommended"),
         "paper.longest": f"{max(seconds):.1f}",
     }
 

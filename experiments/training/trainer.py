@@ -130,6 +130,7 @@ class _Program(NamedTuple):
     evaluate: Callable[..., jax.Array]
     evaluated: Callable[[Any, Any, Any], Any]
     features: Callable[[Any, Any, jax.Array], jax.Array] | None
+    size: int  # of the weights, without what they are padded with
 
 
 @functools.lru_cache(maxsize=1)
@@ -203,7 +204,8 @@ def _program(config: Config, devices: Devices = ONE_DEVICE) -> _Program:
     evaluated = jax.jit(method.evaluated) if method.evaluated else lambda params, *_: params
     step, refresh = (jax.jit(f, donate_argnums=0) for f in (step, refresh))
     probed = jax.jit(features) if workload.features else None
-    return _Program(method, init, loss, step, refresh, jax.jit(evaluate), evaluated, probed)
+    size = sum(x.size for x in jax.tree.leaves(shapes))
+    return _Program(method, init, loss, step, refresh, jax.jit(evaluate), evaluated, probed, size)
 
 
 def train(
@@ -317,6 +319,8 @@ def _train(
         saved = Saved(devices.shared(state._replace(kept=kept)), position, epochs)
         checkpoints.save(len(epochs) * steps + step, saved, last)
 
+    # A report counts what weights are padded with, too, which never moves.
+    padding = sum(x.size for x in jax.tree.leaves(state.params)) / program.size
     watched = watch.Watch(config.watch, config.epochs, state.params, arrays)
     state, kept = state._replace(kept=None), state.kept  # out of the steps' way
 
@@ -355,7 +359,7 @@ def _train(
             "pdt_seconds": ended - began if method.end_epoch is not None else 0.0,
             "compile_seconds": compile_seconds if epoch == 0 else 0.0,
             "predicted": bool(report.predicted) if report is not None else False,
-            "accepted_share": float(report.accepted_share) if report is not None else 0.0,
+            "accepted_share": float(report.accepted_share) * padding if report is not None else 0.0,
             "horizon": int(report.horizon) if report is not None else 0,
             **_motion(report),
             **watched.after_end(epoch + 1, before, state.params, report),

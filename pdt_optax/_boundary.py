@@ -152,7 +152,7 @@ def _predict_if_due(
     if delivery is not None:  # parts of what is to come, in place of the jump
         new = [t if is_gradual(t) else n for t, n in zip(trained, new, strict=True)]
         later = [m for m, t in zip(moved, trained, strict=True) if is_gradual(t)]
-        # In none where there is nothing to deliver: to add zero may round otherwise than not to add.
+        # No parts where there is nothing to deliver: adding zero can round differently from adding nothing.
         delivers = report.predicted & (not settings.dry_run)
         delivery = Delivery(later, jnp.where(delivers, updates_seen, 0))
     if settings.own_motion:

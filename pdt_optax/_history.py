@@ -170,7 +170,7 @@ def replaced(tree: Tree, kind: type[Kind], change: Callable[[Kind], Kind]) -> Tr
     )
 
 
-_TAKE_UP = "Take it up: state = pdt_optax.adopt(made, state, params)."
+TAKE_UP = "Take it up: state = pdt_optax.adopt(made, state, params)."
 
 
 def check(saved: Mapping[str, Any], settings: Settings) -> None:
@@ -195,7 +195,7 @@ def check(saved: Mapping[str, Any], settings: Settings) -> None:
     if running != (saved.get("motion") is not None):
         kinds = ["a model that sees a window of snapshots", "a model that keeps a mean of the motion"]
         raise ValueError(
-            f"The state must come from the `init` of a predictor with the same kind of `dynamics`. {_TAKE_UP} "
+            f"The state must come from the `init` of a predictor with the same kind of `dynamics`. {TAKE_UP} "
             f"Expected the state of {kinds[running]}; got that of {kinds[not running]}."
         )
     held, window = len(saved["snapshots"]), settings.window
@@ -208,12 +208,12 @@ def check(saved: Mapping[str, Any], settings: Settings) -> None:
     if expected != got:
         raise ValueError(
             "The state must come from the `init` of a predictor like this one: it holds a backup only where "
-            f"`guard` is set. {_TAKE_UP} Expected the state of {expected}; got that of {got}."
+            f"`guard` is set. {TAKE_UP} Expected the state of {expected}; got that of {got}."
         )
     newest, oldest = (jax.tree.leaves(saved["snapshots"][i])[:1] for i in (-1, 0))
     for new, old in zip(newest, oldest, strict=True):
         if hasattr(old, "dtype") and old.dtype != settings.storage.older_dtype(new):
             raise ValueError(
-                f"The state must keep its snapshots as its predictor does: `snapshot_dtype` differs. {_TAKE_UP} "
+                f"The state must keep its snapshots as its predictor does: `snapshot_dtype` differs. {TAKE_UP} "
                 f"Expected older snapshots of {settings.storage.older_dtype(new)}, got {old.dtype}."
             )

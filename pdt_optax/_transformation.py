@@ -246,7 +246,7 @@ class _Wrapper:
         if expected != got:
             raise ValueError(
                 "The state must come from the `init` of a wrapper like this one: `deliver` differs. A guard, `after_jump` "
-                f"and all presets but `recommended` make predictions jumps. {_TAKE_UP} "
+                f"and all presets but `recommended` make predictions jumps. {_history.TAKE_UP} "
                 f"Expected the state of deliver={expected!r}; got that of deliver={got!r}."
             )
 
@@ -256,12 +256,9 @@ class _Wrapper:
         if expected != got:
             raise ValueError(
                 "The state must come from the `init` of a wrapper like this one: it holds a report only where "
-                f"`every` is set. {_TAKE_UP} "
+                f"`every` is set. {_history.TAKE_UP} "
                 f"Expected the state of a wrapper {expected} `every`; got that of one {got} it."
             )
-
-
-_TAKE_UP = "Take it up: opt_state = pdt_optax.adopt(tx, opt_state, params)."
 
 
 def _typed(tree: Tree, like: Tree) -> Tree:

@@ -420,7 +420,7 @@ def test_the_state_of_another_kind_is_told() -> None:
     windowed = pdt(optax.sgd(0.1), **pdt_optax.presets.drift)
     with pytest.raises(
         ValueError,
-        match=r"`deliver` differs\. .*adopt\(tx, opt_state, params\)\. Expected the state of deliver='jump'",
+        match=r"`deliver` differs\. .*adopt\(made, state, params\)\. Expected the state of deliver='jump'",
     ):
         jumps.end_epoch(w, parts.init(w))
     with pytest.raises(ValueError, match=r"`deliver` differs\. A guard, .*make predictions jumps\."):

@@ -222,9 +222,8 @@ def test_killed_and_resumed_to_the_last_bit(model: str, processes: int, folder: 
     assert len(records.read(tmp_path / "broken", c).epochs) == 1
     assert started(model, folder, tmp_path / "broken", processes) == [0] * processes
     recorded = ends_alike(tmp_path / "whole", tmp_path / "broken", c)
-    if (
-        processes > 1 and model != "resnet50"
-    ):  # whose fifty layers of BatchNorm make rounding grow from step to step
+    # Through the fifty layers of BatchNorm of a ResNet-50, rounding grows from step to step.
+    if processes > 1 and model != "resnet50":
         as_one_device(recorded, c, folder)
 
 

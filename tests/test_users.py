@@ -806,7 +806,7 @@ def test_another_way_to_end_epochs_is_adopted(every: int | None) -> None:
     old, new = pdt(inner, every=2 if every is None else None), pdt(inner, every=every)
     state = old.init(PARAMS)
     with pytest.raises(
-        ValueError, match=r"only where `every` is set\. Take it up: .*adopt\(tx, opt_state, params\)"
+        ValueError, match=r"only where `every` is set\. Take it up: .*adopt\(made, state, params\)"
     ):
         new.update(PARAMS, state, PARAMS)
     state = pdt_optax.adopt(new, state, PARAMS)

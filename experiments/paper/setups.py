@@ -193,8 +193,7 @@ SCALES: Mapping[str, Scale] = {
         # Table 5: the rule that the paper's numbers are of. Tables 2, 4 and 6: of `EVERYTHING`, what is recorded.
         rules_of={
             **_MASKS,
-            "table2": (*RULES, *_OF_PAPER),
-            "table4": (*RULES, *_OF_PAPER),
+            **dict.fromkeys(_TABLES, (*RULES, *_OF_PAPER)),
             "table5": ("baseline", "released"),
             "table6": (*RULES, "recommended-guarded", *_OF_PAPER),
         },

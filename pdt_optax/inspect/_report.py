@@ -19,6 +19,7 @@ from pdt_optax.inspect._tuned import Expected, expected, pairs, slows
 FEWEST = 3  # steps: two motions, to compare one with the other
 ENOUGH = SETTLED + 4  # motions that a verdict takes
 
+Unit = Literal["steps", "epochs"]
 Run = str | os.PathLike[str] | Recorder | Sequence[Any]
 
 
@@ -53,7 +54,7 @@ class Report:
     expected: Expected | None
     verdict: str
     advice: str
-    unit: Literal["steps", "epochs"] = "steps"
+    unit: Unit
 
     @property
     def settled_from(self) -> int:
@@ -63,8 +64,8 @@ class Report:
     @property
     def span(self) -> str:
         """How much was looked at, in words."""
-        seen = self.steps[self.unit == "epochs" :]  # a record's epochs begin at weights that it does not have
-        return f"{len(seen)} {self.unit}, {seen[0]} to {seen[-1]}"
+        # The first epoch of a record begins at weights that it does not have.
+        return _span(self.steps[1:] if self.unit == "epochs" else self.steps, self.unit)
 
     def __str__(self) -> str:
         from pdt_optax.inspect._terminal import text
@@ -192,11 +193,11 @@ def _of_record(recorder: Recorder, first: int | None, last: int | None) -> Repor
         notes.append("Forecasts and modes are of the weights that the Recorder kept.")
     steps = (int(epochs[chosen][0]) - 1, *map(int, epochs[chosen]))
     found = Measured(reports, recorder.paths, errors, modes, 1)
-    return dataclasses.replace(_judged("a Recorder's reports", steps, notes, found), unit="epochs")
+    return _judged("a Recorder's reports", steps, notes, found, "epochs")
 
 
-def _span(steps: Sequence[int]) -> str:
-    return f"{len(steps)} steps from {steps[0]} to {steps[-1]}"
+def _span(steps: Sequence[int], unit: Unit = "steps") -> str:
+    return f"{len(steps)} {unit} from {steps[0]} to {steps[-1]}"
 
 
 def _delivered(reports: PDTReport) -> bool:
@@ -205,7 +206,9 @@ def _delivered(reports: PDTReport) -> bool:
     return bool(gain.max() > gain.min() or np.any(np.asarray(reports.delivered_share) < 1))
 
 
-def _judged(source: str, steps: tuple[int, ...], notes: list[str], found: Measured) -> Report:
+def _judged(
+    source: str, steps: tuple[int, ...], notes: list[str], found: Measured, unit: Unit = "steps"
+) -> Report:
     alignment = settled(found.reports.alignment)
     delivered = _delivered(found.reports)
     worth = None if delivered or len(steps) <= ENOUGH else expected(alignment)
@@ -226,6 +229,7 @@ def _judged(source: str, steps: tuple[int, ...], notes: list[str], found: Measur
         worth,
         verdict,
         advice,
+        unit,
     )
 
 
@@ -234,7 +238,7 @@ def _verdict(
 ) -> tuple[str, str]:
     tune = "Tune the plain optimizer's learning rate first: at one that is too low every path is straight."
     compare = (
-        "wrap it, `tx = pdt_optax.pdt(optimizer)`, and compare it at that rate with a plain run, and with a plain "
+        "wrap it, `tx = pdt_optax.pdt(optimizer)`, and compare it at the same rate with a plain run, and with a plain "
         "run that is a quarter longer."
     )
     if delivered:
@@ -260,7 +264,7 @@ def _verdict(
         if slow:
             return (
                 "What PDT is worth here cannot be told: the optimizer keeps its direction, and moves far less than it did. No "
-                "tuned task ends like this. It is so where the loss is near zero already, and there the default can end "
+                "tuned task ends like this. It happens where the loss is near zero already, and there the default can end "
                 "higher than the optimizer alone.",
                 "Look at the train loss first. If it is near zero, it is not what limits this run, and a lower one buys "
                 f"little. If it still falls, {compare}",

@@ -10,6 +10,7 @@ import multiprocessing
 import os
 import signal
 import sys
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from typing import Any
 
@@ -23,8 +24,9 @@ from mutmut.workers.isolation import ForkServerRunner, recv_message, send_messag
 
 TIMEOUT = 24  # mutmut's exit code for it
 CHECK_EVERY = 50  # mutants
-# A mutant is shown to the quickest of the tests that run its function, until they take so long, each compiling all
-# that it needs: one that is noticed is so within seconds, and one that is not would take minutes.
+# A mutant is shown the tests that run its function until they take so long, each compiling all that it needs: first
+# those that noticed other mutants of the function or its module, most often first, then the quickest. One that is
+# noticed mostly is by the first of them, and one that is not would take minutes.
 SECONDS = 30
 
 
@@ -50,6 +52,10 @@ def forget() -> None:
     import jax  # not in the parent, which forks
 
     jax.clear_caches()
+    ours = [module for name, module in sys.modules.items() if name.partition(".")[0] == "pdt_optax"]
+    for x in itertools.chain.from_iterable(vars(module).values() for module in ours):
+        if hasattr(x, "cache_clear"):
+            x.cache_clear()
 
 
 class Runner(PytestRunner):
@@ -77,29 +83,38 @@ def work(connection: Any) -> None:
         runner.failures.failed = set()
 
 
+def seconds(test: str) -> float:
+    return state().duration_by_test.get(test, 0)
+
+
+def within(budget: float, tests: Sequence[str], *noticed: Counter[str]) -> list[str]:
+    """Those to show, in order: as many as take no longer, and at least one."""
+    best = sorted(tests, key=lambda test: (*(-counter[test] for counter in noticed), seconds(test)))
+    spent = itertools.accumulate(map(seconds, best))
+    return [test for test, so_far in zip(best, spent, strict=True) if so_far <= budget] or best[:1]
+
+
 class OneProcess(ForkServerRunner):
     """One worker, replaced when a mutant hangs or breaks it."""
-
-    def submit(self, mutant_name: str, tests: list[str], cpu_time_limit: int, estimated_time: float) -> None:
-        seconds = {test: state().duration_by_test.get(test, 0) for test in tests}
-        quickest = sorted(tests, key=seconds.__getitem__)
-        spent = itertools.accumulate(seconds[test] for test in quickest)
-        shown = [test for test, so_far in zip(quickest, spent, strict=True) if so_far <= SECONDS]
-        shown = shown or quickest[:1]
-        limit = 15 + 3 * sum(seconds[test] for test in shown)
-        super().submit(mutant_name, shown, round(limit), estimated_time)
 
     def _forkserver_main(self, work_fd: int, result_fd: int) -> None:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         self.worker: Any = None
+        # Of a function, and of a module: by which tests.
+        noticed: dict[str, Counter[str]] = defaultdict(Counter)
         told, killers = 0, set()
         while True:
             try:
-                name, tests, limit = recv_message(work_fd)
+                name, tests, _ = recv_message(work_fd)
             except EOFError:
                 break
-            code, failed = self._run(name, tests, limit)
+            function = name.rpartition("__mutmut_")[0]
+            module = function.rpartition(".")[0]
+            shown = within(SECONDS, tests, noticed[function], noticed[module])
+            code, failed = self._run(name, shown, 15 + 3 * sum(map(seconds, shown)))
             send_message(result_fd, (name, code))
+            noticed[function].update(failed)
+            noticed[module].update(failed)
             told, killers = told + 1, killers | failed
             if told % CHECK_EVERY == 0:
                 self._check(killers)

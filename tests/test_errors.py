@@ -441,6 +441,7 @@ def test_params_that_do_not_match(error: type[Exception], call: Any, parts: tupl
 
 STATE_RULE = "The state must come from the `init` of a wrapper like this one: it holds a report only where"
 GUARD_RULE = "The state must come from the `init` of a predictor like this one: it holds a backup only where"
+KIND_RULE = "The state must come from the `init` of a predictor with the same kind of `dynamics`."
 WINDOW_RULE = "The state must hold as many snapshots as its predictor's `window`"
 VERSION_RULE = "The state must be of the version that this pdt_optax reads"
 SAVED_RULE = "`saved` must hold exactly one history of snapshots"
@@ -508,7 +509,7 @@ TWICE = optax.chain(OUTSIDE, OUTSIDE)
         case(
             ValueError,
             lambda: pdt_optax.resize_window(OUTSIDE.init(PARAMS), 1),
-            "`window` must be a whole number >= 2",
+            "`window` must be a whole number >= 2: a difference takes two snapshots",
             "Got window=1.",
             id="resized to one snapshot",
         ),
@@ -533,8 +534,39 @@ TWICE = optax.chain(OUTSIDE, OUTSIDE)
             "Got None.",
             id="None",
         ),
-        case(ValueError, end(PARAMS, INNER.init(PARAMS)), FOUND_RULE, "Found 0 in tuple", id="no state"),
-        case(ValueError, end(PARAMS, TWICE.init(PARAMS)), FOUND_RULE, "Found 2 in tuple", id="two states"),
+        case(
+            ValueError,
+            end(PARAMS, INNER.init(PARAMS)),
+            FOUND_RULE,
+            "as `init` returned it. Is the optimizer wrapped, and do the parameters come before the state? Restore a "
+            "saved state into the shapes of a new one, jax.eval_shape(tx.init, params); the state of an optimizer "
+            "alone is taken up by tx.init(params)._replace(inner_state=state). Found 0 in tuple",
+            id="no state",
+        ),
+        case(
+            ValueError,
+            end(PARAMS, TWICE.init(PARAMS)),
+            FOUND_RULE,
+            "as `init` returned it. Hand over the part that belongs to this wrapper, such as "
+            "opt_state.inner_states['name'] of a partition. Found 2 in tuple",
+            id="two states",
+        ),
+        case(
+            ValueError,
+            end(PARAMS, make(deliver="jump")().init(PARAMS)),
+            KIND_RULE,
+            "Expected the state of a model that sees a window of snapshots; "
+            "got that of a model that keeps a mean of the motion.",
+            id="the state of a running model",
+        ),
+        case(
+            ValueError,
+            end(PARAMS, tx=make(deliver="jump")()),
+            KIND_RULE,
+            "Expected the state of a model that keeps a mean of the motion; "
+            "got that of a model that sees a window of snapshots.",
+            id="the state of a model with a window",
+        ),
         case(
             ValueError,
             lambda: pdt_optax.leaf_paths(INNER.init(PARAMS)),
@@ -601,6 +633,15 @@ def test_the_state_of_another_wrapper_in_update(window: int) -> None:
             DYNAMICS_RULE,
             "drift",
             id="dynamics not called",
+        ),
+        case(
+            TypeError,
+            lambda: pdt_optax.predict_and_mask(
+                [PARAMS] * 2, PARAMS, **{**RULE_AND_MODEL, "accept": pdt_optax.agree}
+            ),
+            ACCEPT_RULE,
+            "agree",
+            id="accept not called",
         ),
         case(
             ValueError,

@@ -12,6 +12,7 @@ import numpy as np
 import optax
 import pytest
 from flax import nnx
+from flax.training.train_state import TrainState
 
 import pdt_optax
 from benchmarks.lowered import lower
@@ -337,17 +338,31 @@ def test_a_window_kept_otherwise_is_refused() -> None:
     ("error", "call", "message"),
     [
         (TypeError, lambda p, h: p.end_epoch(make_params(), (h,)), "`history` must be what.*Got tuple"),
-        (ValueError, lambda p, h: p.init(make_params(), opt_state={}), "belongs to the guard.*guard=None"),
+        (
+            ValueError,
+            lambda p, h: p.init(make_params(), opt_state={}),
+            r"belongs to the guard.* leave it out: predictor\.init\(params, opt_state=opt_state\)\. Got guard=None",
+        ),
         (
             ValueError,
             lambda p, h: dataclasses.replace(p, guard=pdt_optax.rollback()).init(make_params()),
             "belongs to the guard.*opt_state=None",
         ),
+        (
+            ValueError,
+            lambda p, h: p.end_epoch(make_params(), h, opt_state={}),
+            r"leave it out: predictor\.end_epoch\(params, history, opt_state=opt_state\)\. Got guard=None",
+        ),
+        (
+            TypeError,
+            lambda p, h: p.end_epoch(TrainState.create(apply_fn=None, params={}, tx=OPTIMIZER), h),
+            r"params, opt_state, report = predictor\.end_epoch\(state\.params, history\); state = ",
+        ),
         (ValueError, lambda p, h: h.opt_state, "exists only with a guard"),
         (
             ValueError,
             lambda p, h: dataclasses.replace(p, schedule=pdt_optax.adaptive()).end_epoch(make_params(), h),
-            r"none came: pass the training loss, predictor.end_epoch\(params, history, value=loss\)",
+            r"^The schedule or the guard judges epochs by their values, and none came: pass the training loss, predictor.end_epoch\(params, history, value=loss\)",
         ),
         (
             ValueError,

@@ -291,6 +291,36 @@ def test_memory_at_a_boundary_of_the_default(accept: Any, leaves: int, boundary:
     assert pdt_optax.memory(pdt_optax.pdt(optax.adam(1e-3), accept=accept), params).boundary == boundary
 
 
+@pytest.mark.parametrize("guard", [None, pdt_optax.rollback()])
+def test_memory_beside_an_optimizer(guard: Any) -> None:
+    """A `Predictor` holds what `pdt` holds that jumps, around the optimizer; without one, what it holds alone."""
+    params = {"w": jax.ShapeDtypeStruct((26, 10), jnp.float32)}
+    beside = pdt_optax.Predictor(guard=guard)
+    wrapped = pdt_optax.pdt(optax.adam(1e-3), guard=guard, deliver="jump")
+    assert pdt_optax.memory(beside, params, optimizer=optax.adam(1e-3)) == pdt_optax.memory(wrapped, params)
+    assert pdt_optax.memory(beside, params).optimizer == 0
+
+
+def test_memory_is_printed_as_a_table() -> None:
+    """Nothing where there is nothing; units from a thousand on."""
+    told = pdt_optax.Memory(999, 1000, 1_000_000, False, 0, 1_000_000_000)
+    assert str(told).splitlines() == [
+        "parameters                   999 B",
+        "optimizer                     1 kB",
+        "snapshots                     1 MB",
+        "at a prediction               1 GB",
+        "at most, on the devices       1 GB",
+    ]
+    told = pdt_optax.Memory(1, 0, 999_000, True, 12_345, 999_000_000)
+    assert str(told).splitlines() == [
+        "parameters                     1 B",
+        "snapshots on the host       999 kB",
+        "backup                     12.3 kB",
+        "at a prediction             999 MB",
+        "at most, on the devices     999 MB",
+    ]
+
+
 @pytest.mark.parametrize("accept", [pdt_optax.shrink(), random_subset(0.5)])
 def test_small_leaves_that_are_alike_are_computed_together(accept: Any) -> None:
     """And give what each of them gives alone, to the last bit but one: quick compilation vectorises them differently."""

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import linen as nn
 
 import pdt_optax
 from pdt_optax import presets
@@ -474,6 +475,15 @@ def test_labels_for_all_leaves_at_once() -> None:
     # One bool is a prefix of any tree.
     tx: Any = pdt_optax.pdt(optax.sgd(0.1), exclude=False, **SMALL)
     assert_same(tx.init(make_params()), pdt_optax.pdt(optax.sgd(0.1), **SMALL).init(make_params()))
+
+
+def test_paths_are_told_without_what_a_leaf_is_wrapped_in() -> None:
+    box = nn.Partitioned(jnp.ones(2), names=("x",))
+    params = {"a": [{"b": box}, jnp.ones(1)], "box": box, "c": {"value": jnp.ones(1)}, "value": jnp.ones(1)}
+    told: list[str] = []
+    pdt_optax.pdt(optax.sgd(0.1), exclude=lambda path: bool(told.append(path))).init(params)
+    assert told == ["a/0/b", "a/1", "box", "c/value", "value"]
+    assert pdt_optax.leaf_paths(pdt_optax.pdt(optax.sgd(0.1)).init(box)) == ["value"]  # the whole tree is one
 
 
 def odd_params() -> dict[str, Any]:

@@ -720,12 +720,19 @@ def test_a_rate_that_falls_on_a_plateau(guard: Any) -> None:
     ],
 )
 def test_an_optimizer_with_a_slow_mean_of_its_own(name: str, inner: Any) -> None:
-    """Warned of where the user's line is; other dynamics, and a mean of gradients as in Adam, are not."""
-    with pytest.warns(UserWarning, match=name) as caught:
+    """Warned of; other dynamics, and a mean of gradients as in Adam, are not."""
+    with pytest.warns(
+        UserWarning, match=rf"slow mean of its own \({name}\).* ended at .* Use it without `pdt`\.$"
+    ):
         pdt_optax.pdt(inner).init(weights())
-    assert caught[0].filename == __file__
     pdt_optax.pdt(inner, **pdt_optax.presets.drift).init(weights())
     pdt_optax.pdt(optax.adam(0.1)).init(weights())
+
+
+def test_a_warning_names_the_line_of_the_user() -> None:
+    with pytest.warns(UserWarning, match="slow mean") as caught:
+        pdt_optax.pdt(optax.contrib.schedule_free_sgd(0.1)).init(weights())
+    assert caught[0].filename == __file__
 
 
 @pytest.mark.parametrize("every", [None, 2])

@@ -174,6 +174,42 @@ def test_the_running_mean_is_its_equations(name: str, every: int | None, deliver
         np.testing.assert_allclose(flat(a), flat(b), rtol=2e-5, atol=2e-6)
 
 
+@pytest.mark.parametrize(
+    ("gain", "alignment", "then"),
+    [
+        (2.0, 0.15, 2.0),
+        (2.0, 0.20, 2.0 * np.exp(0.1)),
+        (2.0, 0.25, 2.0 * np.exp(0.2)),
+        (2.0, 0.90, 2.0 * np.exp(0.2)),  # no faster
+        (2.0, 0.10, 2.0 * np.exp(-0.1)),
+        (2.0, 0.05, 2.0 * np.exp(-0.2)),
+        (2.0, -1.0, 2.0 * np.exp(-0.2)),
+        (3.4, 0.90, 3.5),
+        (1.1, -1.0, 1.0),
+    ],
+)
+def test_the_gain_by_the_cosine_of_the_path(gain: float, alignment: float, then: float) -> None:
+    got = pdt_optax.slow_drift().next_gain(jnp.float32(gain), jnp.float32(alignment))
+    np.testing.assert_allclose(got, then, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("memory", "epochs", "far"), [(0.35, 3, 2.0), (0.35, 20, 7.0), (1, 20, 1.0), (1.5, 20, 1.5), (4, 1, 4.0)]
+)
+def test_how_far_the_mean_looks_back(memory: float, epochs: int, far: float) -> None:
+    rate, weight = pdt_optax.slow_drift(memory=memory).rate(jnp.float32(1.6), epochs)
+    np.testing.assert_allclose([rate, weight], [1 / (2.6 - 1.6 / far), 2.6 - 1.6 / far], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("outward", "along", "square", "held"),
+    [(False, 0.3, 0.5, -0.6), (False, -0.3, 0.5, 0), (False, 0, 0, 0), (True, 0.3, 0.5, 0)],
+)
+def test_what_keeps_the_length(outward: bool, along: float, square: float, held: float) -> None:
+    got = pdt_optax.slow_drift(outward=outward).inward(jnp.float32(along), jnp.float32(square))
+    np.testing.assert_allclose(got, held, rtol=1e-6)
+
+
 def test_a_window_gives_the_same_mean() -> None:
     """`predict_and_mask` over all snapshots of a run that nothing was delivered to."""
     model = pdt_optax.slow_drift(gain=1.3, most_gain=1.3)
@@ -182,6 +218,8 @@ def test_a_window_gives_the_same_mean() -> None:
     prediction = pdt_optax.predict_and_mask(
         snapshots, run.before[-1], dynamics=model, accept=pdt_optax.everything(), horizon=1, step=7
     )
+    assert prediction.rank == 1
+    np.testing.assert_array_equal(prediction.eigenvalues, [1, *[0] * (len(snapshots) - 2)])  # it just goes on
     mean, w = flat(run.states[-1].history.motion.mean), flat(run.before[-1])
     at = np.where(mean != 0, w, 0)
     assert (at != w).any()  # the pixels that are dark in all images
@@ -480,6 +518,29 @@ def test_leaves_that_are_alike_are_computed_together(accept: Any) -> None:
         )
         rows.append(flat(found))
     np.testing.assert_allclose(*rows, rtol=1e-5)
+
+
+def test_a_rule_sees_as_many_steps_as_the_horizon_is_long() -> None:
+    """However far it could come to be; and where a weight stays, it is not accepted."""
+
+    def as_told(increments: Any, step: Any, differences: Any, reference: Any, horizon: Any) -> Any:
+        ahead = jnp.arange(len(increments))[:, None] < horizon
+        alike = jnp.isclose(increments, increments[0], rtol=1e-5, atol=0)
+        return jnp.where(ahead, alike, increments == 0).all(0)
+
+    schedule = pdt_optax.adaptive(horizon=2, longest_horizon=4)
+    predictor = pdt_optax.Predictor(accept=as_told, schedule=schedule, start=3)
+    w = jnp.array([4.0, -3.0, 2.0])
+    history, horizons = predictor.init(w), []
+    for epoch in range(12):
+        w = w * jnp.array([0.9, 0.8, 1.0])
+        w, history, report = predictor.end_epoch(w, history, value=10.0 - epoch)
+        if report.predicted:
+            np.testing.assert_allclose(report.accepted_share, 2 / 3)
+            horizons.append(int(report.horizon))
+    assert w[2] == 2
+    assert horizons[0] == 2
+    assert max(horizons) == 4
 
 
 @pytest.mark.parametrize("dry_run", [False, True])

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax.training.train_state import TrainState
 
 import pdt_optax
 from pdt_optax import presets
@@ -533,6 +534,14 @@ TWICE = optax.chain(OUTSIDE, OUTSIDE)
             "`pdt_tx` must be what `pdt_optax.pdt(...)` returned",
             "Got None.",
             id="None",
+        ),
+        case(
+            TypeError,
+            lambda: OUTSIDE.end_epoch(*[TrainState.create(apply_fn=None, params=PARAMS, tx=OUTSIDE)] * 2),
+            "Pass the parts of the state, and put back both: params, opt_state, report = "
+            "tx.end_epoch(state.params, state.opt_state); state = state.replace(params=params, opt_state=opt_state). "
+            "Got a whole TrainState.",
+            id="a whole TrainState",
         ),
         case(
             ValueError,

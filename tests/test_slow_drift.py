@@ -92,6 +92,7 @@ class Oracle(NamedTuple):
 
     mean: np.ndarray
     gain: float
+    alignment: float
     persistence: float
     displacement: np.ndarray
 
@@ -113,8 +114,8 @@ def oracle(
     for epoch, (w, origin) in enumerate(zip(path, started_from, strict=True)):
         own = w - origin - delivered[epoch] * displacement
         persistence = float(own @ mean / (mean @ mean)) if mean.any() else 0.0
+        cosine = float(own @ mean / (np.linalg.norm(own) * np.linalg.norm(mean))) if mean.any() else 0.0
         if epoch > start:
-            cosine = own @ mean / (np.linalg.norm(own) * np.linalg.norm(mean))
             gain *= np.exp(0.2 * np.clip((cosine - 0.15) / 0.1, -1, 1))
             gain = float(np.clip(gain, model.gain, model.most_gain))
         far = model.memory if model.memory >= 1 else max(model.memory * (epoch + 1), 2)
@@ -125,7 +126,7 @@ def oracle(
             w = np.where(mean != 0, w, 0)  # what never moved stays
             longer = 0.0 if model.outward else max(mean @ w, 0) / (w @ w)
             displacement = gain * (mean - longer * w)
-        found.append(Oracle(mean, gain, persistence, displacement))
+        found.append(Oracle(mean, gain, cosine, persistence, displacement))
     return found
 
 
@@ -146,6 +147,7 @@ def check(
         size = np.linalg.norm(e.mean)
         assert np.linalg.norm(flat(motion.mean) - e.mean) <= 1e-4 * size
         np.testing.assert_allclose(motion.pull.gain, e.gain, rtol=1e-3)
+        np.testing.assert_allclose(report.alignment, e.alignment, rtol=1e-3, atol=1e-4)
         np.testing.assert_allclose(report.persistence, e.persistence, rtol=1e-3, atol=1e-4)
         assert report.predicted == (epoch >= start)
         moved = flat(state.history.delivery.displacement) if gradual else flat(run.after[epoch]) - path[epoch]
@@ -458,7 +460,7 @@ def test_the_state_of_another_kind_is_told() -> None:
     windowed = pdt(optax.sgd(0.1), **pdt_optax.presets.drift)
     with pytest.raises(
         ValueError,
-        match=r"`deliver` differs\. .*adopt\(made, state, params\)\. Expected the state of deliver='jump'",
+        match=r"`deliver` differs\. .*adopt\(made, state, params\)\. Expected the state of deliver='jump'; got that of deliver='gradual'",
     ):
         jumps.end_epoch(w, parts.init(w))
     with pytest.raises(ValueError, match=r"`deliver` differs\. A guard, .*make predictions jumps\."):

@@ -448,6 +448,7 @@ VERSION_RULE = "The state must be of the version that this pdt_optax reads"
 SAVED_RULE = "`saved` must hold exactly one history of snapshots"
 OWN: Any = OUTSIDE.init(PARAMS)
 NEWER = OWN._replace(history=OWN.history._replace(version=jnp.zeros(99, jnp.int8)))
+FIRST = OWN._replace(history=OWN.history._replace(version=jnp.zeros((), jnp.int8)))  # it was a number then
 FOUND_RULE = "The state must hold exactly one history of snapshots"
 CHAIN = optax.chain(optax.clip(1.0), OUTSIDE)
 TWICE = optax.chain(OUTSIDE, OUTSIDE)
@@ -484,6 +485,13 @@ TWICE = optax.chain(OUTSIDE, OUTSIDE)
             VERSION_RULE,
             "Expected version 5, got 99.",
             id="the state of another version",
+        ),
+        case(
+            ValueError,
+            lambda: pdt_optax.pdt(INNER, **SMALL).end_epoch(PARAMS, FIRST),
+            VERSION_RULE,
+            "Expected version 5, got 1.",
+            id="the state of the first version",
         ),
         case(
             ValueError,

@@ -389,6 +389,20 @@ def test_where_no_weight_jumped_there_is_nothing_to_take_back(dry_run):
         assert not report.rolled_back
 
 
+@pytest.mark.parametrize("dynamics", [pdt_optax.slow_drift(), pdt_optax.drift()], ids=str)
+def test_a_state_goes_on_under_another_schedule(dynamics: Any) -> None:
+    """Its pace is then that of the new one, from its start."""
+    settings: Any = {"dynamics": dynamics, "start": 5}
+    before = pdt_optax.Predictor(**settings, horizon=2, interval=4)
+    after = pdt_optax.Predictor(**settings, horizon=3, interval=0)
+    w = jnp.array([4.0, -3.0])
+    history, told = before.init(w), []
+    for epoch in range(9):
+        w, history, report = (before if epoch < 7 else after).end_epoch(0.9 * w, history)
+        told.append(int(report.horizon))
+    assert told == [0, 0, 0, 0, 0, 2, 0, 3, 3]
+
+
 def test_a_horizon_of_one_is_not_halved():
     tx = guarded(horizon=1)
     params = start()

@@ -400,6 +400,30 @@ def test_a_displacement_that_would_overflow_is_dropped() -> None:
     assert np.all(np.isfinite(w))
 
 
+@pytest.mark.parametrize("outward", [False, True])
+@pytest.mark.parametrize("horizon", [1, 3])
+def test_what_a_prediction_may_come_to(outward: bool, horizon: int) -> None:
+    """|w| + horizon * gain * ((1 - k) |m| + k |d| + |held| |w|), of each leaf, is below half of the largest float."""
+    model = pdt_optax.slow_drift(memory=4, gain=1.5, most_gain=1.5, outward=outward)
+    path = np.array([[1, 0.5], [1.2, 0.9], [1.1, 1.4], [1.5, 1.7], [1.9, 1.8]])
+    mean, weight = np.zeros(2), 0.0
+    for d in np.diff(path, axis=0):
+        weight = 0.75 * weight + 1
+        old, mean = mean, mean + (d - mean) / weight
+    w, size = path[-1], np.linalg.norm
+    held = 0.0 if outward else (mean @ w) / (w @ w)
+    ahead = (1 - 1 / weight) * size(old) + size(d) / weight + held * size(w)
+    most = np.finfo(np.float32).max / 2 / (size(w) + horizon * 1.5 * ahead)
+    predictor = pdt_optax.Predictor(dynamics=model, horizon=horizon, start=len(path) - 2)
+    for scale in (0.999 * most, 1.001 * most):
+        x, *later = ({"a": jnp.float32(scale * row), "small": jnp.float32(row)} for row in path)
+        history, report = predictor.init(x), None
+        for x in later:
+            x, history, report = predictor.end_epoch(x, history)
+        assert report is not None
+        assert report.predicted == report.finite == (scale < most)
+
+
 def test_a_predictor_jumps() -> None:
     predictor = predictor_of()
     w, report = jnp.array([4.0, -3.0]), None

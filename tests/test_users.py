@@ -476,6 +476,43 @@ def test_a_projection_that_breaks_finite_weights_is_not_followed() -> None:
     assert not reports[-1].accepted_share_per_leaf.any()
 
 
+@pytest.mark.parametrize("deliver", ["gradual", "jump"])
+@pytest.mark.parametrize("settings", [{}, pdt_optax.presets.drift], ids=["default", "drift"])
+def test_a_dry_run_with_a_projection_moves_nothing(settings: Any, deliver: Any) -> None:
+    keep = optax.projections.projection_non_negative
+    tx = pdt(optax.sgd(0.1), **{**settings, "deliver": deliver, "dry_run": True, "project": keep})
+    params, alone, predicted = jnp.array([2.0, 1.0]), jnp.array([2.0, 1.0]), False
+    state = tx.init(params)
+    for _ in range(9):
+        updates, state = tx.update(params, state, params)
+        params, alone = optax.apply_updates(params, updates), optax.apply_updates(alone, -0.1 * alone)
+        np.testing.assert_array_equal(params, alone)
+        params, state, report = tx.end_epoch(params, state)
+        predicted |= bool(report.predicted)
+        np.testing.assert_array_equal(params, alone)
+    assert predicted
+
+
+@pytest.mark.parametrize("settings", [{}, pdt_optax.presets.drift], ids=["default", "drift"])
+def test_what_is_delivered_in_parts_moves_nothing_at_the_end_of_an_epoch(settings: Any) -> None:
+    """And all of it by the end of the next, beside what the optimizer does."""
+    tx = pdt(optax.sgd(0.1), **{**settings, "deliver": "gradual"})
+    params, delivered = jnp.array([2.0, 1.0]), 0
+    state, to_come = tx.init(params), np.zeros(2)
+    for _ in range(9):
+        before, own = params, np.zeros(2)
+        for _ in range(3):
+            updates, state = tx.update(params, state, params)
+            own, params = own - 0.1 * params, optax.apply_updates(params, updates)
+        np.testing.assert_allclose(params, before + own + to_come, rtol=1e-6)
+        ended, state, report = tx.end_epoch(params, state)
+        np.testing.assert_array_equal(ended, params)
+        to_come = np.asarray(state.history.delivery.displacement)
+        assert to_come.any() == report.predicted
+        delivered += bool(report.predicted)
+    assert delivered >= 2
+
+
 def test_what_a_projection_must_be() -> None:
     with pytest.raises(TypeError, match="`project` must be None or a function"):
         pdt_optax.Predictor(project=3)  # pyright: ignore[reportArgumentType]

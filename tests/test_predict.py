@@ -12,6 +12,7 @@ import pytest
 
 import pdt_optax
 from pdt_optax import _predict
+from pdt_optax._reduce import all_finite, total, totals
 from pdt_optax.dynamics import Fit, Forecast
 
 # Two snapshots, and what training made of the newer; their products are whole numbers.
@@ -170,3 +171,25 @@ def test_what_is_refused_says_why() -> None:
     reason = r"whole number >= 1: a prediction looks at least one snapshot ahead\. Got horizon=0"
     with pytest.raises(ValueError, match=reason):
         pdt_optax.predict_and_mask([weights] * 2, weights, horizon=0, **settings)
+
+
+@pytest.mark.parametrize("size", [0, 1, 7, 8, 16_383, 16_384, 16_385, 40_000])
+def test_sums_of_several_columns_in_one_pass(size: int) -> None:
+    """Rows of 16,384 numbers, and what is left of them: every number once. Of whole numbers sums are exact."""
+    columns = [np.random.default_rng(i).integers(-9, 9, size) for i in range(3)]
+    whole = [jnp.asarray(x, jnp.float32) for x in columns]
+    assert [float(x) for x in totals(whole)] == [x.sum() for x in columns]
+    assert float(total(whole[0])) == columns[0].sum()
+
+
+def test_whatever_is_not_finite_is_found() -> None:
+    leaves = [jnp.ones((3, 4)), jnp.zeros(20)]
+    assert all_finite(leaves)
+    for leaf, at in ((0, 0), (0, 11), (1, 0), (1, 19)):
+        for bad in (np.nan, np.inf, -np.inf):
+            broken = [np.array(x) for x in leaves]
+            broken[leaf].flat[at] = bad
+            assert not all_finite([*map(jnp.asarray, broken)])
+    two = [leaves[0].at[0, 0].set(jnp.nan).at[1, 1].set(jnp.inf), leaves[1]]
+    assert not all_finite(two)
+    assert all_finite([])

@@ -15,7 +15,7 @@ import pytest
 from flax.training.train_state import TrainState
 
 import pdt_optax
-from pdt_optax import presets
+from pdt_optax import _layout, presets
 from tests.states import WINDOWED
 
 INNER = optax.sgd(0.1)
@@ -256,6 +256,38 @@ def test_parts_that_do_not_fit(error: type[Exception], call: Any, parts: tuple[s
 def test_half_a_transformation() -> None:
     half: Any = types.SimpleNamespace(init=lambda params: ())
     check(TypeError, lambda: pdt_optax.pdt(half), (INNER_RULE, "namespace(init="))
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        (jnp.ones((2, 3)), "float32[2, 3]"),
+        (np.float64(2), "float64[]"),
+        (3, "3"),
+        (None, "None"),
+        ("w", "'w'"),
+        (np.dtype("float32"), "dtype('float32')"),
+        ({"a": 1, "b": (2.0, None)}, "PyTreeDef({'a': *, 'b': (*, None)})"),
+    ],
+    ids=str,
+)
+def test_how_a_value_is_named(given: Any, told: str) -> None:
+    assert _layout.describe(given) == told
+
+
+def test_bools_of_numpy_leave_out_as_those_of_python_do() -> None:
+    labels = {"b": np.bool_(True), "w": np.bool_(False)}
+    assert pdt_optax.leaf_paths(pdt_optax.pdt(INNER, exclude=labels).init(PARAMS)) == ["w"]
+
+
+@pytest.mark.parametrize("leaf", [jnp.tanh, "text"], ids=["a function", "text"])
+def test_a_leaf_that_is_no_array(leaf: Any) -> None:
+    parts = ("`params` must hold only arrays, and 'f' is not one.", "eqx.filter(model, eqx.is_array)", "Got ")
+    check(TypeError, lambda: pdt_optax.pdt(INNER).init({**PARAMS, "f": leaf}), parts)
+
+
+def test_a_projection_that_is_no_function() -> None:
+    check(TypeError, make(project=(0, 1)), ("`project` must be None or a function", "Got (0, 1)."))
 
 
 def test_the_hint_is_only_for_what_can_be_called() -> None:

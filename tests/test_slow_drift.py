@@ -406,7 +406,8 @@ def test_what_a_prediction_may_come_to(outward: bool, horizon: int) -> None:
     """|w| + horizon * gain * ((1 - k) |m| + k |d| + |held| |w|), of each leaf, is below half of the largest float."""
     model = pdt_optax.slow_drift(memory=4, gain=1.5, most_gain=1.5, outward=outward)
     path = np.array([[1, 0.5], [1.2, 0.9], [1.1, 1.4], [1.5, 1.7], [1.9, 1.8]])
-    mean, weight = np.zeros(2), 0.0
+    d = old = mean = np.zeros(2)
+    weight = 0.0
     for d in np.diff(path, axis=0):
         weight = 0.75 * weight + 1
         old, mean = mean, mean + (d - mean) / weight

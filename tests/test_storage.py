@@ -291,6 +291,23 @@ def test_memory_at_a_boundary_of_the_default(accept: Any, leaves: int, boundary:
     assert pdt_optax.memory(pdt_optax.pdt(optax.adam(1e-3), accept=accept), params).boundary == boundary
 
 
+@pytest.mark.parametrize("abstract", [False, True])
+@pytest.mark.parametrize(
+    ("settings", "windows"), [({}, (1, 4)), ({}, (4, 1)), (WINDOWED, (5, 3)), (WINDOWED, (2, 4))], ids=str
+)
+def test_a_resized_state_is_like_one_of_that_window(settings: Any, windows: Any, abstract: bool) -> None:
+    params = {"w": jnp.ones((3, 2))}
+    old, new = (
+        pdt_optax.pdt(optax.adam(0.1), **{**settings, "window": x, "start": 5, "every": 2}) for x in windows
+    )
+    state = jax.eval_shape(old.init, params) if abstract else old.init(params)
+    got: Any = pdt_optax.resize_window(state, windows[1])
+    expected = new.init(params)
+    chex.assert_trees_all_equal_structs(got, expected)
+    chex.assert_trees_all_equal_shapes_and_dtypes(got, expected)
+    assert all(isinstance(x, jax.ShapeDtypeStruct) == abstract for x in jax.tree.leaves(got.last_report[:6]))
+
+
 @pytest.mark.parametrize("guard", [None, pdt_optax.rollback()])
 def test_memory_beside_an_optimizer(guard: Any) -> None:
     """A `Predictor` holds what `pdt` holds that jumps, around the optimizer; without one, what it holds alone."""

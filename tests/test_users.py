@@ -279,6 +279,38 @@ def test_all_that_both_settings_know_goes_on() -> None:
     assert not any(x.any() for x in jax.tree.leaves((back.history.motion.mean, back.history.delivery)))
 
 
+@pytest.mark.parametrize("horizon", [None, 2])
+def test_the_pace_goes_on_under_the_same_schedule(horizon: int | None) -> None:
+    """Which has looked further meanwhile; another one begins at its own."""
+    schedule = pdt_optax.adaptive(horizon=1, longest_horizon=4)
+    old, params = pdt_optax.Predictor(schedule=schedule, start=2), jnp.array([4.0, -3.0])
+    history = old.init(params)
+    for epoch in range(8):
+        params, history, _ = old.end_epoch(0.9 * params, history, value=9.0 - epoch)
+    assert history.clock.pace.horizon_now == 4
+    new = pdt_optax.Predictor(
+        schedule=schedule if horizon is None else pdt_optax.fixed(horizon=horizon), start=3
+    )
+    taken = pdt_optax.adopt(new, history, params)
+    assert taken.clock.pace.horizon_now == (horizon or 4)
+    np.testing.assert_array_equal(taken.clock.settings, new.checksums)
+
+
+def test_a_leaf_of_another_shape_or_type_begins_anew() -> None:
+    made = pdt_optax.Predictor()
+    held: Any = {"a": jnp.array([4.0, -3.0]), "b": jnp.ones(3), "c": jnp.ones(1)}
+    history: Any = made.init(held)
+    for _ in range(4):
+        held, history, _ = made.end_epoch(jax.tree.map(lambda x: 0.9 * x, held), history)
+    params = {"a": jnp.arange(4.0), "b": jnp.full(3, 2, jnp.bfloat16), "c": jnp.full(1, 5.0)}
+    taken: Any = pdt_optax.adopt(made, history, params)
+    chex.assert_trees_all_equal(taken.snapshots[-1], {**params, "c": held["c"]})
+    chex.assert_trees_all_equal_shapes_and_dtypes(taken, made.init(params))
+    assert taken.motion.mean["c"] == history.motion.mean["c"] != 0
+    assert not taken.motion.mean["a"].any()
+    assert taken.clock.snapshots_seen == history.clock.snapshots_seen
+
+
 def test_a_backup_is_adopted_with_its_guard() -> None:
     """Beside an optimizer, where the history alone has the optimizer's state."""
     old, new = (pdt_optax.Predictor(guard=pdt_optax.rollback(x)) for x in (0.0, 0.5))
@@ -481,11 +513,14 @@ def test_a_projection_that_breaks_finite_weights_is_not_followed() -> None:
 def test_a_dry_run_with_a_projection_moves_nothing(settings: Any, deliver: Any) -> None:
     keep = optax.projections.projection_non_negative
     tx = pdt(optax.sgd(0.1), **{**settings, "deliver": deliver, "dry_run": True, "project": keep})
-    params, alone, predicted = jnp.array([2.0, 1.0]), jnp.array([2.0, 1.0]), False
+    params: Any = jnp.array([2.0, 1.0])
+    alone: Any = params
+    predicted = False
     state = tx.init(params)
     for _ in range(9):
         updates, state = tx.update(params, state, params)
-        params, alone = optax.apply_updates(params, updates), optax.apply_updates(alone, -0.1 * alone)
+        params = optax.apply_updates(params, updates)
+        alone = optax.apply_updates(alone, -0.1 * alone)
         np.testing.assert_array_equal(params, alone)
         params, state, report = tx.end_epoch(params, state)
         predicted |= bool(report.predicted)
@@ -493,15 +528,20 @@ def test_a_dry_run_with_a_projection_moves_nothing(settings: Any, deliver: Any) 
     assert predicted
 
 
+@pytest.mark.parametrize("updates_per_epoch", [1, 3])
 @pytest.mark.parametrize("settings", [{}, pdt_optax.presets.drift], ids=["default", "drift"])
-def test_what_is_delivered_in_parts_moves_nothing_at_the_end_of_an_epoch(settings: Any) -> None:
+def test_what_is_delivered_in_parts_moves_nothing_at_the_end_of_an_epoch(
+    settings: Any, updates_per_epoch: int
+) -> None:
     """And all of it by the end of the next, beside what the optimizer does."""
     tx = pdt(optax.sgd(0.1), **{**settings, "deliver": "gradual"})
-    params, delivered = jnp.array([2.0, 1.0]), 0
-    state, to_come = tx.init(params), np.zeros(2)
+    params: Any = jnp.array([2.0, 1.0])
+    state: Any = tx.init(params)
+    delivered, to_come = 0, np.zeros(2)
     for _ in range(9):
-        before, own = params, np.zeros(2)
-        for _ in range(3):
+        before: Any = params
+        own: Any = np.zeros(2)
+        for _ in range(updates_per_epoch):
             updates, state = tx.update(params, state, params)
             own, params = own - 0.1 * params, optax.apply_updates(params, updates)
         np.testing.assert_allclose(params, before + own + to_come, rtol=1e-6)
@@ -645,7 +685,8 @@ def test_statistics_and_keys_of_an_nnx_model_are_no_parameters() -> None:
 
     model: Any = Model(nnx.Rngs(0))
     tx = pdt(optax.sgd(0.1))
-    for whole in (model, nnx.state(model), nnx.state(model, nnx.BatchStat)):
+    statistics, keys = nnx.state(model, nnx.BatchStat), nnx.state(model, nnx.RngState)
+    for whole in (model, nnx.state(model), statistics, keys):
         with pytest.raises(TypeError, match=r"pass nnx\.state\(model, nnx\.Param\)") as e:
             tx.init(whole)
         short(e)

@@ -478,7 +478,7 @@ def test_labels_for_all_leaves_at_once() -> None:
 
 
 def test_paths_are_told_without_what_a_leaf_is_wrapped_in() -> None:
-    box = nn.Partitioned(jnp.ones(2), names=("x",))
+    box: Any = nn.Partitioned(jnp.ones(2), names=("x",))
     params = {"a": [{"b": box}, jnp.ones(1)], "box": box, "c": {"value": jnp.ones(1)}, "value": jnp.ones(1)}
     told: list[str] = []
     pdt_optax.pdt(optax.sgd(0.1), exclude=lambda path: bool(told.append(path))).init(params)

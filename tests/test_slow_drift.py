@@ -147,6 +147,7 @@ def check(
         size = np.linalg.norm(e.mean)
         assert np.linalg.norm(flat(motion.mean) - e.mean) <= 1e-4 * size
         np.testing.assert_allclose(motion.pull.gain, e.gain, rtol=1e-3)
+        assert report.gain == motion.pull.gain
         np.testing.assert_allclose(report.alignment, e.alignment, rtol=1e-3, atol=1e-4)
         np.testing.assert_allclose(report.persistence, e.persistence, rtol=1e-3, atol=1e-4)
         assert report.predicted == (epoch >= start)
@@ -400,9 +401,10 @@ def test_a_displacement_that_would_overflow_is_dropped() -> None:
     assert np.all(np.isfinite(w))
 
 
+@pytest.mark.parametrize(("dtype", "rounded"), [(jnp.float32, 1e-3), (jnp.float16, 1e-2)])
 @pytest.mark.parametrize("outward", [False, True])
 @pytest.mark.parametrize("horizon", [1, 3])
-def test_what_a_prediction_may_come_to(outward: bool, horizon: int) -> None:
+def test_what_a_prediction_may_come_to(outward: bool, horizon: int, dtype: Any, rounded: float) -> None:
     """|w| + horizon * gain * ((1 - k) |m| + k |d| + |held| |w|), of each leaf, is below half of the largest float."""
     model = pdt_optax.slow_drift(memory=4, gain=1.5, most_gain=1.5, outward=outward)
     path = np.array([[1, 0.5], [1.2, 0.9], [1.1, 1.4], [1.5, 1.7], [1.9, 1.8]])
@@ -414,10 +416,10 @@ def test_what_a_prediction_may_come_to(outward: bool, horizon: int) -> None:
     w, size = path[-1], np.linalg.norm
     held = 0.0 if outward else (mean @ w) / (w @ w)
     ahead = (1 - 1 / weight) * size(old) + size(d) / weight + held * size(w)
-    most = np.finfo(np.float32).max / 2 / (size(w) + horizon * 1.5 * ahead)
+    most = float(jnp.finfo(dtype).max) / 2 / (size(w) + horizon * 1.5 * ahead)
     predictor = pdt_optax.Predictor(dynamics=model, horizon=horizon, start=len(path) - 2)
-    for scale in (0.999 * most, 1.001 * most):
-        x, *later = ({"a": jnp.float32(scale * row), "small": jnp.float32(row)} for row in path)
+    for scale in ((1 - rounded) * most, (1 + rounded) * most):
+        x, *later = ({"a": jnp.asarray(scale * row, dtype), "small": jnp.float32(row)} for row in path)
         history, report = predictor.init(x), None
         for x in later:
             x, history, report = predictor.end_epoch(x, history)
@@ -529,7 +531,8 @@ def test_leaves_that_are_alike_are_computed_together(accept: Any) -> None:
             str(i): jnp.asarray(x).reshape(shape)
             for i, (x, shape) in enumerate(zip(at, shapes, strict=False))
         }
-        tree["other"] = jnp.asarray(at[3])[:5]
+        tree["-"] = jnp.asarray(at[3])[:5]  # before them
+        tree["other"] = jnp.asarray(at[3])[:5].reshape(5, 1)
         history, report = predictor.init(tree), None
         for epoch in range(6):
             tree = {name: x * (0.9 - 0.01 * int(name == "1")) + 0.02 * epoch for name, x in tree.items()}
@@ -545,6 +548,35 @@ def test_leaves_that_are_alike_are_computed_together(accept: Any) -> None:
         )
         rows.append(flat(found))
     np.testing.assert_allclose(*rows, rtol=1e-5)
+
+
+def test_a_rule_takes_or_leaves_what_everything_takes() -> None:
+    """Weight by weight; and the report counts them."""
+    accepting = [
+        pdt_optax.Predictor(accept=x, start=3, horizon=2) for x in (pdt_optax.everything(), pdt_optax.agree())
+    ]
+    path = np.random.default_rng(0).normal(size=(5, 7)).astype(np.float32).cumsum(0) + 5
+    trees = [
+        {"a": jnp.asarray(x[:2]), "b": jnp.asarray(x[2:6].reshape(2, 2)), "c": jnp.asarray(x[6])}
+        for x in path
+    ]
+    ends: list[Any] = []
+    for predictor in accepting:
+        history, new, report = predictor.init(trees[0]), None, None
+        for tree in trees[1:]:
+            assert report is None or not (report.predicted or report.accepted_share_per_leaf.any())
+            new, history, report = predictor.end_epoch(tree, history)
+        assert report is not None
+        assert report.predicted
+        ends.append((flat(new), report))
+    (taken, all_of_it), (new, report) = ends
+    accepted = new != path[-1]
+    assert 0 < accepted.sum() < 7
+    np.testing.assert_allclose(new, np.where(accepted, taken, path[-1]), rtol=1e-6)
+    np.testing.assert_allclose(report.accepted_share, accepted.mean(), rtol=1e-6)
+    each = [x.mean() for x in np.split(accepted, [2, 6])]
+    np.testing.assert_allclose(report.accepted_share_per_leaf, each, rtol=1e-6)
+    np.testing.assert_array_equal(all_of_it.accepted_share_per_leaf, [1, 1, 1])
 
 
 def test_a_rule_sees_as_many_steps_as_the_horizon_is_long() -> None:

@@ -269,7 +269,7 @@ def test_half_a_transformation() -> None:
         (np.dtype("float32"), "dtype('float32')"),
         ({"a": 1, "b": (2.0, None)}, "PyTreeDef({'a': *, 'b': (*, None)})"),
     ],
-    ids=str,
+    ids=["array", "NumPy", "int", "None", "text", "type", "tree"],
 )
 def test_how_a_value_is_named(given: Any, told: str) -> None:
     assert _layout.describe(given) == told

@@ -176,13 +176,17 @@ def _processes(record: dict[str, Any]) -> Figures:
 
 def _mutants(record: dict[str, Any]) -> Figures:
     modules = record["modules"]
-    shares = {name: m["noticed"] / m["mutants"] for name, m in modules.items()}
-    noticed, mutants = (sum(m[of] for m in modules.values()) for of in ("noticed", "mutants"))
+    noticed = {name: m["by_tests"] + m["by_types"] for name, m in modules.items()}
+    shares = {name: noticed[name] / m["mutants"] for name, m in modules.items()}
+    tests, types, mutants = (sum(m[of] for m in modules.values()) for of in ("by_tests", "by_types", "mutants"))
     best_first = sorted(shares, key=lambda name: -shares[name])
     return {
-        "mutants.noticed": f"[{noticed:,} of {mutants:,}](../benchmarks/results/mutants.json), {noticed / mutants:.0%}",
+        "mutants.noticed": f"[{tests + types:,} of {mutants:,}](../benchmarks/results/mutants.json), "
+        f"{(tests + types) / mutants:.1%}",
+        "mutants.by-tests": f"{tests:,} ({tests / mutants:.1%})",
+        "mutants.by-types": str(types),
         "mutants.by-module": ", ".join(f"`{name}` {shares[name]:.0%}" for name in best_first),
-        "mutants.read": str(mutants - noticed),
+        "mutants.read": str(mutants - tests - types),
         **{
             f"mutants.{reason}": str(sum(len(m["not_noticed"].get(reason, ())) for m in modules.values()))
             for reason in record["reasons"]

@@ -244,12 +244,9 @@ def adopt(made: PDT | Predictor, state: Tree, params: optax.Params) -> Tree:
         same = old.clock.settings[_SCHEDULE] == fresh.clock.settings[_SCHEDULE]
         pace = jax.tree.map(lambda a, b: jnp.where(same, a, b), old.clock.pace, fresh.clock.pace)
         clock = old.clock._replace(pace=pace, settings=fresh.clock.settings)
-        window, predictor = len(fresh.snapshots), predictor_of(made)
-        newest = fresh.snapshots[-1]
-        known = {*_layout.paths(old.snapshots[-1])} >= {*_layout.paths(newest)}
-        older = [predictor.storage.older_dtype(x) for x in jax.tree.leaves(newest)]
-        kept = list(map(jnp.result_type, jax.tree.leaves(_with(newest, old.snapshots[0]))))
-        if known and (window == 1 or older == kept):
+        have, need = (_kinds(x.snapshots[0]) for x in (old, fresh))
+        if need.items() <= have.items():
+            window = len(fresh.snapshots)
             held = jnp.minimum(clock.snapshots_held, window)
             columns = [old.snapshots[max(len(old.snapshots) - window + i, 0)] for i in range(window)]
             snapshots = tuple(
@@ -257,7 +254,7 @@ def adopt(made: PDT | Predictor, state: Tree, params: optax.Params) -> Tree:
             )
         else:
             held = jnp.ones_like(clock.snapshots_held)
-            snapshots = (*fresh.snapshots[:-1], _with(newest, old.snapshots[-1]))
+            snapshots = (*fresh.snapshots[:-1], _with(fresh.snapshots[-1], old.snapshots[-1]))
         motion, delivery = fresh.motion, fresh.delivery
         if motion is not None and old.motion is not None:
             motion = motion._replace(mean=_with(motion.mean, old.motion.mean), pull=old.motion.pull)
@@ -276,6 +273,12 @@ def adopt(made: PDT | Predictor, state: Tree, params: optax.Params) -> Tree:
 
 
 _SCHEDULE = DESCRIBED.index("schedule")
+
+
+def _kinds(snapshot: object) -> dict[_layout.Path, tuple[tuple[int, ...], Any]]:
+    """The shape and the type of each leaf, by its path."""
+    leaves = zip(_layout.paths(snapshot), jax.tree.leaves(snapshot), strict=True)
+    return {path: (x.shape, x.dtype) for path, x in leaves}
 
 
 def _fresh(made: PDT | Predictor, state: object, old: History, params: optax.Params) -> History:

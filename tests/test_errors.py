@@ -549,6 +549,15 @@ TWICE = optax.chain(OUTSIDE, OUTSIDE)
         ),
         case(
             ValueError,
+            lambda: pdt_optax.check_saved(
+                make(dynamics=pdt_optax.slow_drift(memory=4), horizon=3)(), make()().init(PARAMS)
+            ),
+            "Saved with another dynamics, schedule; now dynamics=slow_drift(memory=4, gain=1.0, most_gain=3.5, outward=False), "
+            "schedule=fixed(horizon=3, interval=0).",
+            id="a saved state of other settings",
+        ),
+        case(
+            ValueError,
             lambda: pdt_optax.resize_window(OUTSIDE.init(PARAMS), 1),
             "`window` must be a whole number >= 2: a difference takes two snapshots",
             "Got window=1.",

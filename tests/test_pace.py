@@ -389,6 +389,24 @@ def test_where_no_weight_jumped_there_is_nothing_to_take_back(dry_run):
         assert not report.rolled_back
 
 
+def test_after_a_jump_taken_back_a_prediction_looks_half_as_far() -> None:
+    """Of weights that move by one an epoch it is as many steps long as its horizon."""
+    settings: Any = {**WINDOWED, "horizon": 4, "interval": 0, "accept": pdt_optax.everything()}
+    predictor = pdt_optax.Predictor(**settings, guard=pdt_optax.rollback())
+    w, opt_state = jnp.zeros(2), {}
+    history, jumps = predictor.init(w, opt_state=opt_state), []
+    for _ in range(12):
+        before = w + 1
+        w, history, report = predictor.end_epoch(
+            before, history, opt_state=opt_state, value=9.0 if len(jumps) == 1 else 1.0
+        )
+        if report.predicted:
+            jumps.append((int(report.horizon), float(jnp.round(w - before, 4)[0])))
+        if report.rolled_back:
+            assert len(jumps) == 1
+    assert jumps[:2] == [(4, 4.0), (2, 2.0)]
+
+
 @pytest.mark.parametrize("dynamics", [pdt_optax.slow_drift(), pdt_optax.drift()], ids=str)
 def test_a_state_goes_on_under_another_schedule(dynamics: Any) -> None:
     """Its pace is then that of the new one, from its start."""

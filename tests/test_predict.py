@@ -193,3 +193,13 @@ def test_whatever_is_not_finite_is_found() -> None:
     two = [leaves[0].at[0, 0].set(jnp.nan).at[1, 1].set(jnp.inf), leaves[1]]
     assert not all_finite(two)
     assert all_finite([])
+
+
+@pytest.mark.parametrize(("y", "finite"), [(8_800.0, True), (8_900.0, False)])
+def test_each_type_has_a_bound_of_its_own(y: float, finite: bool) -> None:
+    """10,000 + 0.5 * 10,000 + 2 y is to be below half of the largest float16, however long those of float32 are."""
+    lengths = np.array([[1e30, 1e30], [10_000.0, y]])
+    with jax.enable_x64(True):
+        grams = jnp.stack([jnp.diag(row**2) for row in lengths])
+        got = _predict._stays_finite(grams, jnp.array([[0.5, -2.0]]), [jnp.float32, jnp.float16])
+    assert got == finite

@@ -1,5 +1,6 @@
 """Situations from users' reports of wrappers, checkpoints, masks, guards and mixed precision: each does what it says or says what to do."""
 
+import dataclasses
 import functools
 from typing import Any
 
@@ -15,6 +16,7 @@ from flax.training.train_state import TrainState
 
 import pdt_optax
 from experiments.data import datasets
+from pdt_optax._settings import _text
 
 
 def pdt(inner: Any, **settings: Any) -> Any:
@@ -248,6 +250,33 @@ def test_another_kind_of_window_is_adopted(shorter: bool) -> None:
         predicted
         == ([False, True] if shorter else [False] * 4 + [True])[: len(predicted)]
         + predicted[2 if shorter else 5 :]
+    )
+
+
+@pytest.mark.parametrize("dtype", [None, "bfloat16"])
+def test_a_window_with_a_new_leaf_begins_anew(dtype: Any) -> None:
+    """But for the newest snapshot of the leaves that it had, wherever the parameters are by now."""
+    settings: Any = {**pdt_optax.presets.drift, "snapshot_dtype": dtype}
+    old, new = (
+        pdt_optax.Predictor(**settings, exclude=lambda path: path == "b"),
+        pdt_optax.Predictor(**settings),
+    )
+    params: Any = {"a": jnp.array([8.0, 4.0]), "b": jnp.ones(2)}
+    history = old.init(params)
+    for _ in range(7):
+        params, history, _ = old.end_epoch(jax.tree.map(lambda x: 0.9 * x, params), history)
+    assert history.clock.snapshots_held == settings["window"]
+    moved = jax.tree.map(lambda x: x + 1, params)
+    taken: Any = pdt_optax.adopt(new, history, moved)
+    assert taken.clock.snapshots_held == 1
+    chex.assert_trees_all_equal(taken.snapshots[-1], {"a": params["a"], "b": moved["b"]})
+    kept = pdt_optax.adopt(old, history, moved)
+    assert kept.clock.snapshots_held == settings["window"]
+    plain: Any = pdt_optax.Predictor(**{**settings, "snapshot_dtype": None if dtype else "bfloat16"})
+    assert pdt_optax.adopt(plain, taken, moved).clock.snapshots_held == 1
+    assert (
+        pdt_optax.adopt(dataclasses.replace(plain, exclude=old.exclude), history, moved).clock.snapshots_held
+        == 1
     )
 
 
@@ -831,6 +860,15 @@ def test_checksums_hold_no_addresses() -> None:
         assert pdt_optax.Predictor(accept=one).checksums == pdt_optax.Predictor(accept=other).checksums
     half, whole = (pdt_optax.Predictor(accept=functools.partial(_faster, x)) for x in (0.5, 1.0))
     assert half.checksums != whole.checksums
+    assert _text(functools.partial(_faster, 0.5)) == f"{__name__}._faster(0.5,){{}}"
+    assert _text(_Rule()) == f"{__name__}._Rule"
+    assert _text(pdt_optax.rollback()) == "rollback(tolerance=0.25)"
+    assert _text(_Follows(_faster)) == f"_Follows(of={__name__}._faster)"
+
+
+@dataclasses.dataclass(frozen=True)
+class _Follows:
+    of: Any
 
 
 def test_a_dry_run_tells_the_optimizer_of_no_jump() -> None:

@@ -33,6 +33,7 @@ def test_pydmd_finds_the_same_modes(run: list[Any], rank: int, modes: Any) -> No
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # PyDMD says that the snapshots are nearly parallel
         want: Any = DMD(svd_rank=rank, exact=modes == "exact").fit(data)
+    np.testing.assert_allclose(got.singular_values, np.linalg.svd(data[:, :-1])[1], rtol=1e-6)
     order = np.argsort(-abs(want.eigs), kind="stable")
     np.testing.assert_allclose(got.eigenvalues, want.eigs[order], rtol=0, atol=1e-9)
     ours, theirs = np.stack([flat(m) for m in got.modes], axis=1), want.modes[:, order]
@@ -67,6 +68,13 @@ def test_a_known_spectrum() -> None:
         for a, e, m in zip(modes.amplitudes, modes.eigenvalues, modes.modes, strict=True)
     )
     np.testing.assert_allclose(ahead, turn @ turn @ points[-1][1:], atol=1e-9)
+
+
+def test_two_snapshots_are_enough() -> None:
+    got = pdt_optax.decompose([jnp.array([1.0, 2.0]), jnp.array([0.5, 1.0])], dynamics=pdt_optax.dmd(rank=1))
+    np.testing.assert_allclose(got.eigenvalues, [0.5], rtol=1e-6)
+    with pytest.raises(ValueError, match=r"`snapshots\[0\]` must have the leaves"):
+        pdt_optax.decompose([{"v": jnp.ones(2)}, {"w": jnp.ones(2)}], dynamics=pdt_optax.dmd(rank=1))
 
 
 def test_modes_have_the_type_of_the_weights() -> None:

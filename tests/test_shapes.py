@@ -49,13 +49,14 @@ def forecast(model: Any, gram: tuple[int, ...]) -> Any:
 
 @dataclasses.dataclass(frozen=True)
 class Cut(dmd):
-    """Its modes, or its newest weights, are in a longer basis than `decompose` reads."""
+    """One of what it returns is longer than `decompose` reads."""
 
     which: int = 2
 
     def fitted(self, w: Any, size: int, epsilon: float) -> Any:
         found = list(super().fitted(w, size, epsilon))
-        found[self.which] = found[self.which].T if self.which == 2 else jnp.append(found[3], 0)
+        x = found[self.which]
+        found[self.which] = x.T if self.which == 2 else jnp.append(x, x[-1:], axis=0)
         return tuple(found)
 
 
@@ -93,6 +94,8 @@ CASES: dict[str, tuple[Callable[..., Any], Any, Any, str]] = {
     "coordinates": (
         lambda *shape: in_coordinates(jnp.ones(shape), jnp.zeros(())), (3, 3), (4, 3), "`coordinates` .* (3, 3): .* (4, 3).",
     ),
+    "kept": (decomposed, (dmd(rank=None),), (Cut(rank=None, which=0),), "`keep` .* (2): .* (3,)."),
+    "operator": (decomposed, (dmd(rank=None),), (Cut(rank=None, which=1),), "`operator` .* (2, 2): .* (3, 2)."),
     "modes": (decomposed, (dmd(rank=None),), (Cut(rank=None),), "`basis` .* (3, 2): .* (2, 3)."),
     "newest": (decomposed, (dmd(rank=None),), (Cut(rank=None, which=3),), "`newest` .* (2): .* (3,)."),
     "masks": (

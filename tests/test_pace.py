@@ -389,6 +389,14 @@ def test_where_no_weight_jumped_there_is_nothing_to_take_back(dry_run):
         assert not report.rolled_back
 
 
+def test_numbers_of_numpy_make_the_same_schedule() -> None:
+    """And the same checksum, by which a state knows its schedule."""
+    schedule = pdt_optax.fixed(horizon=np.int64(3), interval=np.int64(2))  # pyright: ignore[reportArgumentType]
+    assert [type(schedule.horizon), type(schedule.interval)] == [int, int]
+    other = pdt_optax.Predictor(schedule=pdt_optax.fixed(horizon=3, interval=2))
+    assert pdt_optax.Predictor(schedule=schedule).checksums == other.checksums
+
+
 def test_after_a_jump_taken_back_a_prediction_looks_half_as_far() -> None:
     """Of weights that move by one an epoch it is as many steps long as its horizon."""
     settings: Any = {**WINDOWED, "horizon": 4, "interval": 0, "accept": pdt_optax.everything()}

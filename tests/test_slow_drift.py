@@ -550,6 +550,25 @@ def test_leaves_that_are_alike_are_computed_together(accept: Any) -> None:
     np.testing.assert_allclose(*rows, rtol=1e-5)
 
 
+def test_leaves_that_are_alike_are_delivered_to_together() -> None:
+    """What was delivered to each is no motion of its own, whether it is computed beside others or alone."""
+    at = np.random.default_rng(0).normal(size=(3, 12)).astype(np.float32)
+    found = []
+    for shapes in ([(12,)] * 3, [(12,), (3, 4), (2, 6)]):
+        tx = pdt(optax.sgd(0.1), start=3)
+        params: Any = [jnp.asarray(x).reshape(shape) for x, shape in zip(at, shapes, strict=True)]
+        state, report = tx.init(params), None
+        for _ in range(8):
+            for _ in range(2):
+                updates, state = tx.update([(i + 1) * 0.1 * x for i, x in enumerate(params)], state, params)
+                params = optax.apply_updates(params, updates)
+            params, state, report = tx.end_epoch(params, state)
+        assert report is not None
+        assert report.predicted
+        found.append(flat((params, state.history.motion.mean, report.persistence_per_leaf, report.alignment)))
+    np.testing.assert_allclose(*found, rtol=1e-5)
+
+
 def test_a_rule_takes_or_leaves_what_everything_takes() -> None:
     """Weight by weight; and the report counts them."""
     accepting = [

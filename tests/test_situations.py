@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import chex
 import equinox as eqx
 import flax.linen as nn
 import jax
@@ -24,6 +25,7 @@ from flax.training.train_state import TrainState
 from jax.sharding import SingleDeviceSharding
 
 import pdt_optax
+from tests.states import WINDOWED
 from tests.trees import assert_same, differs
 
 JUMP: dict[str, Any] = {"deliver": "jump"}
@@ -740,6 +742,42 @@ def test_a_warning_names_the_line_of_the_user() -> None:
     with pytest.warns(UserWarning, match="slow mean") as caught:
         pdt_optax.pdt(optax.contrib.schedule_free_sgd(0.1)).init(weights())
     assert caught[0].filename == __file__
+
+
+SETTINGS: dict[str, Any] = {
+    "default": {},
+    "jump": {"deliver": "jump", "accept": pdt_optax.agree()},
+    "guard": {"guard": pdt_optax.rollback()},
+    "adaptive": {"schedule": pdt_optax.adaptive()},
+    "window": {"window": 4},
+    "every": {"every": 1},
+    "drift": {**WINDOWED, "deliver": "gradual"},
+    "rate": {
+        **WINDOWED,
+        "dynamics": pdt_optax.drift(learning_rate=optax.linear_schedule(0.0, 0.1, 9), steps_per_epoch=2),
+    },
+    "bfloat16": {**WINDOWED, "snapshot_dtype": "bfloat16"},
+    "own motion": {**WINDOWED, "own_motion": True},
+    "released": pdt_optax.presets.released,
+    "paper": pdt_optax.presets.paper,
+}
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_all_types_are_the_same_with_x64(name: str) -> None:
+    tx: Any = pdt_optax.pdt(optax.sgd(0.1), **SETTINGS[name])
+
+    def epoch(params: Any) -> Any:
+        state = tx.init(params)
+        updates, state = tx.update(params, state, params, value=jnp.float32(1))
+        return (updates, state) if tx.update.__self__.every else (updates, *tx.end_epoch(params, state))
+
+    types = {"a": jnp.float32, "b": jnp.float32, "c": jnp.bfloat16, "d": jnp.float16}
+    found = []
+    for x64 in (False, True):
+        with jax.enable_x64(x64):
+            found.append(jax.eval_shape(epoch, {k: jnp.ones((3, 2), dtype) for k, dtype in types.items()}))
+    chex.assert_trees_all_equal_shapes_and_dtypes(*found)
 
 
 @pytest.mark.parametrize("every", [None, 2])

@@ -178,7 +178,9 @@ def _mutants(record: dict[str, Any]) -> Figures:
     modules = record["modules"]
     noticed = {name: m["by_tests"] + m["by_types"] for name, m in modules.items()}
     shares = {name: noticed[name] / m["mutants"] for name, m in modules.items()}
-    tests, types, mutants = (sum(m[of] for m in modules.values()) for of in ("by_tests", "by_types", "mutants"))
+    tests, types, mutants = (
+        sum(m[of] for m in modules.values()) for of in ("by_tests", "by_types", "mutants")
+    )
     best_first = sorted(shares, key=lambda name: -shares[name])
     return {
         "mutants.noticed": f"[{tests + types:,} of {mutants:,}](../benchmarks/results/mutants.json), "

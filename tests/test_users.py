@@ -389,6 +389,7 @@ WRAPPERS: dict[str, Any] = {
     "lookahead": lambda tx: optax.lookahead(tx, 4, 0.5),
     "schedule_free": lambda tx: optax.contrib.schedule_free(tx, 0.1, b1=0.9),
     "halved": lambda tx: optax.chain(tx, optax.scale(0.5)),
+    "halved, from below": lambda tx: optax.chain(tx, optax.scale(0.5)),
 }
 
 
@@ -398,7 +399,7 @@ def test_every_sees_whether_its_weights_are_the_callers(name: str, deliver: Any)
     """Wrapped in what moves weights on its own, it predicts nothing and says so; the right order goes on."""
     inner = pdt(optax.sgd(0.02), every=4, deliver=deliver, start=2)
     tx: Any = WRAPPERS.get(name, lambda tx: tx)(inner)
-    start = jnp.linspace(1, 2, 32)
+    start = jnp.linspace(-2, -1, 32) if "below" in name else jnp.linspace(1, 2, 32)
     params: Any = optax.LookaheadParams.init_synced(start) if name == "lookahead" else start
     state, reports = tx.init(params), []
     for _ in range(24):
@@ -889,6 +890,25 @@ def test_a_dry_run_tells_the_optimizer_of_no_jump() -> None:
         assert report is not None
         assert report.predicted
         assert optax.tree.get(state, "count") == 4
+
+
+@pytest.mark.parametrize("every", [None, 2])
+def test_the_optimizer_is_told_of_each_jump_and_of_nothing_else(every: int | None) -> None:
+    def told(state: Any) -> Any:
+        return optax.tree.set(state, count=optax.tree.get(state, "count") + 100)
+
+    tx = pdt(optax.adam(0.1), every=every, start=3, interval=1, deliver="jump", after_jump=told)
+    params: Any = jnp.array([2.0, 1.0])
+    state: Any = tx.init(params)
+    counts = []
+    for _ in range(7):
+        for _ in range(2):
+            updates, state = tx.update(params, state, params)
+            params = optax.apply_updates(params, updates)
+        if every is None:
+            params, state, _ = tx.end_epoch(params, state)
+        counts.append(int(optax.tree.get(state.inner_state, "count")))
+    assert counts == [2, 4, 6, 108, 110, 212, 214]
 
 
 def test_what_adopt_cannot_do_it_refuses() -> None:

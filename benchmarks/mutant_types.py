@@ -10,7 +10,10 @@ import subprocess
 import sys
 import tempfile
 import textwrap
+from collections.abc import Sequence
 from pathlib import Path
+
+from experiments import command
 
 MUTANTS = Path("mutants")
 PACKAGE = "pdt_optax"
@@ -39,14 +42,20 @@ def written_out(
     return "\n".join(lines) + "\n"
 
 
-def main() -> None:
+@command.line
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line; the exit code."""
+    command.Parser("benchmarks.mutant_types", __doc__).parse_args(argv)
+    metas = sorted(MUTANTS.glob(f"{PACKAGE}/*.meta"))
+    if not metas:
+        raise command.RefusedError(f"There are no mutants in {MUTANTS.absolute()}: run `make mutants` first.")
     with tempfile.TemporaryDirectory() as folder:
         copy, names = Path(folder) / PACKAGE, {}
         for path in Path(PACKAGE).rglob("*.py"):
             target = copy / path.relative_to(PACKAGE)
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_bytes(path.read_bytes())
-        for meta in sorted(MUTANTS.glob(f"{PACKAGE}/*.meta")):
+        for meta in metas:
             codes = json.loads(meta.read_text())["exit_code_by_key"]
             source = meta.with_suffix("")
             lines = source.read_text().splitlines()
@@ -56,15 +65,18 @@ def main() -> None:
                 alone = copy / f"{source.stem}__{len(names)}.py"
                 alone.write_text(text)
                 names[alone.name] = name
-        command = [sys.executable, "-m", "pyright", "--pythonpath", sys.executable, "--outputjson", folder]
-        told = json.loads(subprocess.run(command, cwd=folder, capture_output=True, text=True).stdout)
+        pyright = [sys.executable, "-m", "pyright", "--pythonpath", sys.executable, "--outputjson", folder]
+        told = json.loads(subprocess.run(pyright, cwd=folder, capture_output=True, text=True).stdout)
     errors = [Path(x["file"]).name for x in told["generalDiagnostics"] if x["severity"] == "error"]
     if others := {*errors} - names.keys():
-        raise SystemExit(f"pyright finds errors without a mutant, too: in {', '.join(sorted(others))}.")
+        raise command.RefusedError(
+            f"pyright finds errors without a mutant, too: in {', '.join(sorted(others))}."
+        )
     refused = sorted({names[x] for x in errors})
     print("\n".join(refused))
     print(f"{len(refused)} of {len(names)} that no test noticed.")
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -129,7 +129,14 @@ def test_all_command_lines_are_here() -> None:
         for path in (root / folder).glob("*.py")
         if "__main__" in path.read_text()
     }
-    assert found == {*COMMANDS, "benchmarks.mutants"}  # which is mutmut's
+    assert found == {*COMMANDS, "benchmarks.mutants", "benchmarks.mutant_types"}  # the first is mutmut's
+
+
+def test_types_of_mutants_need_mutants(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    refused("benchmarks.mutant_types", r"no mutants in \S+: run `make mutants` first\.$", capsys, tmp_path)
 
 
 def test_whole_numbers() -> None:

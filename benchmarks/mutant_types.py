@@ -1,7 +1,7 @@
 """Which of the mutants that no test noticed the type checker refuses: `make mutants`, then this.
 
 Each becomes a module of its own, its original with one function replaced, in a copy of the package; pyright reads
-them all at once. mutmut can ask a type checker, too, but of all its mutants in one file a module: that takes hours.
+them all at once. mutmut can ask a type checker, too, but of all its mutants of a module in one file, a minute for 180 of them.
 """
 
 import ast

@@ -6,6 +6,7 @@ them all at once. mutmut can ask a type checker, too, but of all its mutants of 
 
 import ast
 import json
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -17,6 +18,7 @@ from experiments import command
 
 MUTANTS = Path("mutants")
 PACKAGE = "pdt_optax"
+NOT_NOTICED = (0, 33)  # mutmut's exit codes: all tests passed, and no test ran the function
 
 
 def functions(module: Path) -> dict[tuple[str | None, str], ast.FunctionDef]:
@@ -29,17 +31,31 @@ def functions(module: Path) -> dict[tuple[str | None, str], ast.FunctionDef]:
     return found
 
 
-def written_out(
-    name: str, all_mutants: list[str], mutants: dict[str, ast.FunctionDef], original: Path
-) -> str:
-    """The original module with the function of a mutant in place of its own."""
-    mangled = name.rpartition(".")[2]
-    *of, function = mangled.rpartition("__mutmut_")[0].removeprefix("x_").removeprefix("xǁ").split("ǁ")
-    new, old = mutants[mangled], functions(original)[of[0] if of else None, function]
-    body = textwrap.dedent("\n".join(all_mutants[new.lineno - 1 : new.end_lineno])).replace(mangled, function)
-    lines = original.read_text().splitlines()
-    lines[old.lineno - 1 : old.end_lineno] = textwrap.indent(body, " " * old.col_offset).splitlines()
-    return "\n".join(lines) + "\n"
+def replaced(mutant: ast.FunctionDef, mutants: list[str], old: ast.FunctionDef, original: list[str]) -> str:
+    """The original module, in lines as are all mutants of it, with one of them in place of its function."""
+    body = textwrap.dedent("\n".join(mutants[mutant.lineno - 1 : mutant.end_lineno]))
+    new = textwrap.indent(body.replace(mutant.name, old.name), " " * old.col_offset)
+    return "\n".join([*original[: old.lineno - 1], new, *original[old.end_lineno :], ""])
+
+
+def write_out(metas: Sequence[Path], folder: Path) -> dict[str, str]:
+    """Each mutant that no test noticed as a module in a folder: their names by those of the files."""
+    names = {}
+    for meta in metas:
+        source = meta.with_suffix("")
+        original = Path(PACKAGE) / source.name
+        lines, original_lines = (x.read_text().splitlines() for x in (source, original))
+        mutants = {name: x for (_, name), x in functions(source).items()}
+        originals = functions(original)
+        codes = json.loads(meta.read_text())["exit_code_by_key"]
+        for name in (name for name, code in codes.items() if code in NOT_NOTICED):
+            mangled = name.rpartition(".")[2]
+            of, _, function = mangled.rpartition("__mutmut_")[0].removeprefix("x").rpartition("ǁ")
+            old = originals[of[1:], function] if of else originals[None, function[1:]]
+            alone = folder / f"{source.stem}__{len(names)}.py"
+            alone.write_text(replaced(mutants[mangled], lines, old, original_lines))
+            names[alone.name] = name
+    return names
 
 
 @command.line
@@ -50,23 +66,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not metas:
         raise command.RefusedError(f"There are no mutants in {MUTANTS.absolute()}: run `make mutants` first.")
     with tempfile.TemporaryDirectory() as folder:
-        copy, names = Path(folder) / PACKAGE, {}
-        for path in Path(PACKAGE).rglob("*.py"):
-            target = copy / path.relative_to(PACKAGE)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            target.write_bytes(path.read_bytes())
-        for meta in metas:
-            codes = json.loads(meta.read_text())["exit_code_by_key"]
-            source = meta.with_suffix("")
-            lines = source.read_text().splitlines()
-            mutants = {name: x for (_, name), x in functions(source).items()}
-            for name in (name for name, code in codes.items() if code == 0):
-                text = written_out(name, lines, mutants, Path(PACKAGE) / source.name)
-                alone = copy / f"{source.stem}__{len(names)}.py"
-                alone.write_text(text)
-                names[alone.name] = name
+        copy = Path(folder) / PACKAGE
+        shutil.copytree(PACKAGE, copy, ignore=shutil.ignore_patterns("__pycache__"))
+        names = write_out(metas, copy)
+        print(f"pyright reads {len(names)} modules.", file=sys.stderr)
         pyright = [sys.executable, "-m", "pyright", "--pythonpath", sys.executable, "--outputjson", folder]
-        told = json.loads(subprocess.run(pyright, cwd=folder, capture_output=True, text=True).stdout)
+        done = subprocess.run(pyright, cwd=folder, capture_output=True, text=True)
+    try:
+        told = json.loads(done.stdout)
+    except ValueError:
+        raise command.RefusedError(
+            f"pyright does not run here: {(done.stderr or done.stdout).strip()}"
+        ) from None
     errors = [Path(x["file"]).name for x in told["generalDiagnostics"] if x["severity"] == "error"]
     if others := {*errors} - names.keys():
         raise command.RefusedError(

@@ -215,8 +215,8 @@ def adopt(made: PDT | Predictor, state: Tree, params: optax.Params) -> Tree:
 
     What both know goes on: snapshots and the mean of the motion, leaf by leaf, the
     counters and, under the same schedule, the pace. A leaf that is predicted only
-    now begins at `params`, and with it a window that must be full. A jump that a
-    guard has still to judge stays. What was still to be delivered in parts is
+    now, or has another shape or type, begins at `params`, and with it a window that
+    must be full. A jump that a guard has still to judge stays. What was still to be delivered in parts is
     dropped if the new settings jump.
 
     Args:

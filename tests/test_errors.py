@@ -286,10 +286,6 @@ def test_a_leaf_that_is_no_array(leaf: Any) -> None:
     check(TypeError, lambda: pdt_optax.pdt(INNER).init({**PARAMS, "f": leaf}), parts)
 
 
-def test_a_projection_that_is_no_function() -> None:
-    check(TypeError, make(project=(0, 1)), ("`project` must be None or a function", "Got (0, 1)."))
-
-
 def test_the_hint_is_only_for_what_can_be_called() -> None:
     for inner, hinted in ((0.1, False), (optax.adamw, True)):
         with pytest.raises(TypeError) as caught:
